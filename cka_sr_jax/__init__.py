@@ -1,0 +1,1 @@
+"""Sparse neural-network training in JAX/Flax with CKA-SR."""
