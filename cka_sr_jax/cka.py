@@ -1,0 +1,308 @@
+"""Centred kernel alignment (CKA) between layers, and CKA-SR, the penalty on it, as pure functions.
+
+features -> Gram matrices -> centred Grams -> HSIC matrix -> CKA matrix -> penalty.
+
+Every function takes features whose first axis is the sample; the other axes are flattened, never
+pooled. All are pure and work under `jit`, `vmap` and `grad`, in any floating type: they compute in
+float32, or in the features' type where that is wider.
+
+Sources: Kornblith et al. 2019 (arXiv 1905.00414), Song et al. 2012 (the unbiased HSIC), Nguyen et
+al. 2021 (arXiv 2010.15327, averaging HSIC over minibatches), and the CKA-SR paper (arXiv 2307.07389).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+Kernel = Literal["linear", "rbf"]
+
+# The RBF kernel's bandwidth as a share of the median distance between samples (Kornblith et al.).
+RBF_BANDWIDTH = 0.5
+
+
+def cka(
+    x: Float[Array, "n ..."],
+    y: Float[Array, "n ..."],
+    *,
+    kernel: Kernel = "linear",
+    debiased: bool = True,
+) -> Float[Array, ""]:
+    """CKA of two features of the same n samples: HSIC(x, y) / sqrt(HSIC(x, x) HSIC(y, y)).
+
+    The debiased value lies in [-1, 1] and has mean about 0 for independent features; the biased
+    one lies in [0, 1] and reads near 1 there when features are many and samples few.
+    A feature without variation between samples has value 0 and gradient 0.
+
+    Raises:
+      ValueError: different n; n < 4 (n < 2 when biased); unknown kernel.
+    """
+    return cka_matrix((x, y), kernel=kernel, debiased=debiased)[0, 1]
+
+
+def hsic_matrix(
+    features: Any,
+    *,
+    samples: int | None = None,
+    batches: int = 1,
+    kernel: Kernel = "linear",
+    debiased: bool = True,
+    axis_name: str | None = None,
+) -> Float[Array, "l l"]:
+    """HSIC between every two of the l features, in the features' own units.
+
+    With K and L the Gram matrices of two features, debiased (Song et al. 2012, eq. 5; Nguyen et
+    al. 2021, eq. 3), n >= 4, K and L with their diagonals set to 0:
+
+      HSIC_1 = [tr(KL) + (1'K1)(1'L1) / ((n-1)(n-2)) - 2/(n-2) 1'KL1] / (n(n-3)),
+
+    computed as <U(K), U(L)> / (n(n-3)) with U-centred Grams; biased: tr(KHLH) / (n-1)^2,
+    H = I - 11'/n. Average these matrices over minibatches, then call `cka_from_hsic`, to get the
+    CKA of a whole data set.
+
+    Args:
+      features: pytree of arrays [n, ...]; rows and columns follow its leaves (of a mapping: its
+        groups in the mapping's order).
+      samples, batches, kernel, debiased, axis_name: as in `cka_penalty`.
+
+    Raises:
+      ValueError: as `cka_penalty`, but for its pairs.
+    """
+    hsic, scales = _scaled_hsic(_leaves(features), samples, batches, kernel, debiased, axis_name)
+    return hsic * scales[:, None] * scales[None, :]
+
+
+def cka_from_hsic(hsic: Float[Array, "l l"]) -> Float[Array, "l l"]:
+    """CKA_ij = HSIC_ij / sqrt(HSIC_ii HSIC_jj); rows with HSIC_ii <= 0 have value and gradient 0."""
+    variance = jnp.diagonal(hsic)
+    defined = variance > 0
+    # The inner `where` keeps 1/sqrt(0) out of the gradient, the outer one out of the value.
+    norm = jnp.where(defined, jax.lax.rsqrt(jnp.where(defined, variance, 1)), 0)
+    return hsic * norm[:, None] * norm[None, :]
+
+
+def cka_matrix(
+    features: Any,
+    *,
+    samples: int | None = None,
+    batches: int = 1,
+    kernel: Kernel = "linear",
+    debiased: bool = True,
+    axis_name: str | None = None,
+) -> Float[Array, "l l"]:
+    """CKA between every two of the l features: `cka_from_hsic` of their HSIC matrix.
+
+    Same arguments and errors as `hsic_matrix`. Unlike the two-step form it cannot overflow, since
+    CKA does not depend on the features' scale and this drops it before anything is squared.
+    """
+    hsic, _ = _scaled_hsic(_leaves(features), samples, batches, kernel, debiased, axis_name)
+    return cka_from_hsic(hsic)
+
+
+def cka_penalty(
+    features: Any,
+    *,
+    samples: int | None = None,
+    batches: int = 1,
+    pairs: Literal["group", "all"] | Iterable[tuple[int, int]] = "group",
+    reduction: Literal["sum", "mean"] = "sum",
+    kernel: Kernel = "linear",
+    debiased: bool = True,
+    axis_name: str | None = None,
+) -> Float[Array, ""]:
+    """CKA-SR: the sum of CKA(X_i, X_j) over the pairs of layers of each stage.
+
+    The paper's loss term is beta * sum_stages sum_i sum_j CKA(X_i, X_j), an ordered double sum, so
+    each pair counts twice (appendix, eq. 11). This is that sum without its diagonal i = j, which is
+    the constant 1 per layer. Add it to the task loss: `loss + beta * cka_penalty(features)`.
+
+    Args:
+      features: pytree of arrays [n, ...] over the same samples. Of a mapping each top-level key is
+        one group (the paper's stages), so what `self.sow("features", "stage1", x)` collects goes
+        straight in; anything else is one group.
+      samples: use the first `samples` of each batch; None takes all.
+      batches: split them off as this many disjoint consecutive sub-batches of `samples` (None: as
+        many as fit) and average HSIC over the sub-batches before the ratio.
+      pairs: "group", the pairs inside each group; "all", also across groups; or pairs of indices
+        into the features in order.
+      reduction: "sum" counts each pair twice, as the paper does; "mean" averages over the pairs
+        (AugCKA-SR, appendix eq. 14, with pairs="all").
+      kernel: "linear", K = XX'; or "rbf", K_ij = exp(-d_ij^2 / (2 s^2)) with bandwidth s half the
+        median distance.
+      debiased: the unbiased HSIC; the biased one is for comparison only.
+      axis_name: average HSIC over the devices of this mapped axis before the ratio; None leaves
+        each device its own CKA.
+
+    Raises:
+      ValueError: no pair to penalise; features of different n; fewer than 4 samples (2 when
+        biased); more samples than the batch has; an unknown option.
+    """
+    leaves = _leaves(features)
+    weights = _pair_weights(features, len(leaves), pairs)
+    hsic, _ = _scaled_hsic(leaves, samples, batches, kernel, debiased, axis_name)
+    total = jnp.sum(cka_from_hsic(hsic) * weights)
+    if reduction == "sum":
+        return total
+    if reduction == "mean":
+        return total / float(weights.sum())
+    raise ValueError(f"reduction={reduction!r} is unknown: use 'sum' or 'mean'.")
+
+
+def _groups(features: Any) -> list[list[Any]]:
+    """The leaves of each group: of each top-level key of a mapping, else of the whole tree."""
+    parts = features.values() if isinstance(features, Mapping) else [features]
+    return [jax.tree.leaves(part) for part in parts]
+
+
+def _leaves(features: Any) -> list[Any]:
+    return [leaf for group in _groups(features) for leaf in group]
+
+
+def _pair_weights(features: Any, count: int, pairs: Any) -> np.ndarray:
+    """Symmetric [l, l] matrix with 1 at each pair to penalise."""
+    if isinstance(pairs, str):
+        if pairs == "group":
+            group = np.repeat(
+                np.arange(len(_groups(features))), [len(leaves) for leaves in _groups(features)]
+            )
+            weights = group[:, None] == group[None, :]
+        elif pairs == "all":
+            weights = np.ones((count, count), bool)
+        else:
+            raise ValueError(
+                f"pairs={pairs!r} is unknown: use 'group', 'all' or a sequence of index pairs."
+            )
+        weights = weights & ~np.eye(count, dtype=bool)
+    else:
+        weights = np.zeros((count, count), bool)
+        for i, j in pairs:
+            if not (0 <= i < count and 0 <= j < count and i != j):
+                raise ValueError(
+                    f"pair ({i}, {j}) does not name two different features: "
+                    f"indices run from 0 to {count - 1}."
+                )
+            weights[i, j] = weights[j, i] = True
+    if not weights.any():
+        raise ValueError(
+            f"no pair of features to penalise among {count} feature(s): pass at least two features "
+            "in one group, for example {'stage1': (x0, x1)}, or pairs='all'."
+        )
+    return weights.astype(np.float32)
+
+
+def _split(
+    leaves: list[Any], samples: int | None, batches: int, debiased: bool
+) -> list[Float[Array, "k n p"]]:
+    """Check the features and cut each to its `batches` sub-batches of flattened samples."""
+    if not leaves:
+        raise ValueError("no features: pass a pytree of arrays whose first axis is the sample.")
+    shapes = [jnp.shape(leaf) for leaf in leaves]
+    sizes = {shape[:1] for shape in shapes}
+    if len(sizes) != 1 or () in sizes:
+        raise ValueError(
+            f"features of shapes {shapes} do not share a leading sample axis: "
+            "pass features of the same samples, each of shape [n, ...]."
+        )
+    (size,) = sizes.pop()
+    if batches < 1:
+        raise ValueError(f"batches={batches} is not positive: use 1 or more sub-batches.")
+    n = size // batches if samples is None else samples
+    least = 4 if debiased else 2
+    if n < least:
+        kind = "debiased" if debiased else "biased"
+        raise ValueError(
+            f"{n} samples are too few for {kind} CKA: it needs at least {least} in each sub-batch."
+        )
+    if n * batches > size:
+        raise ValueError(
+            f"samples={n} in batches={batches} needs {n * batches} samples and the batch has {size}: "
+            "lower samples or batches."
+        )
+    return [
+        jnp.reshape(jnp.asarray(leaf)[: n * batches], (batches, n, -1)).astype(
+            jnp.promote_types(leaf.dtype, jnp.float32)
+        )
+        for leaf in leaves
+    ]
+
+
+def _scaled_hsic(
+    leaves: list[Any],
+    samples: int | None,
+    batches: int,
+    kernel: str,
+    debiased: bool,
+    axis_name: str | None,
+) -> tuple[Float[Array, "l l"], Float[Array, " l"]]:
+    """HSIC of the features' Grams, each divided by its own scale; and those scales.
+
+    HSIC in the features' units is the first result times the outer product of the second.
+    """
+    if kernel not in ("linear", "rbf"):
+        raise ValueError(f"kernel={kernel!r} is unknown: use 'linear' or 'rbf'.")
+    grams, scales = [], []
+    for x in _split(leaves, samples, batches, debiased):
+        gram, scale = _gram(x, kernel, axis_name)
+        grams.append(_centre(gram, debiased))
+        scales.append(scale)
+    n = grams[0].shape[-1]
+    stacked = jnp.stack([gram.reshape(batches, n * n) for gram in grams], axis=1)
+    # One matrix product gives all pairs, summed over the sub-batches.
+    hsic = jnp.einsum("kia,kja->ij", stacked, stacked, precision=jax.lax.Precision.HIGHEST)
+    hsic = hsic / (batches * (n * (n - 3) if debiased else (n - 1) ** 2))
+    if axis_name is not None:
+        hsic = jax.lax.pmean(hsic, axis_name)
+    return hsic, jnp.stack(scales)
+
+
+def _gram(
+    x: Float[Array, "k n p"], kernel: str, axis_name: str | None
+) -> tuple[Float[Array, "k n n"], Float[Array, ""]]:
+    """Gram matrices [k, n, n] of well-scaled features, and the scale taken out of them.
+
+    HSIC and CKA do not change when a constant is added to a feature, so the mean is subtracted
+    (for accuracy) as a constant; what dividing by the scale changes is put back by the caller or
+    cancels in the ratio, so the scale is a constant too. The gradient stays exact.
+    """
+    x = x - jax.lax.stop_gradient(x.mean(axis=1, keepdims=True))
+    mean_square = jax.lax.stop_gradient(jnp.mean(jnp.square(x)))
+    if axis_name is not None:  # one scale on all devices, or the HSICs could not be averaged
+        mean_square = jax.lax.pmean(mean_square, axis_name)
+    mean_square = jnp.where(mean_square > 0, mean_square, 1)
+    x = x * jax.lax.rsqrt(mean_square * x.shape[-1])  # the Gram's mean diagonal becomes 1
+    gram = jnp.einsum("kip,kjp->kij", x, x, precision=jax.lax.Precision.HIGHEST)
+    if kernel == "linear":
+        return gram, mean_square * x.shape[-1]
+    squares = jnp.diagonal(gram, axis1=1, axis2=2)
+    distances = jnp.maximum(squares[:, :, None] + squares[:, None, :] - 2 * gram, 0)
+    # Over the whole matrix with its zero diagonal, as Kornblith et al. take it.
+    median = jnp.median(distances, axis=(1, 2), keepdims=True)
+    median = jnp.where(median > 0, median, 1)  # 0 where half of the distances are
+    return jnp.exp(-distances / (2 * RBF_BANDWIDTH**2 * median)), jnp.ones_like(mean_square)
+
+
+def _centre(gram: Float[Array, "k n n"], debiased: bool) -> Float[Array, "k n n"]:
+    """U-centred Gram (zero diagonal, zero row sums over i != j), or HKH when biased.
+
+    A result that is rounding error only (constant features, or one live sample) becomes exactly 0.
+    """
+    n = gram.shape[-1]
+    if debiased:
+        off_diagonal = ~np.eye(n, dtype=bool)[None]
+        gram = jnp.where(off_diagonal, gram, 0)
+        rows = gram.sum(axis=-1, keepdims=True)
+        total = rows.sum(axis=-2, keepdims=True)
+        centred = gram - (rows + jnp.swapaxes(rows, -1, -2)) / (n - 2)
+        centred = jnp.where(off_diagonal, centred + total / ((n - 1) * (n - 2)), 0)
+    else:
+        rows = gram.mean(axis=-1, keepdims=True)
+        centred = gram - rows - jnp.swapaxes(rows, -1, -2) + rows.mean(axis=-2, keepdims=True)
+    tolerance = 64 * jnp.finfo(gram.dtype).eps
+    size = jnp.sum(jnp.square(gram), axis=(-1, -2), keepdims=True)
+    signal = jnp.sum(jnp.square(centred), axis=(-1, -2), keepdims=True) > tolerance**2 * size
+    return jnp.where(signal, centred, 0)
