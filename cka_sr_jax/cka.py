@@ -7,7 +7,8 @@ pooled. All are pure and work under `jit`, `vmap` and `grad`, in any floating ty
 float32, or in the features' type where that is wider.
 
 Sources: Kornblith et al. 2019 (arXiv 1905.00414), Song et al. 2012 (the unbiased HSIC), Nguyen et
-al. 2021 (arXiv 2010.15327, averaging HSIC over minibatches), and the CKA-SR paper (arXiv 2307.07389).
+al. 2021 (arXiv 2010.15327, averaging HSIC over minibatches), and the CKA-SR paper, "Learning Sparse
+Neural Networks with Identity Layers" (arXiv 2307.07389).
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def hsic_matrix(
 
 
 def cka_from_hsic(hsic: Float[Array, "l l"]) -> Float[Array, "l l"]:
-    """CKA_ij = HSIC_ij / sqrt(HSIC_ii HSIC_jj); rows with HSIC_ii <= 0 have value and gradient 0."""
+    """CKA_ij = HSIC_ij / sqrt(HSIC_ii HSIC_jj), with value and gradient 0 where HSIC_ii <= 0."""
     variance = jnp.diagonal(hsic)
     defined = variance > 0
     # The inner `where` keeps 1/sqrt(0) out of the gradient, the outer one out of the value.
@@ -220,8 +221,8 @@ def _split(
         )
     if n * batches > size:
         raise ValueError(
-            f"samples={n} in batches={batches} needs {n * batches} samples and the batch has {size}: "
-            "lower samples or batches."
+            f"samples={n} in batches={batches} needs {n * batches} samples and the batch has "
+            f"{size}: lower samples or batches."
         )
     return [
         jnp.reshape(jnp.asarray(leaf)[: n * batches], (batches, n, -1)).astype(

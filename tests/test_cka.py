@@ -11,7 +11,6 @@ from hypothesis import given
 
 from cka_sr_jax.cka import cka, cka_from_hsic, cka_matrix, cka_penalty, hsic_matrix
 
-
 jit_cka = jax.jit(cka, static_argnames=("kernel", "debiased"))  # eager dispatch is slow
 
 
@@ -40,7 +39,7 @@ def naive_cka(x, y, debiased=True):
 
 
 def u_statistic_hsic(x, y):
-    """HSIC as the mean of its kernel h(i, j, q, r) over all ordered 4-tuples (Song et al., eq. 4)."""
+    """HSIC as the mean of its kernel over all ordered 4-tuples (Song et al., eq. 4)."""
     k, m = x @ x.T, y @ y.T
     total, count = 0.0, 0
     for four in itertools.combinations(range(len(x)), 4):

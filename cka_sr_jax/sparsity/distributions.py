@@ -1,0 +1,194 @@
+"""Layer-wise density: how a global density is shared among the layers.
+
+A distribution maps {path: shape} and the global density to {path: density}. Shapes are Flax's,
+with the input and output channels last; all formulas are symmetric in the spatial axes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+from cka_sr_jax._errors import unknown
+from cka_sr_jax.sparsity.masks import matches
+
+Shapes = Mapping[str, tuple[int, ...]]
+Distribution = Callable[[Shapes, float], dict[str, float]]
+
+
+def uniform(shapes: Shapes, density: float) -> dict[str, float]:
+    """The global density in every layer."""
+    return dict.fromkeys(shapes, density)
+
+
+def erk(shapes: Shapes, density: float) -> dict[str, float]:
+    """Erdos-Renyi-Kernel: d_l proportional to sum(shape_l) / prod(shape_l), capped at 1.
+
+    Layers whose share exceeds 1 become dense, all tied at the largest together, and the rest is
+    shared again until the global density is met (Evci et al. 2020, RigL).
+    """
+    return _proportional(
+        {path: sum(shape) / math.prod(shape) for path, shape in shapes.items()}, shapes, density
+    )
+
+
+def er(shapes: Shapes, density: float) -> dict[str, float]:
+    """Erdos-Renyi: d_l proportional to (in + out) / (in * out), capped at 1 (Mocanu 2018, SET)."""
+    return _proportional(
+        {path: sum(shape[-2:]) / math.prod(shape[-2:]) for path, shape in shapes.items()},
+        shapes,
+        density,
+    )
+
+
+def erk_plus(head: str | None = None, head_density: float = 1.0) -> Distribution:
+    """ERK with the classifier at a density of its own (Liu et al. 2022, random pruning).
+
+    The other layers share what remains of the global density.
+
+    Args:
+      head: path pattern of the classifier; None: the one rank-2 parameter, if there is just one.
+    """
+
+    def distribution(shapes: Shapes, density: float) -> dict[str, float]:
+        path = _find_head(shapes, head)
+        fixed = {path: head_density}
+        return _share_rest(erk, fixed, shapes, density, "erk_plus")
+
+    return distribution
+
+
+def uniform_plus(first: str | None = None, head: str | None = None) -> Distribution:
+    """Uniform with the first convolution dense and the classifier at 0.2 or more.
+
+    The rest is uniform at what meets the global density (Gale et al. 2019; Liu et al. 2022, whose
+    code divides by the size of all layers instead and so ends below the global density).
+
+    Args:
+      first, head: path patterns; None: the convolution with the fewest input channels, and the one
+        rank-2 parameter.
+    """
+
+    def distribution(shapes: Shapes, density: float) -> dict[str, float]:
+        fixed = {_find_first(shapes, first): 1.0, _find_head(shapes, head): max(density, 0.2)}
+        return _share_rest(uniform, fixed, shapes, density, "uniform_plus")
+
+    return distribution
+
+
+DISTRIBUTIONS: dict[str, Callable[[], Distribution]] = {
+    "uniform": lambda: uniform,
+    "uniform_plus": uniform_plus,
+    "er": lambda: er,
+    "erk": lambda: erk,
+    "erk_plus": erk_plus,
+}
+
+
+def layer_densities(
+    shapes: Shapes, density: float, distribution: str | Mapping[str, float] | Distribution = "erk"
+) -> dict[str, float]:
+    """{path: density} of a distribution given by name, by function, or as a mapping.
+
+    A mapping goes from path patterns to densities; the first pattern that matches a layer counts
+    and `density` is not used.
+
+    Raises:
+      ValueError: density outside (0, 1]; an unknown name; a layer that no pattern matches; a
+        distribution that cannot meet the density.
+    """
+    check_density(density)
+    if isinstance(distribution, str):
+        if distribution not in DISTRIBUTIONS:
+            raise ValueError(unknown("distribution", distribution, DISTRIBUTIONS))
+        distribution = DISTRIBUTIONS[distribution]()
+    if isinstance(distribution, Mapping):
+        return _from_patterns(shapes, distribution)
+    return distribution(shapes, density)
+
+
+def layer_counts(
+    shapes: Shapes, density: float, distribution: str | Mapping[str, float] | Distribution = "erk"
+) -> dict[str, int]:
+    """{path: weights kept}: each layer's density times its size, rounded, and at least one."""
+    densities = layer_densities(shapes, density, distribution)
+    return {path: max(1, round(densities[path] * math.prod(shapes[path]))) for path in shapes}
+
+
+def check_density(density: float, name: str = "density") -> None:
+    """Raise ValueError unless `density` lies in (0, 1]."""
+    if not 0 < density <= 1:
+        raise ValueError(
+            f"{name}={density} is not in (0, 1]: it is the share of weights that is kept, "
+            "for example 0.05 for 95 % sparsity."
+        )
+
+
+def _proportional(raw: Mapping[str, float], shapes: Shapes, density: float) -> dict[str, float]:
+    """scale * raw_l, capped at 1, with the scale that meets the global density."""
+    sizes = {path: math.prod(shape) for path, shape in shapes.items()}
+    budget = density * sum(sizes.values())
+    free = dict(raw)
+    while free:
+        scale = budget / sum(raw[path] * sizes[path] for path in free)
+        largest = max(free.values())
+        if scale * largest <= 1:
+            break
+        for path in [path for path in free if free[path] == largest]:
+            del free[path]
+            budget -= sizes[path]
+    return {path: scale * raw[path] if path in free else 1.0 for path in raw}
+
+
+def _share_rest(
+    share: Distribution, fixed: Mapping[str, float], shapes: Shapes, density: float, name: str
+) -> dict[str, float]:
+    sizes = {path: math.prod(shape) for path, shape in shapes.items()}
+    rest = {path: shape for path, shape in shapes.items() if path not in fixed}
+    budget = density * sum(sizes.values()) - sum(fixed[path] * sizes[path] for path in fixed)
+    available = sum(sizes[path] for path in rest)
+    if not rest or budget <= 0:
+        raise ValueError(
+            f"distribution {name!r} cannot reach density {density}: the layers it keeps "
+            f"({', '.join(fixed)}) hold more than that alone; raise the density or use 'erk'."
+        )
+    # Rounding may put a budget that fills the rest exactly just above 1.
+    shared = share(rest, min(1.0, budget / available))
+    return {path: fixed.get(path, shared.get(path, 0.0)) for path in shapes}
+
+
+def _find_head(shapes: Shapes, pattern: str | None) -> str:
+    candidates = [path for path in shapes if len(shapes[path]) == 2]
+    return _find_one(shapes, "head", pattern, candidates)
+
+
+def _find_first(shapes: Shapes, pattern: str | None) -> str:
+    convolutions = [path for path in shapes if len(shapes[path]) > 2]
+    fewest = min((shapes[path][-2] for path in convolutions), default=0)
+    candidates = [path for path in convolutions if shapes[path][-2] == fewest]
+    return _find_one(shapes, "first", pattern, candidates)
+
+
+def _find_one(shapes: Shapes, role: str, pattern: str | None, candidates: list[str]) -> str:
+    if pattern is not None:
+        candidates = [path for path in shapes if matches(pattern, path)]
+    if len(candidates) != 1:
+        raise ValueError(
+            f"the {role} layer is not clear: {len(candidates)} candidates "
+            f"({', '.join(candidates) or 'none'}) for {role}={pattern!r}; pass {role}= with the "
+            f"path of one of {', '.join(shapes)}."
+        )
+    return candidates[0]
+
+
+def _from_patterns(shapes: Shapes, patterns: Mapping[str, float]) -> dict[str, float]:
+    densities = {}
+    for path in shapes:
+        found = [patterns[pattern] for pattern in patterns if matches(pattern, path)]
+        if not found:
+            raise ValueError(
+                f"no pattern of the distribution matches layer {path!r}: add one, or '*' last."
+            )
+        check_density(found[0], f"density of {path}")
+        densities[path] = float(found[0])
+    return densities

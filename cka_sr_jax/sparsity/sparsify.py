@@ -1,0 +1,141 @@
+"""`sparsify`: any Optax optimiser becomes a sparse-training method."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from cka_sr_jax.sparsity.masks import Masks, Params, apply_masks, is_dense, map_masked
+from cka_sr_jax.sparsity.rules import Rule
+
+
+class SparseState(NamedTuple):
+    """Optimiser state of `sparsify`: the step, the masks and the inner optimiser's state."""
+
+    step: Int[Array, ""]
+    masks: Masks
+    inner_state: Any
+
+
+def sparsify(
+    inner: optax.GradientTransformation, rule: Rule, *, seed: int | Int[Array, ""] = 0
+) -> optax.GradientTransformationExtraArgs:
+    """`inner` on masked parameters, with masks that the rule sets and changes.
+
+    Each update hands `inner` the masked gradients, and returns -param wherever the mask is False,
+    so that `optax.apply_updates` leaves exactly 0 there. The forward pass then needs no masking and
+    `jax.grad` still gives the dense gradient, which some rules grow from. Where the rule changes
+    the masks, new weights start at 0 with every slot of the inner state (momentum, second moment)
+    set to 0. Everything stays on the device; equal seeds and inputs give equal masks everywhere.
+
+      tx = sparsify(optax.sgd(0.1, momentum=0.9), rst(density=0.05))
+      opt_state = tx.init(params)
+      params = apply_masks(params, get_masks(opt_state))   # pruned from the first step on
+
+    It is the outermost transform, but for `optax.MultiSteps`: another one after it would change
+    the updates that hold pruned weights at 0 (`get_masks` raises an error for that).
+
+    Args:
+      inner: any Optax transform that ends in a parameter update.
+      rule: from `make_rule` or one of the rules themselves.
+      seed: of the random choices of the rule.
+
+    Raises:
+      ValueError: `update` is called without `params`.
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: Params) -> SparseState:
+        masks = rule.init(jax.random.key(seed), params)
+        return SparseState(
+            step=jnp.zeros((), jnp.int32),
+            masks=masks,
+            inner_state=inner.init(apply_masks(params, masks)),
+        )
+
+    def update(
+        grads: Params, state: SparseState, params: Params | None = None, **extra: Any
+    ) -> tuple[Params, SparseState]:
+        if params is None:
+            raise ValueError("sparsify needs the parameters: call tx.update(grads, state, params).")
+        updates, inner_state = inner.update(
+            apply_masks(grads, state.masks), state.inner_state, params, **extra
+        )
+        masks = kept = state.masks
+        due = rule.due(state.step)
+        if due is not False:  # a plain False: masks that never change, nothing to compile
+
+            def change(inner_state: Any) -> tuple[Masks, Masks, Any]:
+                key = jax.random.fold_in(jax.random.key(seed), state.step + 1)
+                new = rule.update(key, state.step, state.masks, params, grads)
+                kept = map_masked(jnp.logical_and, state.masks, new)
+                return new, kept, _reset_slots(inner, inner_state, kept)
+
+            masks, kept, inner_state = jax.lax.cond(
+                due, change, lambda inner_state: (masks, masks, inner_state), inner_state
+            )
+        updates = map_masked(
+            lambda mask, update, param: jnp.where(mask, update, -param.astype(update.dtype)),
+            kept,
+            updates,
+            params,
+        )
+        return updates, SparseState(optax.safe_increment(state.step), masks, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _reset_slots(inner: optax.GradientTransformation, inner_state: Any, kept: Masks) -> Any:
+    """The inner state with 0 in every parameter-shaped slot where `kept` is False."""
+
+    def reset(slot: Any, mask: Any) -> Any:
+        # Optimisers leave parameters out of a slot (muon) or factor it (adafactor).
+        if is_dense(mask) or is_dense(slot) or slot.shape != mask.shape:
+            return slot
+        return jnp.where(mask, slot, jnp.zeros_like(slot))
+
+    return optax.tree_utils.tree_map_params(inner, reset, inner_state, kept, is_leaf=is_dense)
+
+
+def get_masks(opt_state: Any) -> Masks:
+    """The masks inside an optimiser state, however deep `sparsify` was wrapped.
+
+    Raises:
+      ValueError: the state has no masks, or several; or `sparsify` is followed by another
+        transform in a chain, which would undo the pruning.
+    """
+    found = [
+        (path, leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(
+            opt_state, is_leaf=lambda node: isinstance(node, SparseState)
+        )
+        if isinstance(leaf, SparseState)
+    ]
+    if len(found) != 1:
+        raise ValueError(
+            f"the optimiser state holds {len(found)} sets of masks: make it with "
+            "tx = sparsify(optimiser, rule), once."
+        )
+    path, state = found[0]
+    node = opt_state
+    for entry in path:
+        # A chain's state is a plain tuple with one entry for each of its transforms.
+        if type(node) is tuple and entry.idx != len(node) - 1:
+            raise ValueError(
+                "sparsify is followed by another transform, which changes the updates that keep "
+                "pruned weights at 0: write sparsify(optax.chain(...), rule)."
+            )
+        node = _child(node, entry)
+    return state.masks
+
+
+def _child(node: Any, entry: Any) -> Any:
+    if isinstance(entry, jax.tree_util.GetAttrKey):
+        return getattr(node, entry.name)
+    if isinstance(entry, jax.tree_util.SequenceKey):
+        return node[entry.idx]
+    return node[entry.key]
