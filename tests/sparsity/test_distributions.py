@@ -133,7 +133,7 @@ def test_a_mapping_of_patterns():
         (0.0, "erk", r"density=0.0 is not in \(0, 1\]"),
         (1.5, "erk", r"density=1.5 is not in \(0, 1\]"),
         (float("nan"), "erk", "density=nan is not in"),
-        (0.1, "erkk", "Unknown distribution 'erkk'. Did you mean 'erk'?"),
+        (0.1, "erkk", "Unknown distribution 'erkk': did you mean 'erk'?"),
         (0.1, {"stem": 0.5}, "no pattern of the distribution matches layer '1.0.conv1'"),
         (0.1, {"*": 2.0}, "density of stem=2.0 is not in"),
         (0.001, "uniform_plus", "cannot reach density 0.001"),

@@ -144,8 +144,8 @@ def test_static_refuses_masks_that_do_not_fit(masks, message):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: make_rule("rts", density=0.1), "Unknown sparsity rule 'rts'. Did you mean 'rst'?"),
-        (lambda: make_rule("rst", densty=0.1), "'densty'. Did you mean 'density'?"),
+        (lambda: make_rule("rts", density=0.1), "Unknown sparsity rule 'rts': did you mean 'rst'?"),
+        (lambda: make_rule("rst", densty=0.1), "'densty': did you mean 'density'?"),
         (lambda: make_rule("rst"), "Sparsity rule 'rst' needs the option 'density'"),
         (lambda: make_rule("dense", density=0.1), "Unknown option of sparsity rule 'dense'"),
         (lambda: make_rule("rst", density=0.0), "density=0.0 is not in"),

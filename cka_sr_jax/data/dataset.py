@@ -1,0 +1,92 @@
+"""An image-classification set as arrays, found by name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cka_sr_jax.data.digits import load_digits
+from cka_sr_jax.data.tfds_reader import load_tfds
+
+DIGITS = "digits"
+
+
+class Dataset(NamedTuple):
+    """Images uint8 [N, H, W, C] (maybe memory-mapped, read-only) and labels int32 [N] per split.
+
+    The validation split has length 0 where none was asked for.
+    """
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    validation_images: np.ndarray
+    validation_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    num_classes: int
+
+
+def load_dataset(config: Any) -> Dataset:
+    """The data set that `config`, a run's `config.data`, describes.
+
+    Args:
+      config: a ConfigDict with the fields
+        name: "digits", or the name of a TFDS set, such as "cifar10" or "set/configuration";
+        dir: the folder that holds TFDS sets prepared as array_record; "digits" needs none;
+        cache_dir: where decoded images are kept; "" is $XDG_CACHE_HOME/cka_sr_jax, or
+          ~/.cache/cka_sr_jax;
+        validation: the share of the train split, its last images, held out for validation. (The
+          digits' train split is in a fixed random order, so theirs is a random sample.)
+
+    Raises:
+      ValueError: a field is missing or wrong, or the set is not there or cannot be used.
+    """
+    for field in ("name", "dir", "cache_dir", "validation"):
+        if field not in config:
+            raise ValueError(f"The data configuration has no field {field!r}; add it.")
+    if not isinstance(config.name, str) or not config.name:
+        raise ValueError(
+            f"data.name is {config.name!r}; expected {DIGITS!r} or the name of a TFDS set, such "
+            "as 'cifar10'."
+        )
+    _check_validation(config.validation)
+    if config.name == DIGITS:
+        train, test, num_classes = load_digits()
+    else:
+        cache = _cache_directory(config.cache_dir)
+        train, test, num_classes = load_tfds(config.name, config.dir, cache)
+    train, validation = _hold_out(train, config.validation)
+    return Dataset(config.name, *train, *validation, *test, num_classes)
+
+
+def _check_validation(fraction: Any) -> None:
+    is_number = isinstance(fraction, int | float) and not isinstance(fraction, bool)
+    if not is_number or not 0 <= fraction < 1:
+        raise ValueError(
+            f"data.validation is {fraction!r}; expected the share of the train split to hold out, "
+            "at least 0 (none) and less than 1."
+        )
+
+
+def _cache_directory(cache_dir: str) -> Path:
+    if cache_dir:
+        return Path(cache_dir).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cka_sr_jax"
+
+
+def _hold_out(
+    split: tuple[np.ndarray, np.ndarray], fraction: float
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """The split without its last `fraction`, and that fraction; slices, so a memmap stays one."""
+    images, labels = split
+    kept = len(labels) - round(fraction * len(labels))
+    if kept == 0 or (fraction > 0 and kept == len(labels)):
+        raise ValueError(
+            f"data.validation is {fraction!r}, which splits {len(labels)} training images into "
+            f"{kept} and {len(labels) - kept}; expected a share that leaves images in both, or 0."
+        )
+    return (images[:kept], labels[:kept]), (images[kept:], labels[kept:])

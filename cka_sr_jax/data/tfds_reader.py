@@ -1,0 +1,331 @@
+"""TFDS image-classification sets prepared as array_record, read without TensorFlow.
+
+The images are decoded once, into .npy files in a cache folder; later runs map these into memory and
+import no TFDS. Nothing is ever downloaded, and the prepared set's folder may be read-only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import json
+import logging as python_logging
+import os
+import re
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+Split = tuple[np.ndarray, np.ndarray]
+
+INFO_FILE = "dataset_info.json"
+ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+DECODE_BATCH = 1000
+PROGRESS_SECONDS = 10
+LEFTOVER_SECONDS = 24 * 3600
+
+
+def load_tfds(
+    name: str, directory: str | os.PathLike[str], cache: str | os.PathLike[str]
+) -> tuple[Split, Split, int]:
+    """((train images, labels), (test images, labels), number of classes) of a prepared TFDS set.
+
+    Images are uint8 [N, H, W, C], labels int32 [N], both mapped read-only from .npy files under
+    `cache`, in the set's own order. The newest version is taken; a set without a test split is
+    tested on its validation split. The cached copy is used for as long as the prepared folder has
+    the same `dataset_info.json` and the same files with the same sizes.
+
+    Args:
+      name: "cifar10", or "set/configuration".
+      directory: the folder that holds name/version or name/configuration/version.
+      cache: the folder for decoded images; made where it is missing.
+
+    Raises:
+      ValueError: the set is not there, is damaged, is not in array_record format, is not a set of
+        equal-sized uint8 images with one integer label each, or the cache cannot be written.
+    """
+    prepared = find_prepared(name, directory)
+    cached = Path(cache) / _cache_key(prepared, Path(directory).expanduser())
+    arrays = _open_cached(cached)
+    if arrays is None:
+        try:
+            _decode_into(cached, name, prepared)
+        except OSError as error:
+            raise ValueError(
+                f"The decoded images of {name!r} cannot be written to {str(cached)!r} "
+                f"({error.strerror or error}); set data.cache_dir to a folder that can be written "
+                "and has room for them."
+            ) from error
+        arrays = _open_cached(cached)
+        assert arrays is not None, cached
+    return arrays
+
+
+def find_prepared(name: str, directory: str | os.PathLike[str]) -> Path:
+    """The folder of the newest version of a set: it holds `dataset_info.json`.
+
+    Raises:
+      ValueError: as `load_tfds`, where no such folder is there; it says how to prepare the set.
+    """
+    if not re.fullmatch(r"\w+(/[\w+-][\w.+-]*)?", name):
+        raise ValueError(
+            f"data.name is {name!r}; expected 'digits', or a TFDS set as 'set' or "
+            "'set/configuration' (the newest version is taken)."
+        )
+    if not os.fspath(directory):
+        raise ValueError(
+            f"data.dir is empty; expected the folder that holds the TFDS set {name!r} (only "
+            f"'digits' needs none), so set it, or {_how_to_prepare(name, 'FOLDER')}."
+        )
+    root = Path(directory).expanduser()
+    if not root.is_dir():
+        raise ValueError(
+            f"data.dir is {str(root)!r}, which is not a folder; expected the one that holds the "
+            f"TFDS set {name!r}, so correct it, or {_how_to_prepare(name, str(root))}."
+        )
+    if versions := _versions(root / name):
+        return versions[-1]
+    configurations = _configurations(root / name)
+    if len(configurations) > 1:
+        raise ValueError(
+            f"data.name is {name!r}, a set prepared in several configurations; expected one of "
+            f"{', '.join(repr(f'{name}/{c.name}') for c in configurations)}."
+        )
+    if configurations:
+        return _versions(configurations[0])[-1]
+    raise ValueError(
+        f"There is no TFDS set {name!r} in {str(root)!r} ({_what_is_there(name, root)}); correct "
+        f"data.name or data.dir, or {_how_to_prepare(name, str(root))}."
+    )
+
+
+def _versions(folder: Path) -> list[Path]:
+    """The folder's prepared versions (1.0.0, ..., 3.0.2, ..., 10.0.0), oldest first."""
+    found = [path.parent for path in folder.glob(f"*/{INFO_FILE}")]
+    versions = [path for path in found if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
+    return sorted(versions, key=lambda path: tuple(map(int, path.name.split("."))))
+
+
+def _configurations(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if _versions(path))
+
+
+def _what_is_there(name: str, root: Path) -> str:
+    sets = sorted(p.name for p in root.glob("*") if _versions(p) or _configurations(p))
+    if not sets:
+        return "it holds no prepared set at all"
+    nearest = difflib.get_close_matches(name, sets, n=1)
+    meant = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    return f"it holds {', '.join(sets)}{meant}"
+
+
+def _how_to_prepare(name: str, directory: str) -> str:
+    return (
+        "prepare it where there is a network: pip install 'cka_sr_jax[tfds-prepare]', then python "
+        f'-c "import tensorflow_datasets as tfds; tfds.builder({name!r}, data_dir={directory!r}, '
+        "file_format='array_record').download_and_prepare()\""
+    )
+
+
+def _cache_key(prepared: Path, root: Path) -> str:
+    """E.g. cifar10-3.0.2-1f2e...: what the set is, and a digest of its folder's content."""
+    digest = hashlib.sha256((prepared / INFO_FILE).read_bytes())
+    sizes = sorted((file.name, file.stat().st_size) for file in prepared.iterdir())
+    digest.update(json.dumps(sizes).encode())
+    return "-".join((*prepared.relative_to(root).parts, digest.hexdigest()[:16]))
+
+
+def _open_cached(folder: Path) -> tuple[Split, Split, int] | None:
+    """The arrays of a cache folder; None where it is not there or cannot be read whole."""
+    try:
+        arrays = [np.load(folder / f"{array}.npy", mmap_mode="r") for array in ARRAYS]
+        num_classes = int(json.loads((folder / "meta.json").read_text())["num_classes"])
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
+        return None
+    return (arrays[0], arrays[1]), (arrays[2], arrays[3]), num_classes
+
+
+def _decode_into(folder: Path, name: str, prepared: Path) -> None:
+    """Fills a sibling folder, then renames it: a killed run leaves no half-made cache behind."""
+    shutil.rmtree(folder, ignore_errors=True)  # it is missing or unreadable
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.parent.glob(f"{folder.name}.partial-*"):
+        if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
+            shutil.rmtree(leftover, ignore_errors=True)
+    partial = folder.parent / f"{folder.name}.partial-{uuid.uuid4().hex}"
+    partial.mkdir()
+    try:
+        with _quiet_tfds():
+            _decode(partial, name, prepared)
+        try:
+            os.replace(partial, folder)
+        except OSError:
+            if _open_cached(folder) is None:  # else another run has just put the same files there
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _decode(folder: Path, name: str, prepared: Path) -> None:
+    """Writes the .npy files of both splits and meta.json into `folder`."""
+    where = f"The TFDS set {name!r} in {str(prepared)!r}"
+    builder = _open_builder(where, prepared)
+    image_key, label_key = _feature_keys(where, builder.info)
+    num_classes = getattr(builder.info.features[label_key], "num_classes", None)
+    shape, largest_label = None, 0
+    for role, split in (("train", "train"), ("test", _test_split(where, builder.info))):
+        source = _open_split(where, builder, split)
+        shape = shape or _read(where, source, range(1))[0][image_key].shape
+        labels: list[int] = []
+        with open(folder / f"{role}_images.npy", "wb") as file:
+            # Written batch by batch: the set need not fit in memory, and a full disk is an OSError.
+            header = {"descr": "|u1", "fortran_order": False, "shape": (len(source), *shape)}
+            np.lib.format.write_array_header_1_0(file, header)
+            for examples in _batches(where, source):
+                images = [example[image_key] for example in examples]
+                _check_shapes(where, images, shape)
+                file.write(np.stack(images).tobytes())
+                labels += [int(example[label_key]) for example in examples]
+        _check_labels(where, split, labels, num_classes)
+        np.save(folder / f"{role}_labels.npy", np.asarray(labels, np.int32))
+        largest_label = max(largest_label, *labels)
+    meta = {"num_classes": num_classes or largest_label + 1}
+    (folder / "meta.json").write_text(json.dumps(meta))
+
+
+def _open_builder(where: str, prepared: Path) -> Any:
+    """The set's TFDS builder, which only reads."""
+    try:
+        file_format = json.loads((prepared / INFO_FILE).read_text()).get("fileFormat")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{where} has an unreadable {INFO_FILE}; prepare it again.") from error
+    if file_format != "array_record":
+        raise ValueError(
+            f"{where} is in the format {file_format!r}; expected 'array_record', which is read "
+            "without TensorFlow, so prepare it again with file_format='array_record'."
+        )
+    import tensorflow_datasets as tfds  # takes half a second, so only where it is needed
+
+    try:
+        builder = tfds.builder_from_directory(prepared)
+        _ = builder.info.features, builder.info.splits
+    except Exception as error:  # whatever TFDS makes of a damaged features.json
+        raise ValueError(f"{where} cannot be opened ({error}); prepare it again.") from error
+    return builder
+
+
+def _feature_keys(where: str, info: Any) -> tuple[str, str]:
+    """The keys of the image and of the label: the supervised ones, else "image" and "label"."""
+    import tensorflow_datasets as tfds
+
+    keys = info.supervised_keys
+    if not (isinstance(keys, tuple) and len(keys) == 2 and all(isinstance(k, str) for k in keys)):
+        keys = ("image", "label")
+    is_named = isinstance(info.features, tfds.features.FeaturesDict)
+    features = dict(info.features.items()) if is_named else {}
+    image, label = (features.get(key) for key in keys)
+    is_image = isinstance(image, tfds.features.Image | tfds.features.Tensor) and (
+        image.np_dtype == np.uint8 and len(image.shape) == 3
+    )
+    is_label = isinstance(label, tfds.features.Tensor) and (
+        np.issubdtype(label.np_dtype, np.integer) and label.shape == ()
+    )
+    if not (is_image and is_label):
+        raise ValueError(
+            f"{where} has the features {', '.join(features) or '(unnamed)'}, with {keys[0]!r} as "
+            f"{_describe(image)} and {keys[1]!r} as {_describe(label)}; expected a uint8 image and "
+            "one integer label, so choose an image-classification set."
+        )
+    return keys
+
+
+def _describe(feature: Any) -> str:
+    return "missing" if feature is None else " ".join(str(feature).split())
+
+
+def _test_split(where: str, info: Any) -> str:
+    """The split to test on: "test", else "validation"."""
+    splits = set(info.splits)
+    tests = [split for split in ("test", "validation") if split in splits]
+    if "train" not in splits or not tests:
+        raise ValueError(
+            f"{where} has the splits {', '.join(sorted(splits)) or '(none)'}; expected 'train' and "
+            "'test' (or 'validation'), so choose a set that has them."
+        )
+    return tests[0]
+
+
+def _open_split(where: str, builder: Any, split: str) -> Any:
+    """A random-access source of the split's examples, all of whose files are there."""
+    files = [Path(file) for file in builder.info.splits[split].filepaths]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing or not builder.info.splits[split].num_examples:
+        raise ValueError(
+            f"{where} is incomplete (split {split!r}: "
+            f"{', '.join(missing[:3]) + ' missing' if missing else 'no examples'}); prepare it "
+            "again."
+        )
+    return builder.as_data_source(split=split)
+
+
+def _read(where: str, source: Any, indices: range) -> list[dict[str, Any]]:
+    try:
+        return source.__getitems__(list(indices))
+    except Exception as error:  # RuntimeError from the records, OSError from the images, ...
+        raise ValueError(
+            f"{where} cannot be read at examples {indices.start} to {indices.stop - 1} of split "
+            f"{source.split!r} ({error}); prepare it again."
+        ) from error
+
+
+def _batches(where: str, source: Any) -> Iterator[list[dict[str, Any]]]:
+    """The source's examples in order, with a line of progress now and then."""
+    reported = time.monotonic()
+    for start in range(0, len(source), DECODE_BATCH):
+        stop = min(start + DECODE_BATCH, len(source))
+        yield _read(where, source, range(start, stop))
+        if time.monotonic() - reported > PROGRESS_SECONDS:
+            reported = time.monotonic()
+            logging.info("%s: decoded %d of %d images.", where, stop, len(source))
+
+
+def _check_shapes(where: str, images: list[np.ndarray], shape: tuple[int, ...]) -> None:
+    for image in images:
+        if image.shape != shape:
+            raise ValueError(
+                f"{where} has images of shape {shape} and of shape {image.shape}; expected one "
+                "size, so choose or prepare a set of resized images."
+            )
+
+
+def _check_labels(where: str, split: str, labels: list[int], num_classes: int | None) -> None:
+    low, high = min(labels), max(labels)
+    if low < 0 or (num_classes is not None and high >= num_classes):
+        raise ValueError(
+            f"{where} has labels from {low} to {high} in its split {split!r}; expected 0 to "
+            f"{'the number of classes' if num_classes is None else num_classes} - 1, so choose a "
+            "set whose every split is labelled."
+        )
+
+
+@contextlib.contextmanager
+def _quiet_tfds() -> Iterator[None]:
+    """Drops the lines TFDS logs about itself: its progress, and its advice to install OpenCV."""
+
+    def is_wanted(record: python_logging.LogRecord) -> bool:
+        is_advice = record.levelno < python_logging.WARNING or "OpenCV" in str(record.msg)
+        return not (is_advice and "tensorflow_datasets" in record.pathname)
+
+    logger = logging.get_absl_logger()
+    logger.addFilter(is_wanted)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_wanted)

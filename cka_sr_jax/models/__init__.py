@@ -1,0 +1,52 @@
+"""Models (Flax Linen) that record the features that CKA-SR compares.
+
+Each takes float images [b, h, w, c] and `train`, computes in its `dtype` (float32 or bfloat16; the
+parameters stay float32), returns float32 logits, and sows its features from the top-level module:
+
+    logits, mutables = model.apply(
+        variables, x, train=True, mutable=["features", "batch_stats"]
+    )
+    loss = task_loss(logits) + beta * cka_penalty(mutables["features"])
+
+`init` sows nothing, so that `variables` holds no features that `apply` would append to.
+"""
+
+import dataclasses
+import re
+from typing import Any
+
+import flax.linen as nn
+
+from cka_sr_jax._errors import unknown
+from cka_sr_jax.models.lenet import LeNet5
+from cka_sr_jax.models.mlp import MLP
+from cka_sr_jax.models.resnet import CifarResNet
+
+__all__ = ["MLP", "CifarResNet", "LeNet5", "create_model"]
+
+_MODELS: dict[str, type[nn.Module]] = {"mlp": MLP, "lenet5": LeNet5}
+_RESNETS = [f"resnet{depth}" for depth in (20, 32, 44, 56, 110)]  # the usual ones, for the message
+
+
+def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:
+    """The model of that name: "mlp", "lenet5", or "resnetN" with N = 6n + 2, such as "resnet20".
+
+    Options are the model's own fields, such as `hidden`, `width` or `dtype`.
+
+    Raises:
+      ValueError: unknown name or option; a ResNet of another depth.
+    """
+    fixed: dict[str, Any] = {"num_classes": num_classes}
+    if resnet := re.fullmatch(r"resnet(\d+)", name):
+        model: type[nn.Module] = CifarResNet
+        fixed["depth"] = int(resnet[1])
+    elif name in _MODELS:
+        model = _MODELS[name]
+    else:
+        raise ValueError(unknown("model", name, [*_MODELS, *_RESNETS]))
+    fields = {field.name for field in dataclasses.fields(model)}
+    accepted = fields - {"parent", "name"} - set(fixed)
+    for option in options:
+        if option not in accepted:
+            raise ValueError(unknown(f"option of {name}", option, accepted))
+    return model(**fixed, **options)

@@ -1,0 +1,45 @@
+"""LeNet-5 (LeCun et al. 1998) with ReLU and max pooling."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from cka_sr_jax.models.layers import kaiming_normal, sow_feature
+
+
+class LeNet5(nn.Module):
+    """Convolutions of 6 and 16 5x5 filters, then dense layers of 120 and 84, then "head".
+
+    Each convolution is followed by ReLU and 2x2 max pooling. The first pads by 2, which gives the
+    usual 61,706 parameters for 28x28 images and 10 classes (the original padded the images to
+    32x32); other sizes from 12x12 on work too.
+
+    Features: stages "conv" (after ReLU, before pooling) and "dense" (after ReLU), two each.
+    """
+
+    num_classes: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b k"]:
+        """Logits; `train` changes nothing.
+
+        Raises:
+          ValueError: images smaller than 12x12.
+        """
+        if min(x.shape[1:3]) < 12:
+            raise ValueError(f"LeNet5 needs images of 12x12 or more, not {x.shape[1:3]}.")
+        conv = partial(nn.Conv, kernel_size=(5, 5), kernel_init=kaiming_normal, dtype=self.dtype)
+        dense = partial(nn.Dense, kernel_init=kaiming_normal, dtype=self.dtype)
+        for i, (filters, padding) in enumerate(((6, 2), (16, 0)), start=1):
+            x = nn.relu(conv(filters, padding=padding, name=f"conv{i}")(x))
+            sow_feature(self, "conv", x)
+            x = nn.max_pool(x, (2, 2), strides=(2, 2))
+        x = x.reshape(len(x), -1)
+        for i, width in enumerate((120, 84), start=1):
+            x = nn.relu(dense(width, name=f"dense{i}")(x))
+            sow_feature(self, "dense", x)
+        return dense(self.num_classes, name="head")(x).astype(jnp.float32)

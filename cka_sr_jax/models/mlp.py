@@ -1,0 +1,30 @@
+"""Multilayer perceptron."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from cka_sr_jax.models.layers import kaiming_normal, sow_feature
+
+
+class MLP(nn.Module):
+    """ReLU layers "hidden0", "hidden1", ..., then "head"; LeNet-300-100 by default.
+
+    Features: one stage "hidden" of each hidden layer's output, after its ReLU.
+    """
+
+    num_classes: int
+    hidden: tuple[int, ...] = (300, 100)
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b ..."], train: bool) -> Float[Array, "b k"]:
+        """Logits; `train` changes nothing."""
+        x = x.reshape(len(x), -1)
+        for i, width in enumerate(self.hidden):
+            x = nn.Dense(width, kernel_init=kaiming_normal, dtype=self.dtype, name=f"hidden{i}")(x)
+            x = nn.relu(x)
+            sow_feature(self, "hidden", x)
+        x = nn.Dense(self.num_classes, kernel_init=kaiming_normal, dtype=self.dtype, name="head")(x)
+        return x.astype(jnp.float32)

@@ -1,0 +1,32 @@
+"""Training: the pure train and eval steps, and `run`, which does all the rest."""
+
+from cka_sr_jax.training.checkpoints import Checkpoints
+from cka_sr_jax.training.config import ConfigError, default_config
+from cka_sr_jax.training.loop import prepare, run
+from cka_sr_jax.training.optimizer import create_optimizer, create_rule, create_schedule
+from cka_sr_jax.training.parallel import map_devices, replicate
+from cka_sr_jax.training.step import (
+    TrainState,
+    create_state,
+    cross_entropy,
+    make_eval_step,
+    make_train_step,
+)
+
+__all__ = [
+    "Checkpoints",
+    "ConfigError",
+    "TrainState",
+    "create_optimizer",
+    "create_rule",
+    "create_schedule",
+    "create_state",
+    "cross_entropy",
+    "default_config",
+    "make_eval_step",
+    "make_train_step",
+    "map_devices",
+    "prepare",
+    "replicate",
+    "run",
+]

@@ -1,0 +1,75 @@
+"""Checkpoints of a run: Orbax, one flat {path: array} dict a step, written atomically."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+
+class Checkpoints:
+    """The checkpoints in a work directory, newest first to be restored.
+
+    A pytree is stored as {path of each leaf: array}, so that it reads back without its classes, and
+    a checkpoint that does not fit the run is refused by the name of the first leaf that differs.
+    """
+
+    def __init__(self, workdir: str | Path, keep: int = 2) -> None:
+        """Open (and make, at the first save) `workdir`/checkpoints, keeping the newest `keep`."""
+        self._manager = ocp.CheckpointManager(
+            Path(workdir).resolve() / "checkpoints",
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
+        )
+
+    def latest_step(self) -> int | None:
+        """The step of the newest complete checkpoint, None where there is none."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, tree: Any) -> None:
+        """Write a checkpoint in the background; `close` waits for it."""
+        if step != self._manager.latest_step():
+            self._manager.save(step, args=ocp.args.StandardSave(_flatten(tree)))
+
+    def restore(self, template: Any) -> Any:
+        """The newest checkpoint, as host arrays in the structure of `template`.
+
+        Raises:
+          ValueError: it has other leaves, shapes or types than the template, for example no masks
+            or masks of another model.
+        """
+        stored = self._restore_flat()
+        expected = _flatten(template)
+        for path in expected | stored:
+            if path not in stored or path not in expected:
+                place = "checkpoint" if path in stored else "run"
+                raise ValueError(
+                    f"the checkpoint does not fit this run: only the {place} has {path!r}; "
+                    "use the config that wrote it, or another --workdir."
+                )
+            shapes = [(leaf.shape, leaf.dtype) for leaf in (stored[path], expected[path])]
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"the checkpoint does not fit this run: {path!r} is {shapes[0]} in it and "
+                    f"{shapes[1]} here; use the config that wrote it, or another --workdir."
+                )
+        return jax.tree.unflatten(jax.tree.structure(template), [stored[p] for p in expected])
+
+    def _restore_flat(self) -> dict[str, np.ndarray]:
+        step = self._manager.latest_step()
+        metadata = self._manager.item_metadata(step)
+        # Host arrays, whatever devices wrote them.
+        target = {path: np.zeros(leaf.shape, leaf.dtype) for path, leaf in metadata.items()}
+        return self._manager.restore(step, args=ocp.args.StandardRestore(target))
+
+    def close(self) -> None:
+        """Wait for the last write and let go of the directory."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _flatten(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

@@ -1,0 +1,208 @@
+"""The fields of a run's config, their defaults, and the checks that need no data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cka_sr_jax._errors import unknown
+
+# Where the reported weights come from: the last step, or the evaluation with the best accuracy.
+SELECTIONS = ("last", "best-validation", "best-test")
+
+
+class ConfigError(ValueError):
+    """A mistake in a config or in how a run is started, found before anything is written."""
+
+
+def default_config() -> ConfigDict:
+    """Every field of a run with its default; a file in `configs/` changes what it needs."""
+    config = ConfigDict()
+    config.seed = 0
+
+    config.data = ConfigDict()
+    config.data.name = "digits"  # or the name of a TFDS set
+    config.data.dir = ""  # the folder of TFDS sets prepared as array_record
+    config.data.cache_dir = ""  # of decoded images; "": the user's cache folder
+    config.data.validation = 0.1  # share of the training split
+    config.data.mean = ()  # per channel, of images in [0, 1]; (): measured on the training images
+    config.data.std = ()
+    config.data.flip = False  # left-right, at random
+    config.data.pad = 0  # pixels on each side before a random crop
+    config.data.pad_mode = "reflect"  # or "zero"
+
+    config.model = ConfigDict()
+    config.model.name = "mlp"  # mlp, lenet5, resnet20 (any 6n+2)
+    config.model.dtype = "float32"  # of the computation: float32 or bfloat16; weights stay float32
+    config.model.options = ConfigDict()  # of the model class, such as hidden = (300, 100)
+
+    config.train = ConfigDict()
+    config.train.epochs = 10.0
+    config.train.steps = 0  # if positive, instead of epochs
+    config.train.batch_size = 128  # over all devices
+    config.train.label_smoothing = 0.0
+    config.train.parallel = "pmap"  # or "shard_map"
+    config.train.log_every = 50  # steps
+
+    config.eval = ConfigDict()
+    config.eval.every = 0  # steps; 0: each epoch
+    config.eval.batch_size = 500
+    config.eval.select = "last"  # or "best-validation", or "best-test" (as the CIFAR-100 reference)
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "sgd"  # or "adamw"
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.momentum = 0.9
+    config.optimizer.nesterov = True
+    config.optimizer.weight_decay = 5e-4  # on every parameter
+    config.optimizer.schedule = "step"  # constant, step or cosine
+    config.optimizer.decay_at = (0.5, 0.75)  # shares of the run at which "step" decays
+    config.optimizer.decay_factor = 0.1
+    config.optimizer.warmup_epochs = 0.0  # linear from 0
+
+    config.sparsity = ConfigDict()
+    config.sparsity.rule = "rst"  # or "dense"
+    config.sparsity.density = 0.05
+    config.sparsity.distribution = "erk"  # uniform, uniform_plus, er, erk, erk_plus
+    config.sparsity.exclude = ()  # path patterns of parameters that stay dense
+    config.sparsity.exact = True  # exact counts per layer, or Bernoulli draws
+
+    config.cka = ConfigDict()
+    config.cka.beta = 1e-4  # 0 switches the penalty off
+    config.cka.samples = 8  # the first n of each device's batch; -1: all
+    config.cka.every = 1  # steps
+    config.cka.batches = 1  # sub-batches of `samples` to average HSIC over
+    config.cka.pairs = "group"  # or "all"
+    config.cka.reduction = "sum"  # or "mean"
+    config.cka.sync = False  # average HSIC over the devices before the ratio
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 0  # steps; 0: each epoch
+    config.checkpoint.keep = 2
+    return config
+
+
+# Fields that may differ when a run is resumed: they do not change what it computes.
+RESUMABLE = ("data.dir", "data.cache_dir", "train.log_every", "checkpoint.every", "checkpoint.keep")
+
+
+def flatten(config: Any) -> dict[str, Any]:
+    """{"cka.beta": 1e-4, ...} of a nested config or of the dict read back from its JSON file."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict | ConfigDict):
+            flat.update({f"{key}.{inner}": leaf for inner, leaf in flatten(value).items()})
+        else:
+            flat[key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def validate(config: ConfigDict, devices: int) -> None:
+    """Raise ConfigError, in one sentence, for the first field that cannot work."""
+    expected = flatten(default_config())
+    for field, value in flatten(config).items():
+        if field.startswith("model.options."):
+            continue
+        if field not in expected:
+            raise ConfigError(unknown("config field", field, expected))
+        _check_type(field, value, expected[field])
+    _check_choices(config)
+    _check_ranges(config)
+    _check_batch(config, devices)
+
+
+def _check_type(field: str, value: Any, default: Any) -> None:
+    allowed: tuple[type, ...] = (type(default),)
+    if isinstance(default, float):
+        allowed = (int, float)
+    if field == "sparsity.distribution":
+        allowed = (str, dict)
+    if not isinstance(value, allowed) or isinstance(value, bool) != isinstance(default, bool):
+        raise ConfigError(
+            f"{field}={value!r} has the wrong type: it takes a {type(default).__name__}, "
+            f"such as {default!r}."
+        )
+
+
+def _check_choices(config: ConfigDict) -> None:
+    choices = {
+        "data.pad_mode": ("reflect", "zero"),
+        "model.dtype": ("float32", "bfloat16"),
+        "train.parallel": ("pmap", "shard_map"),
+        "eval.select": SELECTIONS,
+        "optimizer.name": ("sgd", "adamw"),
+        "optimizer.schedule": ("constant", "step", "cosine"),
+        "cka.pairs": ("group", "all"),
+        "cka.reduction": ("sum", "mean"),
+    }
+    values = flatten(config)
+    for field, known in choices.items():
+        if values[field] not in known:
+            raise ConfigError(unknown(field, values[field], known))
+    if config.eval.select == "best-validation" and config.data.validation == 0:
+        raise ConfigError(
+            "eval.select='best-validation' needs validation data and data.validation is 0: "
+            "hold some out, for example data.validation=0.1, or use eval.select='last'."
+        )
+
+
+def _check_ranges(config: ConfigDict) -> None:
+    values = flatten(config)
+    if config.train.steps <= 0 and config.train.epochs <= 0:
+        raise ConfigError(
+            f"train.epochs={config.train.epochs} and train.steps={config.train.steps} train for "
+            "no step: make one of them positive."
+        )
+    at_least = {
+        "seed": 0,
+        "data.pad": 0,
+        "train.steps": 0,
+        "train.batch_size": 1,
+        "train.log_every": 1,
+        "eval.every": 0,
+        "eval.batch_size": 1,
+        "optimizer.learning_rate": 0,
+        "optimizer.momentum": 0,
+        "optimizer.weight_decay": 0,
+        "optimizer.warmup_epochs": 0,
+        "cka.beta": 0,
+        "cka.every": 1,
+        "cka.batches": 1,
+        "checkpoint.every": 0,
+        "checkpoint.keep": 1,
+    }
+    for field, least in at_least.items():
+        if not values[field] >= least:
+            raise ConfigError(f"{field}={values[field]} is too small: it is at least {least}.")
+    if not 0 < config.sparsity.density <= 1:
+        raise ConfigError(
+            f"sparsity.density={config.sparsity.density} is not in (0, 1]: it is the share of "
+            "weights that is kept, for example 0.05 for 95 % sparsity."
+        )
+    if not 0 <= config.train.label_smoothing < 1:
+        raise ConfigError(f"train.label_smoothing={config.train.label_smoothing} is not in [0, 1).")
+
+
+def _check_batch(config: ConfigDict, devices: int) -> None:
+    batch = config.train.batch_size
+    if batch % devices:
+        raise ConfigError(
+            f"train.batch_size={batch} does not divide over {devices} devices: "
+            f"use {batch // devices * devices or devices}."
+        )
+    if config.cka.beta == 0:
+        return
+    per_device = batch // devices
+    samples = per_device // config.cka.batches if config.cka.samples == -1 else config.cka.samples
+    if samples < 4:
+        raise ConfigError(
+            f"cka.samples={config.cka.samples} gives {samples} samples and debiased CKA needs at "
+            "least 4: use 4 or more, or -1 for the whole batch."
+        )
+    if samples * config.cka.batches > per_device:
+        raise ConfigError(
+            f"cka.samples={samples} in cka.batches={config.cka.batches} needs "
+            f"{samples * config.cka.batches} samples and each device's batch has {per_device}: "
+            "lower cka.samples or raise train.batch_size."
+        )

@@ -1,0 +1,511 @@
+"""`run(config, workdir)`: from a config to a trained sparse network and its report."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from cka_sr_jax.cka import cka_from_hsic, hsic_matrix
+from cka_sr_jax.data import (
+    Dataset,
+    augment,
+    batch_indices,
+    channel_statistics,
+    eval_batches,
+    load_dataset,
+    normalize,
+)
+from cka_sr_jax.models import create_model
+from cka_sr_jax.report import kernel_positions, layer_rows, total_row, write_report
+from cka_sr_jax.sparsity import density, get_masks
+from cka_sr_jax.training.checkpoints import Checkpoints
+from cka_sr_jax.training.config import RESUMABLE, ConfigError, flatten, validate
+from cka_sr_jax.training.metrics import MetricWriter, ProgressReporter, mean_metrics
+from cka_sr_jax.training.optimizer import create_optimizer, create_rule, create_schedule
+from cka_sr_jax.training.parallel import map_devices, replicate
+from cka_sr_jax.training.step import TrainState, create_state, make_eval_step, make_train_step
+
+# The CKA of a trained network is HSIC averaged over this many batches of this many images.
+CKA_BATCHES, CKA_BATCH_SIZE = 4, 128
+
+
+class Experiment(NamedTuple):
+    """What a config means, once everything in it has been checked."""
+
+    config: ConfigDict
+    workdir: Path
+    devices: list[jax.Device]
+    dataset: Dataset
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    model: nn.Module
+    schedule: optax.Schedule
+    tx: optax.GradientTransformationExtraArgs
+    steps: int
+    steps_per_epoch: int
+    state: TrainState
+
+
+def run(config: ConfigDict, workdir: str | Path, console: Console | None = None) -> dict[str, Any]:
+    """Train what `config` describes in `workdir`, evaluate it once on test data, write the report.
+
+    The directory then holds config.json, metrics.jsonl, TensorBoard events, checkpoints/, report/
+    and result.json, whose content is returned. A run that was interrupted goes on from its newest
+    checkpoint and ends with the parameters it would have had otherwise, bit for bit; one that is
+    complete is left alone.
+
+    Raises:
+      ConfigError: the config cannot work, or `workdir` belongs to another one; nothing is written.
+    """
+    console = console or Console(stderr=False)
+    experiment = prepare(config, Path(workdir))
+    result_file = experiment.workdir / "result.json"
+    if result_file.exists():
+        result = json.loads(result_file.read_text())
+        console.print(f"This run is complete: test accuracy {result['test']['accuracy']:.4f}.")
+        console.print(f"Report: {experiment.workdir / 'report' / 'index.html'}", soft_wrap=True)
+        return result
+    _describe(experiment, console)
+    experiment.workdir.mkdir(parents=True, exist_ok=True)
+    _write_json(experiment.workdir / "config.json", config.to_dict())
+    state, seconds, selected = train(experiment, console)
+    return finish(experiment, state, seconds, selected, console)
+
+
+def prepare(config: ConfigDict, workdir: Path) -> Experiment:
+    """Check the config and build all it names, without writing anything.
+
+    Raises:
+      ConfigError: in one sentence, for whatever is wrong with it.
+    """
+    devices = jax.local_devices()
+    validate(config, len(devices))
+    _check_workdir(config, workdir)
+    try:
+        return _build(config, workdir, devices)
+    except ValueError as error:  # each part says in its own words what it cannot work with
+        raise ConfigError(str(error)) from error
+
+
+def _build(config: ConfigDict, workdir: Path, devices: list[jax.Device]) -> Experiment:
+    rule = create_rule(config.sparsity)
+    dataset = load_dataset(config.data)
+    examples = len(dataset.train_labels)
+    if config.train.batch_size > examples:
+        raise ConfigError(
+            f"train.batch_size={config.train.batch_size} is more than the {examples} training "
+            "images: lower it."
+        )
+    mean, std = tuple(config.data.mean), tuple(config.data.std)
+    if not mean and not std:
+        mean, std = channel_statistics(dataset.train_images)
+        std = tuple(s or 1.0 for s in std)
+    steps_per_epoch = examples // config.train.batch_size
+    steps = config.train.steps or math.ceil(config.train.epochs * steps_per_epoch)
+    schedule = create_schedule(config.optimizer, steps, steps_per_epoch)
+    tx = create_optimizer(config.optimizer, schedule, rule, config.seed)
+    model = create_model(
+        config.model.name,
+        dataset.num_classes,
+        dtype=jnp.dtype(config.model.dtype),
+        **config.model.options,
+    )
+    images = normalize(jnp.asarray(dataset.train_images[: config.train.batch_size]), mean, std)
+    state = jax.jit(lambda key: create_state(model, tx, key, images[:2]))(
+        jax.random.key(config.seed)
+    )
+    experiment = Experiment(
+        config, workdir, devices, dataset, mean, std, model, schedule, tx, steps, steps_per_epoch,
+        state,
+    )  # fmt: skip
+    # Tracing the step finds what only shows there, such as a model without a pair of features.
+    shard = {"image": images[: len(images) // len(devices)]}
+    shard["label"] = jnp.zeros(len(shard["image"]), jnp.int32)
+    step = _train_step(experiment)
+    jax.eval_shape(jax.vmap(step, in_axes=(None, 0), axis_name="batch"), state,
+                   jax.tree.map(lambda a: a[None], shard))  # fmt: skip
+    return experiment
+
+
+def _check_workdir(config: ConfigDict, workdir: Path) -> None:
+    if workdir.exists() and not workdir.is_dir():
+        raise ConfigError(f"--workdir={workdir} is a file: name a directory.")
+    stored = workdir / "config.json"
+    if not stored.exists():
+        if workdir.exists() and any(workdir.iterdir()):
+            raise ConfigError(
+                f"--workdir={workdir} holds files and no run: name a new or an empty directory."
+            )
+        return
+    before, now = flatten(json.loads(stored.read_text())), flatten(config)
+    for field in before | now:
+        if field not in RESUMABLE and before.get(field) != now.get(field):
+            raise ConfigError(
+                f"--workdir={workdir} belongs to another config: {field} is "
+                f"{before.get(field)!r} there and {now.get(field)!r} now; pass another --workdir."
+            )
+
+
+def _train_step(experiment: Experiment) -> Callable[..., Any]:
+    config = experiment.config
+    samples = None if config.cka.samples == -1 else config.cka.samples
+    return make_train_step(
+        experiment.model,
+        experiment.tx,
+        beta=config.cka.beta,
+        every=config.cka.every,
+        label_smoothing=config.train.label_smoothing,
+        samples=samples,
+        batches=config.cka.batches,
+        pairs=config.cka.pairs,
+        reduction=config.cka.reduction,
+        axis_name="batch" if config.cka.sync else None,
+    )
+
+
+def train_function(experiment: Experiment) -> Callable[..., Any]:
+    """`(state, indices, data) -> (state, metrics)` on all devices, batches made on the device.
+
+    `indices` [batch] name the step's examples in `data`, {"image": uint8 [n, h, w, c], "label"}.
+    The state passed in is gone afterwards: its memory is used again.
+    """
+    config = experiment.config.data
+    step = _train_step(experiment)
+    # A key of its own, apart from those of the initialisation and the masks.
+    augment_key = jax.random.fold_in(jax.random.key(experiment.config.seed), 1)
+
+    def train_on(state: TrainState, indices: jax.Array, data: dict[str, jax.Array]) -> Any:
+        images = augment(
+            jax.random.fold_in(augment_key, state.step),
+            indices,
+            data["image"][indices],
+            flip=config.flip,
+            pad=config.pad,
+            pad_mode=config.pad_mode,
+        )
+        images = normalize(images, experiment.mean, experiment.std)
+        return step(state, {"image": images, "label": data["label"][indices]})
+
+    return map_devices(
+        train_on,
+        experiment.devices,
+        parallel=experiment.config.train.parallel,
+        donate_state=True,
+    )
+
+
+def eval_function(experiment: Experiment) -> Callable[..., dict[str, float]]:
+    """`(state, images, labels) -> {"loss", "accuracy"}` over all examples, on all devices."""
+    step = make_eval_step(experiment.model)
+
+    def eval_on(state: TrainState, shard: dict[str, jax.Array], _: None) -> Any:
+        images = normalize(shard["image"], experiment.mean, experiment.std)
+        return step(state, {**shard, "image": images})
+
+    mapped = map_devices(eval_on, experiment.devices, parallel=experiment.config.train.parallel)
+    devices = len(experiment.devices)
+
+    def evaluate(state: TrainState, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        size = math.ceil(min(experiment.config.eval.batch_size, len(labels)) / devices) * devices
+        totals: list[dict[str, jax.Array]] = []
+        for indices, weights in eval_batches(len(labels), size):
+            shard = {"image": images[indices], "label": labels[indices], "weight": weights}
+            totals.append(mapped(state, shard, None))
+        sums = {name: sum(float(total[name]) for total in totals) for name in totals[0]}
+        return {
+            "loss": sums["loss"] / sums["weight"],
+            "accuracy": sums["correct"] / sums["weight"],
+        }
+
+    return evaluate
+
+
+def feature_groups(experiment: Experiment) -> dict[str, int]:
+    """{stage: number of features} that the model sows."""
+    features = jax.eval_shape(
+        lambda state, images: _features(experiment, state, images),
+        experiment.state,
+        experiment.dataset.train_images[:2],
+    )
+    return {stage: len(jax.tree.leaves(features[stage])) for stage in features}
+
+
+def _features(experiment: Experiment, state: TrainState, images: jax.Array) -> dict[str, Any]:
+    _, sown = experiment.model.apply(
+        {"params": state.params, "batch_stats": state.batch_stats},
+        normalize(images, experiment.mean, experiment.std),
+        train=False,
+        mutable=["features"],
+    )
+    return sown["features"]
+
+
+def cka_function(experiment: Experiment) -> Callable[[TrainState], np.ndarray | None]:
+    """`state -> [l, l]`, debiased CKA between all features on validation (else training) images.
+
+    HSIC averaged over minibatches before the ratio (Nguyen et al. 2021), in evaluation mode; None
+    for a model with fewer than two features or data with fewer than 4 images.
+    """
+    data = experiment.dataset
+    images = data.validation_images if len(data.validation_labels) else data.train_images
+    size = min(CKA_BATCH_SIZE, len(images))
+    count = max(1, min(CKA_BATCHES, len(images) // size))
+    hsic = jax.jit(lambda state, batch: hsic_matrix(_features(experiment, state, batch)))
+
+    def matrix(state: TrainState) -> np.ndarray | None:
+        if sum(feature_groups(experiment).values()) < 2 or size < 4:
+            return None
+        state = jax.tree.map(lambda a: a.addressable_data(0), state)  # one device will do
+        batches = [images[i * size : (i + 1) * size] for i in range(count)]
+        return np.asarray(cka_from_hsic(sum(hsic(state, batch) for batch in batches) / count))
+
+    return matrix
+
+
+def within_stage(matrix: np.ndarray | None, groups: dict[str, int]) -> float:
+    """Mean CKA over the pairs of features of one stage; NaN where there is no pair."""
+    stage = np.repeat(np.arange(len(groups)), list(groups.values()))
+    pairs = (stage[:, None] == stage[None, :]) & ~np.eye(len(stage), dtype=bool)
+    return float(matrix[pairs].mean()) if matrix is not None and pairs.any() else math.nan
+
+
+def train(experiment: Experiment, console: Console) -> tuple[TrainState, float, dict[str, Any]]:
+    """The training loop; returns the selected weights' state, the seconds, and the selection."""
+    config, dataset = experiment.config, experiment.dataset
+    checkpoints = Checkpoints(experiment.workdir, config.checkpoint.keep)
+    state, best, seconds = _restore(experiment, checkpoints, console)
+    start = int(state.step)
+    state = replicate(state, experiment.devices)
+    data = replicate(
+        {"image": np.asarray(dataset.train_images), "label": dataset.train_labels},
+        experiment.devices,
+    )
+    step_function = train_function(experiment)
+    evaluate, cka_of = eval_function(experiment), cka_function(experiment)
+    groups = feature_groups(experiment)
+    writer = MetricWriter(experiment.workdir, start)
+    began = time.perf_counter()
+    logged = began
+    pending: list[dict[str, jax.Array]] = []
+    with ProgressReporter(experiment.steps, start, console) as progress, _stop_signals() as stop:
+        for step in range(start, experiment.steps):
+            indices = batch_indices(
+                config.seed, step, len(dataset.train_labels), config.train.batch_size
+            )
+            state, metrics = step_function(state, indices, data)
+            pending.append(metrics)
+            done = step + 1
+            last = done == experiment.steps
+            epoch = done / experiment.steps_per_epoch
+            if done % config.train.log_every == 0 or last:
+                values = mean_metrics(jax.device_get(pending))  # waits for the device
+                now = time.perf_counter()
+                rate = len(pending) / (now - logged)
+                pending, logged = [], now
+                progress.update(done, values)
+                writer.write(
+                    "train",
+                    done,
+                    {
+                        "epoch": epoch,
+                        **values,
+                        "learning_rate": float(experiment.schedule(step)),
+                        "density": float(density(get_masks(state.opt_state))),
+                        "steps_per_second": rate,
+                    },
+                )
+            if done % (config.eval.every or experiment.steps_per_epoch) == 0 or last:
+                before = time.perf_counter()
+                split, images, labels = _selection_data(experiment)
+                if len(labels):
+                    values = evaluate(state, images, labels)
+                    best = _update_best(best, values["accuracy"], state)
+                    values["cka_within_stage"] = within_stage(cka_of(state), groups)
+                    writer.write(split, done, {"epoch": epoch, **values})
+                    console.print(
+                        f"step {done}: {split} accuracy {values['accuracy']:.4f}, "
+                        f"within-stage CKA {values['cka_within_stage']:.3f}",
+                        highlight=False,
+                    )
+                logged += time.perf_counter() - before  # the rate is of training alone
+            if done % (config.checkpoint.every or experiment.steps_per_epoch) == 0 or last or stop:
+                checkpoints.save(
+                    done,
+                    {
+                        "state": state,
+                        "best": best,
+                        "seconds": np.array(seconds + time.perf_counter() - began),
+                    },
+                )
+            if stop:
+                checkpoints.close()
+                raise SystemExit(
+                    f"Stopped at step {done} of {experiment.steps}; the same command goes on there."
+                )
+    checkpoints.close()
+    writer.close()
+    seconds += time.perf_counter() - began
+    if config.eval.select == "last":
+        return state, seconds, {"selected": "last", "step": experiment.steps}
+    chosen = replicate(
+        {"params": best["params"], "batch_stats": best["batch_stats"]}, experiment.devices
+    )
+    return (
+        state.replace(**chosen),
+        seconds,
+        {"selected": config.eval.select, "step": int(best["step"])},
+    )
+
+
+def _selection_data(experiment: Experiment) -> tuple[str, np.ndarray, np.ndarray]:
+    """Which images the run is evaluated on as it goes: validation, unless the config says test."""
+    data = experiment.dataset
+    if experiment.config.eval.select == "best-test":
+        return "test-selection", data.test_images, data.test_labels
+    return "validation", data.validation_images, data.validation_labels
+
+
+def _restore(
+    experiment: Experiment, checkpoints: Checkpoints, console: Console
+) -> tuple[TrainState, dict[str, Any], float]:
+    state = experiment.state
+    best: dict[str, Any] = {}
+    if experiment.config.eval.select != "last":
+        best = {
+            "accuracy": np.array(-1.0),
+            "step": np.array(0, np.int32),
+            "params": state.params,
+            "batch_stats": state.batch_stats,
+        }
+    if checkpoints.latest_step() is None:
+        return state, best, 0.0
+    template = {"state": state, "best": best, "seconds": np.array(0.0)}
+    try:
+        stored = checkpoints.restore(template)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    console.print(f"Resuming from step {checkpoints.latest_step()} of {experiment.steps}.")
+    return stored["state"], stored["best"], float(stored["seconds"])
+
+
+def _update_best(best: dict[str, Any], accuracy: float, state: TrainState) -> dict[str, Any]:
+    """`best` or, where this accuracy is higher, a host copy of the state's weights."""
+    if not best or accuracy <= best["accuracy"]:
+        return best
+    return {
+        "accuracy": np.array(accuracy),
+        "step": np.asarray(state.step),
+        "params": jax.device_get(state.params),
+        "batch_stats": jax.device_get(state.batch_stats),
+    }
+
+
+@contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """A list that SIGTERM or Ctrl-C fills, so that the loop can save before it stops."""
+    received: list[int] = []
+
+    def on_signal(number: int, frame: Any) -> None:
+        if received:  # a second one does not wait
+            raise KeyboardInterrupt
+        received.append(number)
+
+    try:
+        before = {s: signal.signal(s, on_signal) for s in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not the main thread: leave signals to whoever owns them
+        before = {}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def finish(
+    experiment: Experiment,
+    state: TrainState,
+    seconds: float,
+    selected: dict[str, Any],
+    console: Console,
+) -> dict[str, Any]:
+    """Evaluate on the test set, then write result.json and the report, and print where it is."""
+    dataset, groups = experiment.dataset, feature_groups(experiment)
+    test = eval_function(experiment)(state, dataset.test_images, dataset.test_labels)
+    matrix = cka_function(experiment)(state)
+    host = jax.device_get(state)
+    variables = {"params": host.params, "batch_stats": host.batch_stats}
+    image = normalize(jnp.asarray(dataset.test_images[:1]), experiment.mean, experiment.std)
+    rows = layer_rows(
+        host.params,
+        get_masks(host.opt_state),
+        kernel_positions(experiment.model, variables, image),
+    )
+    total = total_row(rows)
+    within = within_stage(matrix, groups)
+    result = {
+        "test": {**test, **selected},
+        "density": float(density(get_masks(host.opt_state))),
+        "parameters": total.parameters,
+        "parameters_kept": total.kept,
+        "flops": total.flops,
+        "flops_dense": total.flops_dense,
+        "cka_within_stage": None if math.isnan(within) else within,
+        "steps": experiment.steps,
+        "epochs": experiment.steps / experiment.steps_per_epoch,
+        "wall_seconds": seconds,
+        "devices": f"{len(experiment.devices)} x {experiment.devices[0].device_kind}",
+        "jax": jax.__version__,
+    }
+    _write_json(experiment.workdir / "result.json", result)
+    report = write_report(
+        experiment.workdir,
+        layers=rows,
+        cka_matrix=matrix,
+        feature_names=[f"{stage}.{i}" for stage, count in groups.items() for i in range(count)],
+        feature_groups=[stage for stage, count in groups.items() for _ in range(count)],
+    )
+    console.print(
+        f"Test accuracy {test['accuracy']:.4f}, density {result['density']:.4f}, "
+        f"{seconds:.1f} s of training.",
+        highlight=False,
+    )
+    console.print(f"Report: {report}", soft_wrap=True, highlight=False)
+    return result
+
+
+def _describe(experiment: Experiment, console: Console) -> None:
+    config, data = experiment.config, experiment.dataset
+    shape = "x".join(map(str, data.train_images.shape[1:]))
+    masks = get_masks(experiment.state.opt_state)
+    console.print(
+        f"{data.name}: {len(data.train_labels)} training, {len(data.validation_labels)} validation "
+        f"and {len(data.test_labels)} test images of {shape} in {data.num_classes} classes\n"
+        f"{config.model.name}: {sum(p.size for p in jax.tree.leaves(experiment.state.params)):,} "
+        f"parameters; rule {config.sparsity.rule}, density {float(density(masks)):.4f} of its "
+        f"kernels; CKA-SR beta {config.cka.beta:g}\n"
+        f"{experiment.steps} steps of {config.train.batch_size} images on "
+        f"{len(experiment.devices)} x {experiment.devices[0].device_kind}",
+        highlight=False,
+    )
+
+
+def _write_json(path: Path, content: Any) -> None:
+    """Write a whole file or none of it."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)

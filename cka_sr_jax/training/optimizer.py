@@ -1,0 +1,60 @@
+"""The optimiser that a config describes: schedule, weight decay, and `sparsify` around it."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from cka_sr_jax.sparsity import Rule, make_rule, sparsify
+
+
+def create_schedule(config: ConfigDict, steps: int, steps_per_epoch: int) -> optax.Schedule:
+    """Learning rate as a function of the step: constant, step or cosine, after a linear warm-up.
+
+    Args:
+      config: a run's `config.optimizer`.
+      steps: length of the run.
+      steps_per_epoch: unit of the warm-up.
+    """
+    peak = config.learning_rate
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    if config.schedule == "step":
+        boundaries = {round(share * steps): config.decay_factor for share in config.decay_at}
+        main = optax.piecewise_constant_schedule(peak, boundaries)
+    elif config.schedule == "cosine":
+        cosine = optax.cosine_decay_schedule(peak, max(1, steps - warmup))
+        main = lambda step: cosine(jnp.maximum(step - warmup, 0))  # noqa: E731
+    else:
+        main = optax.constant_schedule(peak)
+    if warmup == 0:
+        return main
+    return lambda step: main(step) * jnp.minimum(1.0, (step + 1) / warmup)
+
+
+def create_rule(config: ConfigDict) -> Rule:
+    """The sparse-training rule of a run's `config.sparsity`."""
+    if config.rule == "dense":
+        return make_rule("dense")
+    options = {key: value for key, value in config.items() if key != "rule"}
+    if isinstance(options["distribution"], ConfigDict):
+        options["distribution"] = options["distribution"].to_dict()
+    return make_rule(config.rule, **options)
+
+
+def create_optimizer(
+    config: ConfigDict, schedule: optax.Schedule, rule: Rule, seed: int
+) -> optax.GradientTransformationExtraArgs:
+    """SGD (weight decay added to the gradient, as PyTorch does) or AdamW, inside `sparsify`.
+
+    Args:
+      config: a run's `config.optimizer`.
+    """
+    if config.name == "sgd":
+        inner = optax.chain(
+            optax.add_decayed_weights(config.weight_decay),
+            optax.sgd(schedule, momentum=config.momentum or None, nesterov=config.nesterov),
+        )
+    else:
+        inner = optax.adamw(schedule, weight_decay=config.weight_decay)
+    return sparsify(inner, rule, seed=seed)

@@ -1,0 +1,83 @@
+"""Data sets by name: the digits, and how the validation split is taken."""
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from sklearn import datasets
+
+from cka_sr_jax.data import load_dataset, load_digits
+
+
+def data_config(**fields):
+    return ConfigDict({"name": "digits", "dir": "", "cache_dir": "", "validation": 0.0} | fields)
+
+
+def test_the_digits_are_scikit_learns():
+    (train, train_labels), (test, test_labels), num_classes = load_digits()
+    images = np.concatenate([train, test])
+    labels = np.concatenate([train_labels, test_labels])
+    assert (images.dtype, images.shape, num_classes) == (np.uint8, (1797, 8, 8, 1), 10)
+    assert labels.dtype == np.int32
+    assert (images.min(), images.max()) == (0, 255)
+    raw, raw_labels = datasets.load_digits(return_X_y=True)
+    ink = np.round(images.reshape(-1, 64) * (16 / 255))
+    ours = sorted(zip(map(bytes, ink.astype(np.uint8)), labels.tolist(), strict=True))
+    theirs = sorted(zip(map(bytes, raw.astype(np.uint8)), raw_labels.tolist(), strict=True))
+    assert ours == theirs
+
+
+def test_the_digits_test_split_is_stratified_and_fixed():
+    (_, train_labels), (test, test_labels), _ = load_digits()
+    of_class = np.bincount(train_labels) + np.bincount(test_labels)
+    assert np.all(np.abs(np.bincount(test_labels) - 0.2 * of_class) <= 1)
+    # Written down once: every figure on the digits depends on these images.
+    assert len(test_labels) == 360
+    assert test_labels[:12].tolist() == [7, 1, 7, 3, 5, 9, 3, 2, 3, 3, 8, 5]
+    assert test[:3].sum(dtype=np.int64) == 14660
+    np.testing.assert_array_equal(test, load_digits()[1][0])
+
+
+def test_without_validation_nothing_is_held_out():
+    data = load_dataset(data_config())
+    assert data.name == "digits"
+    assert (len(data.train_labels), len(data.test_labels)) == (1437, 360)
+    assert data.validation_images.shape == (0, 8, 8, 1)
+    assert data.validation_labels.shape == (0,)
+
+
+def test_validation_is_the_end_of_the_train_split():
+    whole = load_dataset(data_config())
+    data = load_dataset(data_config(validation=0.25))
+    assert len(data.validation_labels) == round(0.25 * 1437)
+    images = np.concatenate([data.train_images, data.validation_images])
+    labels = np.concatenate([data.train_labels, data.validation_labels])
+    np.testing.assert_array_equal(images, whole.train_images)
+    np.testing.assert_array_equal(labels, whole.train_labels)
+    np.testing.assert_array_equal(data.test_images, whole.test_images)
+    # The digits' train split is shuffled, so its end has every class.
+    assert np.bincount(data.validation_labels).min() > 20
+
+
+@pytest.mark.parametrize("validation", [1.0, -0.1, 7, "0.1", True, None, float("nan")])
+def test_a_wrong_validation_share_is_refused(validation):
+    with pytest.raises(ValueError, match=r"^data\.validation is .*; expected the share"):
+        load_dataset(data_config(validation=validation))
+
+
+@pytest.mark.parametrize("validation", [1e-6, 1 - 1e-6])
+def test_a_share_that_leaves_a_split_empty_is_refused(validation):
+    with pytest.raises(ValueError, match="expected a share that leaves images in both"):
+        load_dataset(data_config(validation=validation))
+
+
+@pytest.mark.parametrize("name", ["", None, 3])
+def test_a_missing_name_is_refused(name):
+    with pytest.raises(ValueError, match=r"^data\.name is .*; expected 'digits' or"):
+        load_dataset(data_config(name=name))
+
+
+def test_a_missing_field_is_refused():
+    config = data_config()
+    del config.cache_dir
+    with pytest.raises(ValueError, match="no field 'cache_dir'; add it"):
+        load_dataset(config)

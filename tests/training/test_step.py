@@ -1,0 +1,162 @@
+"""The pure train and eval steps: the loss they minimise, and one device against four."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cka_sr_jax import apply_masks, cka_penalty, get_masks, make_rule, sparsify
+from cka_sr_jax.models import create_model
+from cka_sr_jax.training import (
+    create_state,
+    cross_entropy,
+    make_eval_step,
+    make_train_step,
+    map_devices,
+    replicate,
+)
+
+IMAGES = jax.random.normal(jax.random.key(1), (32, 8, 8, 1))
+LABELS = jnp.arange(32, dtype=jnp.int32) % 10
+BATCH = {"image": IMAGES, "label": LABELS}
+
+
+def mlp():
+    return create_model("mlp", 10, hidden=(24, 24, 24))
+
+
+def make_tx(density=0.3):
+    return sparsify(optax.sgd(0.1, momentum=0.9), make_rule("rst", density=density))
+
+
+def test_cross_entropy_with_label_smoothing():
+    logits = np.array([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]], np.float32)
+    logp = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    plain = -logp[[0, 1], [2, 0]]
+    np.testing.assert_allclose(cross_entropy(logits, jnp.array([2, 0])), plain, rtol=1e-6)
+    smooth = 0.9 * plain - 0.1 * logp.mean(1)
+    np.testing.assert_allclose(cross_entropy(logits, jnp.array([2, 0]), 0.1), smooth, rtol=1e-6)
+
+
+def test_step_minimises_task_loss_plus_beta_times_penalty():
+    model, tx = mlp(), make_tx()
+    state = create_state(model, tx, jax.random.key(0), IMAGES[:2])
+    step = make_train_step(model, tx, beta=0.1, samples=8)
+
+    def loss(params):
+        logits, sown = model.apply({"params": params}, IMAGES, train=True, mutable=["features"])
+        penalty = cka_penalty(jax.tree.map(lambda x: x[:8], sown["features"]))
+        return cross_entropy(logits, LABELS).mean() + 0.1 * penalty, penalty
+
+    (value, penalty), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+    updates, _ = tx.update(grads, state.opt_state, state.params)
+    expected = optax.apply_updates(state.params, updates)
+    after, metrics = jax.jit(step, static_argnums=2)(state, BATCH, None)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after.params, expected)
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    np.testing.assert_allclose(metrics["cka_penalty"], penalty, rtol=1e-4)
+    assert after.step == 1
+
+
+def test_penalty_only_in_every_third_step():
+    model, tx = mlp(), make_tx()
+    state = create_state(model, tx, jax.random.key(0), IMAGES[:2])
+    with_penalty = jax.jit(
+        make_train_step(model, tx, beta=0.5, every=3, samples=8), static_argnums=2
+    )
+    without = jax.jit(make_train_step(model, tx), static_argnums=2)
+    for step in range(5):
+        plain, _ = without(state, BATCH, None)
+        state, metrics = with_penalty(state, BATCH, None)
+        equal = jax.tree.map(lambda a, b: bool((a == b).all()), state.params, plain.params)
+        assert all(jax.tree.leaves(equal)) == (step % 3 != 0)
+        assert jnp.isnan(metrics["cka_penalty"]) == (step % 3 != 0)
+        if step % 3:
+            np.testing.assert_allclose(metrics["loss"], metrics["task_loss"])
+
+
+@pytest.mark.parametrize("parallel", ["pmap", "shard_map"])
+def test_four_devices_train_as_one(parallel):
+    """Without BatchNorm: 4 devices of 8 images against one of 32 with 4 CKA sub-batches of 8."""
+    model, tx = mlp(), make_tx()
+    state = create_state(model, tx, jax.random.key(0), IMAGES[:2])
+    alone = jax.jit(make_train_step(model, tx, beta=0.1, samples=8, batches=4), static_argnums=2)
+    step = make_train_step(model, tx, beta=0.1, samples=8, axis_name="batch")
+    devices = jax.devices()[:4]
+    assert len(devices) == 4
+    mapped = map_devices(
+        lambda state, batch, _: step(state, batch), devices, parallel=parallel, donate_state=True
+    )
+    one, many = state, replicate(state, devices)
+    for _ in range(5):
+        one, one_metrics = alone(one, BATCH, None)
+        many, many_metrics = mapped(many, BATCH, None)
+        jax.block_until_ready(many)  # fake devices dead-lock on few cores otherwise
+    # The state that was replicated is still there: only its copies were donated.
+    assert state.params["head"]["kernel"].shape == (24, 10)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one.params, many.params)
+    for name in one_metrics:
+        np.testing.assert_allclose(one_metrics[name], many_metrics[name], rtol=1e-4)
+    for mask, mask_one in zip(
+        jax.tree.leaves(get_masks(many.opt_state)),
+        jax.tree.leaves(get_masks(one.opt_state)),
+        strict=True,
+    ):
+        shards = [np.asarray(shard.data) for shard in mask.addressable_shards]
+        assert len(shards) == 4
+        for shard in shards:
+            np.testing.assert_array_equal(shard.reshape(mask_one.shape), mask_one)
+
+
+def test_vmap_stands_for_devices_in_a_test():
+    model, tx = mlp(), make_tx()
+    state = create_state(model, tx, jax.random.key(0), IMAGES[:2])
+    step = make_train_step(model, tx, beta=0.1, samples=8)
+    shards = jax.tree.map(lambda a: a.reshape(2, 16, *a.shape[1:]), BATCH)
+    states, _ = jax.vmap(step, in_axes=(None, 0), axis_name="batch")(state, shards)
+    for leaf in jax.tree.leaves(states.params):
+        np.testing.assert_array_equal(leaf[0], leaf[1])
+
+
+def test_batch_norm_statistics_are_averaged_over_devices():
+    model = create_model("resnet8", 10, width=4)
+    tx = make_tx()
+    state = create_state(model, tx, jax.random.key(0), IMAGES[:2])
+    step = make_train_step(model, tx)
+    shards = jax.tree.map(lambda a: a.reshape(2, 16, *a.shape[1:]), BATCH)
+    states, _ = jax.jit(jax.vmap(step, in_axes=(None, 0), axis_name="batch"))(state, shards)
+    mean = states.batch_stats["stem_bn"]["mean"]
+    np.testing.assert_array_equal(mean[0], mean[1])
+    assert (mean[0] != state.batch_stats["stem_bn"]["mean"]).any()
+
+
+def test_eval_step_leaves_padding_out():
+    model, tx = mlp(), make_tx()
+    state = create_state(model, tx, jax.random.key(0), IMAGES[:2])
+    weight = jnp.ones(32).at[20:].set(0)
+    sums = make_eval_step(model)(state, {**BATCH, "weight": weight}, None)
+    logits = model.apply({"params": state.params}, IMAGES[:20], train=False)
+    np.testing.assert_allclose(sums["loss"], cross_entropy(logits, LABELS[:20]).sum(), rtol=1e-5)
+    assert sums["correct"] == (logits.argmax(-1) == LABELS[:20]).sum()
+    assert sums["weight"] == 20
+
+
+def test_initial_parameters_are_pruned():
+    state = create_state(mlp(), make_tx(0.1), jax.random.key(0), IMAGES[:2])
+    masked = apply_masks(state.params, get_masks(state.opt_state))
+    jax.tree.map(np.testing.assert_array_equal, masked, state.params)
+
+
+def test_a_third_party_model_without_features_trains_with_beta_zero():
+    class Plain(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            return nn.Dense(10)(x.reshape(len(x), -1))
+
+    tx = make_tx()
+    state = create_state(Plain(), tx, jax.random.key(0), IMAGES[:2])
+    state, metrics = make_train_step(Plain(), tx)(state, BATCH, None)
+    assert "cka_penalty" not in metrics
+    assert jnp.isfinite(metrics["loss"])
