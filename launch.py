@@ -1,4 +1,4 @@
-"""Train a sparse network: python launch.py --config=configs/digits.py [--config.FIELD=VALUE ...]."""
+"""Train a sparse network: python launch.py --config=configs/digits.py --config.FIELD=VALUE."""
 
 from __future__ import annotations
 

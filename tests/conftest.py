@@ -1,4 +1,4 @@
-"""Settings every test runs under: strict dtype and rank promotion, warnings as errors (pyproject)."""
+"""Settings that every test runs under: four fake devices, no implicit rank promotion."""
 
 import os
 

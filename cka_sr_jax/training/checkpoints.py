@@ -40,7 +40,7 @@ class Checkpoints:
           ValueError: it has other leaves, shapes or types than the template, for example no masks
             or masks of another model.
         """
-        stored = self._restore_flat()
+        stored = self.arrays()
         expected = _flatten(template)
         for path in expected | stored:
             if path not in stored or path not in expected:
@@ -57,7 +57,8 @@ class Checkpoints:
                 )
         return jax.tree.unflatten(jax.tree.structure(template), [stored[p] for p in expected])
 
-    def _restore_flat(self) -> dict[str, np.ndarray]:
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The newest checkpoint as {path: array}, such as "state.params.head.kernel"."""
         step = self._manager.latest_step()
         metadata = self._manager.item_metadata(step)
         # Host arrays, whatever devices wrote them.

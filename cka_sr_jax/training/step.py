@@ -126,7 +126,7 @@ def make_eval_step(model: nn.Module) -> Callable[..., Metrics]:
     def eval_step(
         state: TrainState, batch: dict[str, Array], axis_name: str | None = "batch"
     ) -> Metrics:
-        logits = model.apply(
+        logits: Any = model.apply(
             {"params": state.params, "batch_stats": state.batch_stats}, batch["image"], train=False
         )
         correct = jnp.argmax(logits, -1) == batch["label"]

@@ -1,0 +1,191 @@
+"""The report's figures, each a function from numbers to the bytes of a PNG.
+
+They use Matplotlib's `Figure` alone: `pyplot` would keep every figure and pick a window backend.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from cka_sr_jax.report.layers import LayerRow
+
+Record = Mapping[str, Any]  # one line of metrics.jsonl
+
+# Blue, vermilion and green of Okabe and Ito's set, which colour-blind readers can tell apart.
+BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
+SPLITS = {
+    "train": ("training", BLUE),
+    "validation": ("validation", VERMILION),
+    "test-selection": ("test set (used for selection)", VERMILION),
+}
+
+
+def learning_curves(records: Sequence[Record]) -> bytes:
+    """Loss, accuracy and learning rate over epochs, with a line for each split that logged them."""
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    loss, accuracy, rate = figure.subplots(1, 3)
+    _plot_splits(loss, records, "loss", "loss (nats)")
+    _plot_splits(accuracy, records, "accuracy", "accuracy (%)")
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    _plot_splits(rate, records, "learning_rate", "learning rate (per step)")
+    rate.set_ylim(bottom=0)
+    return _png(figure)
+
+
+def cka_curve(records: Sequence[Record]) -> bytes:
+    """Mean within-stage CKA over epochs and, where it was logged, the penalty's value below it."""
+    has_penalty = len(series(records, "train", "cka_penalty")[0]) > 0
+    figure = Figure(figsize=(6, 5.6 if has_penalty else 4), layout="constrained")
+    axes = figure.subplots(2 if has_penalty else 1, 1, sharex=True, squeeze=False)[:, 0]
+    _plot_splits(axes[0], records, "cka_within_stage", "mean within-stage CKA (0 to 1)")
+    low = min(0.0, *series(records, "validation", "cka_within_stage")[1],
+              *series(records, "test-selection", "cka_within_stage")[1], 0.0)  # fmt: skip
+    axes[0].set_ylim(1.1 * low, 1.02)
+    if has_penalty:
+        axes[0].set_xlabel("")
+        _plot_splits(axes[1], records, "cka_penalty", "CKA penalty before beta")
+    return _png(figure)
+
+
+def cka_heatmap(matrix: np.ndarray, names: Sequence[str], groups: Sequence[str]) -> bytes:
+    """CKA between all features on a colour scale fixed to [0, 1], stage boundaries drawn.
+
+    Debiased CKA can be below 0; it has the colour of 0, and the scale says so. NaN is grey.
+
+    Args:
+      matrix: [L, L].
+      names: L names, one per feature.
+      groups: L stage names; the features of a stage stand next to each other.
+
+    Raises:
+      ValueError: the three don't agree on L.
+    """
+    size = len(names)
+    if matrix.shape != (size, size) or len(groups) != size:
+        raise ValueError(
+            f"a CKA matrix of shape {matrix.shape} does not fit {size} names and "
+            f"{len(groups)} groups."
+        )
+    figure = Figure(figsize=(6, 5.6), layout="constrained")
+    axes = figure.subplots()
+    colours = colormaps["viridis"].with_extremes(bad="lightgrey")
+    image = axes.imshow(matrix, vmin=0, vmax=1, cmap=colours, interpolation="nearest")
+    clipped = "min" if size and np.nanmin(matrix, initial=0) < 0 else "neither"
+    figure.colorbar(image, ax=axes, label="CKA (0 to 1)", shrink=0.8, extend=clipped)
+    outline = [withStroke(linewidth=3, foreground="black")]  # white alone drowns in the yellow
+    for i in _boundaries(groups):
+        axes.axhline(i - 0.5, color="white", linewidth=1.4, path_effects=outline)
+        axes.axvline(i - 0.5, color="white", linewidth=1.4, path_effects=outline)
+    _label_features(axes, names, groups)
+    if size <= 12:
+        _write_values(axes, matrix)
+    return _png(figure)
+
+
+def density_bars(rows: Sequence[LayerRow]) -> bytes:
+    """Density in percent of each parameter array of rank 2 or more, one bar each."""
+    kernels = [row for row in rows if len(row.shape) >= 2]
+    figure = Figure(figsize=(9, 1.1 + 0.24 * max(len(kernels), 4)), layout="constrained")
+    axes = figure.subplots()
+    if not kernels:
+        _say(axes, "no kernels")
+        return _png(figure)
+    percent = [100 * row.density for row in kernels]
+    bars = axes.barh(range(len(kernels)), percent, color=BLUE, height=0.75)
+    axes.bar_label(bars, [f"{value:.3g}" for value in percent], padding=3, fontsize=9)
+    axes.set_yticks(range(len(kernels)), [row.path for row in kernels], parse_math=False)
+    axes.set_ylim(len(kernels) - 0.4, -0.6)  # the first layer on top
+    axes.set_xlim(0, 1.1 * max(percent) or 1)
+    axes.set_xlabel("density: kept weights (%)")
+    _tidy(axes)
+    axes.grid(visible=False, axis="y")
+    return _png(figure)
+
+
+def series(records: Sequence[Record], split: str, name: str) -> tuple[list[float], list[float]]:
+    """(epochs, values) of the records of a split that hold a finite value of that name."""
+    points = [
+        (float(record["epoch"]), float(record[name]))
+        for record in records
+        if record.get("split") == split and _finite(record.get(name), record.get("epoch"))
+    ]
+    return [epoch for epoch, _ in points], [value for _, value in points]
+
+
+def _finite(*values: Any) -> bool:
+    return all(value is not None and math.isfinite(value) for value in values)
+
+
+def _plot_splits(axes: Axes, records: Sequence[Record], name: str, label: str) -> None:
+    drawn = []
+    for split, (split_label, colour) in SPLITS.items():
+        epochs, values = series(records, split, name)
+        if epochs:
+            marker = "o" if len(epochs) <= 40 else ""  # a line through one point is invisible
+            axes.plot(epochs, values, marker, ls="-", color=colour, ms=3.5, label=split_label)
+            drawn.append(split)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(label)
+    _tidy(axes)
+    if not drawn:
+        _say(axes, "not logged")
+    elif drawn != ["train"]:
+        axes.legend(frameon=False)
+
+
+def _tidy(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+
+
+def _say(axes: Axes, text: str) -> None:
+    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color="0.4")
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _boundaries(groups: Sequence[str]) -> list[int]:
+    """Indices at which another stage begins."""
+    return [i for i in range(1, len(groups)) if groups[i] != groups[i - 1]]
+
+
+def _label_features(axes: Axes, names: Sequence[str], groups: Sequence[str]) -> None:
+    """The names where there is room for them, else the stages at their middle."""
+    ticks: list[float] = list(range(len(names)))
+    labels = list(names)
+    if len(names) > 30:
+        edges = [0, *_boundaries(groups), len(groups)]
+        ticks = [(a + b - 1) / 2 for a, b in zip(edges, edges[1:], strict=False)]
+        labels = [groups[a] for a in edges[:-1]]
+    axes.set_xticks(ticks, labels, rotation=90, parse_math=False)
+    axes.set_yticks(ticks, labels, parse_math=False)
+    axes.tick_params(length=0, labelsize=10 if len(labels) <= 12 else 8)
+
+
+def _write_values(axes: Axes, matrix: np.ndarray) -> None:
+    for (i, j), value in np.ndenumerate(matrix):
+        if math.isfinite(value):
+            colour = "black" if value > 0.5 else "white"
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
+
+
+def _png(figure: Figure) -> bytes:
+    for axes in figure.axes:
+        if axes.get_xlabel() == "epoch" and len(axes.get_xticks()):
+            axes.xaxis.set_major_locator(MaxNLocator(6))
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)
+    figure.savefig(buffer, format="png", dpi=130)
+    return buffer.getvalue()

@@ -1,0 +1,246 @@
+"""The report's page: one HTML text that needs no other file."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from cka_sr_jax.report.layers import LayerRow, fold_vectors, row_text, total_row
+
+DISCLAIMER = "Masked weights save parameters and FLOPs on paper, not time on dense hardware."
+
+# Dotted path in result.json -> the words and the format for it; others are shown as they are.
+RESULTS = {
+    "test.accuracy": ("Test accuracy", "{:.2%}"),
+    "test.loss": ("Test loss (nats)", "{:.4f}"),
+    "test.selected": ("Weights taken from", "{}"),
+    "test.step": ("Step of these weights", "{:,}"),
+    "density": ("Density of the masked kernels", "{:.4f}"),
+    "parameters": ("Parameters", "{:,}"),
+    "parameters_kept": ("Parameters kept", "{:,}"),
+    "flops_dense": ("FLOPs per example, dense", "{:,}"),
+    "flops": ("FLOPs per example, sparse", "{:,}"),
+    "cka_within_stage": ("Mean within-stage CKA", "{:.4f}"),
+    "steps": ("Steps", "{:,}"),
+    "epochs": ("Epochs", "{:g}"),
+    "wall_seconds": ("Training time (s)", "{:,.1f}"),
+}
+
+STYLE = """
+:root { color-scheme: light dark; --text: #1c1e21; --back: #fff; --soft: #5b6168; --line: #dcdfe3;
+  --warn: #8a2b00; --warn-back: #fff0e6; }
+@media (prefers-color-scheme: dark) { :root { --text: #e6e8ea; --back: #16181b; --soft: #a3a9b0;
+  --line: #34383d; --warn: #ffb98a; --warn-back: #3a2113; } }
+body { margin: 2rem auto; max-width: 70rem; padding: 0 1.25rem; color: var(--text);
+  background: var(--back); font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin-bottom: .25rem; }
+h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; }
+.soft, figcaption { color: var(--soft); }
+.warning { color: var(--warn); background: var(--warn-back); border-left: 4px solid var(--warn);
+  padding: .6rem 1rem; font-weight: 600; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .2rem .9rem .2rem 0; text-align: left; border-bottom: 1px solid var(--line);
+  overflow-wrap: anywhere; }
+.layers { width: 100%; }
+.layers th, .layers td { white-space: nowrap; }
+.layers :is(th, td):nth-child(n + 3) { text-align: right; padding: .2rem 0 .2rem .9rem; }
+thead th { color: var(--soft); font-weight: 600; }
+tbody th { font-weight: 400; }
+tfoot th, tfoot td { font-weight: 700; border-bottom: 0; }
+.results th { color: var(--soft); padding-right: 2rem; }
+figure { margin: 0 0 1rem; }
+figcaption { font-size: .85rem; margin-top: .35rem; }
+img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1.5rem; }
+pre { overflow-x: auto; font-size: .85rem; }
+summary { cursor: pointer; }
+"""
+
+
+def render_page(
+    config: Mapping[str, Any],
+    result: Mapping[str, Any],
+    layers: Sequence[LayerRow],
+    figures: Mapping[str, bytes],
+) -> str:
+    """The page as one HTML text, images inlined, all text escaped.
+
+    Args:
+      config: of config.json; result: of result.json. Both nested; keys that are absent are left
+        out or shown as unknown.
+      layers: of `layer_rows`.
+      figures: PNGs "learning_curves", "cka_curve", "density" and, where the model has features to
+        compare, "cka_heatmap".
+    """
+    title = page_title(config, result)
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(title)}</title>
+<style>{STYLE}</style>
+</head>
+<body>
+<h1>{escape(title)}</h1>
+{_penalty(config)}
+{_selection_warning(result)}
+<h2>Results</h2>
+{_results_table(result)}
+<p>{DISCLAIMER}</p>
+<h2>Learning curves</h2>
+{_learning(figures)}
+<h2>Similarity of the features</h2>
+{_similarity(figures)}
+<h2>Layers</h2>
+{_layers(layers, figures)}
+<h2>Config</h2>
+<details><summary>config.json</summary><pre>{escape(json.dumps(config, indent=2))}</pre></details>
+</body>
+</html>
+"""
+
+
+def page_title(config: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+    """For example "resnet20 on cifar10: rst, density 0.05, beta 0.0001"."""
+    flat = flatten(config)
+    # The measured density: a dense rule ignores the config's.
+    density = result.get("density", flat.get("sparsity.density"))
+    return (
+        f"{_known(flat.get('model.name'))} on {_known(flat.get('data.name'))}: "
+        f"{_known(flat.get('sparsity.rule'))}, density {_known(density)}, "
+        f"beta {_known(flat.get('cka.beta'))}"
+    )
+
+
+def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"test.accuracy": 0.9, ...}: the leaves of nested mappings by dotted path."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def selected_on_test(result: Mapping[str, Any]) -> bool:
+    """Whether result["test"]["selected"] has the word "test" in it, as "best-test" has."""
+    selected = str(flatten(result).get("test.selected"))
+    return "test" in re.split(r"[\W_]+", selected.lower())  # whole words: "latest" has it too
+
+
+def _known(value: Any) -> str:
+    if value is None:
+        return "unknown"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _penalty(config: Mapping[str, Any]) -> str:
+    if flatten(config).get("cka.beta") == 0:
+        return '<p class="soft">The CKA-SR penalty was off (beta is 0).</p>'
+    return ""
+
+
+def _selection_warning(result: Mapping[str, Any]) -> str:
+    if not selected_on_test(result):
+        return ""
+    return (
+        '<p class="warning" role="note">Selected on the test set: these weights are the ones that '
+        "did best on the test images, so the test accuracy is too high to be an estimate for new "
+        "data.</p>"
+    )
+
+
+def _results_table(result: Mapping[str, Any]) -> str:
+    flat = flatten(result)
+    order = [*(key for key in RESULTS if key in flat), *(key for key in flat if key not in RESULTS)]
+    rows = [
+        f'<tr><th scope="row">{escape(label)}</th><td>{escape(text)}</td></tr>'
+        for label, text in (_result(key, flat[key]) for key in order)
+    ]
+    return f'<table class="results"><tbody>\n{_lines(rows)}\n</tbody></table>'
+
+
+def _result(key: str, value: Any) -> tuple[str, str]:
+    label, form = RESULTS.get(key, (key, "{}"))
+    if value is None:
+        return label, "not computed"
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and key in RESULTS:
+        return label, form.format(value)
+    return label, _known(value)
+
+
+def _learning(figures: Mapping[str, bytes]) -> str:
+    return _figure(
+        figures["learning_curves"],
+        "Loss, accuracy and learning rate over epochs",
+        "From metrics.jsonl: loss, accuracy and learning_rate. The training loss includes beta "
+        "times the CKA penalty; training values are means over the steps since the last record.",
+    )
+
+
+def _similarity(figures: Mapping[str, bytes]) -> str:
+    curve = _figure(
+        figures["cka_curve"],
+        "Mean within-stage CKA over epochs",
+        "From metrics.jsonl: cka_within_stage, the mean CKA over the pairs of features of one "
+        "stage, and cka_penalty, where the run logged it.",
+    )
+    if "cka_heatmap" not in figures:
+        return f'{curve}\n<p class="soft">This run has no CKA matrix of the trained network.</p>'
+    heatmap = _figure(
+        figures["cka_heatmap"],
+        "CKA between the features of the trained network",
+        "From cka_matrix.csv: CKA between the features of the trained network, with the weights "
+        "that the results are of. Lines separate the stages.",
+    )
+    return f'<div class="pair">\n{curve}\n{heatmap}\n</div>'
+
+
+def _layers(layers: Sequence[LayerRow], figures: Mapping[str, bytes]) -> str:
+    header = "".join(
+        f'<th scope="col">{name}</th>'
+        for name in (
+            "layer", "shape", "parameters", "kept", "density", "FLOPs dense", "FLOPs sparse",
+        )
+    )  # fmt: skip
+    body = [_layer(row) for row in fold_vectors(layers)]
+    table = (
+        f'<div class="scroll"><table class="layers">\n<thead><tr>{header}</tr></thead>\n'
+        f"<tbody>\n{_lines(body)}\n</tbody>\n<tfoot>{_layer(total_row(layers))}</tfoot>\n"
+        "</table></div>"
+    )
+    note = (
+        '<p class="soft">FLOPs are those of one example\'s forward pass, 2 per multiply-add of a '
+        "kernel; biases, normalisation and activations count 0. Densities are counted on the "
+        "masks. The total counts every parameter, those that stay dense too. layers.csv lists "
+        "each array.</p>"
+    )
+    caption = "From layers.csv: the share of weights kept in each array of rank 2 or more."
+    bars = _figure(figures["density"], "Density of each layer", caption)
+    return f"{table}\n{note}\n{bars}"
+
+
+def _layer(row: LayerRow) -> str:
+    path, *cells = row_text(row)
+    columns = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+    return f'<tr><th scope="row">{escape(path)}</th>{columns}</tr>'
+
+
+def _figure(png: bytes, alt: str, caption: str) -> str:
+    data = base64.b64encode(png).decode()
+    return (
+        f'<figure><img alt="{escape(alt)}" src="data:image/png;base64,{data}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
+
+
+def _lines(rows: Sequence[str]) -> str:
+    return "\n".join(rows)

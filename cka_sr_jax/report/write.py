@@ -1,0 +1,78 @@
+"""`write_report`: from the files of a work directory to the files of its report."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cka_sr_jax.report.figures import cka_curve, cka_heatmap, density_bars, learning_curves
+from cka_sr_jax.report.html import render_page
+from cka_sr_jax.report.layers import LayerRow
+
+
+def write_report(
+    workdir: str | Path,
+    *,
+    layers: Sequence[LayerRow],
+    cka_matrix: np.ndarray | None,
+    feature_names: Sequence[str],
+    feature_groups: Sequence[str],
+) -> Path:
+    """Write `workdir`/report/ and return the path of its index.html, which stands on its own.
+
+    Next to the page lie the figures as PNGs, layers.csv and, with a CKA matrix, cka_matrix.csv.
+
+    Args:
+      workdir: holds config.json, result.json and, if the run logged anything, metrics.jsonl.
+      layers: of `layer_rows`.
+      cka_matrix: CKA [L, L] between the trained network's features; None: no heat map.
+      feature_names: L names; feature_groups: the stage of each.
+
+    Raises:
+      FileNotFoundError: config.json or result.json is missing.
+      ValueError: the matrix, the names and the groups don't agree on L.
+    """
+    workdir = Path(workdir)
+    config = json.loads((workdir / "config.json").read_text())
+    result = json.loads((workdir / "result.json").read_text())
+    records = read_metrics(workdir / "metrics.jsonl")
+    figures = {
+        "learning_curves": learning_curves(records),
+        "cka_curve": cka_curve(records),
+        "density": density_bars(layers),
+    }
+    if cka_matrix is not None:
+        figures["cka_heatmap"] = cka_heatmap(cka_matrix, feature_names, feature_groups)
+
+    report = workdir / "report"
+    report.mkdir(exist_ok=True)
+    for name, png in figures.items():
+        (report / f"{name}.png").write_bytes(png)
+    shapes_as_text = (row._replace(shape="x".join(map(str, row.shape))) for row in layers)
+    _write_csv(report / "layers.csv", LayerRow._fields, shapes_as_text)
+    if cka_matrix is not None:
+        named = ([name, *row] for name, row in zip(feature_names, cka_matrix.tolist(), strict=True))
+        _write_csv(report / "cka_matrix.csv", ["feature", *feature_names], named)
+    page = report / "index.html"
+    page.write_text(render_page(config, result, layers, figures), encoding="utf-8")
+    return page
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl; none without the file. A half-written last line is left."""
+    if not path.exists():
+        return []
+    *lines, _ = path.read_text().split("\n")
+    return [json.loads(line) for line in lines if line]
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)

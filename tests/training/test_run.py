@@ -1,0 +1,230 @@
+"""Whole runs: what they leave behind, and that an interrupted one ends as if it never was."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from cka_sr_jax.sparsity import layer_counts
+from cka_sr_jax.training import Checkpoints, ConfigError, default_config, run
+from cka_sr_jax.training.metrics import mean_metrics
+
+ROOT = Path(__file__).parents[2]
+TFDS = ROOT.parent / "shared" / "tfds"
+
+
+def small_config(**fields):
+    config = default_config()
+    config.model.options.hidden = (32, 32, 32)
+    config.train.steps = 40
+    config.train.batch_size = 64
+    config.train.log_every = 10
+    config.checkpoint.every = 15
+    config.sparsity.density = 0.2
+    config.cka.every = 2
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+    return config
+
+
+def arrays(workdir):
+    checkpoints = Checkpoints(workdir)
+    found = checkpoints.arrays()
+    checkpoints.close()
+    return {path: value for path, value in found.items() if path != "seconds"}
+
+
+def assert_same_run(one, two):
+    first, second = arrays(one), arrays(two)
+    assert first.keys() == second.keys()
+    for path, value in first.items():
+        np.testing.assert_array_equal(value, second[path], err_msg=path)
+
+
+def records(workdir, split):
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [r for r in map(json.loads, lines) if r["split"] == split]
+
+
+def test_a_run_and_what_it_leaves(tmp_path, capsys):
+    result = run(small_config(), tmp_path / "run")
+    printed = capsys.readouterr().out.strip().splitlines()
+    workdir = tmp_path / "run"
+    assert json.loads((workdir / "result.json").read_text()) == result
+    assert {p.name for p in workdir.iterdir()} == {
+        "config.json", "metrics.jsonl", "tensorboard", "checkpoints", "report", "result.json",
+    }  # fmt: skip
+    assert printed[-1] == f"Report: {workdir / 'report' / 'index.html'}"
+    assert (workdir / "report" / "index.html").exists()
+    shapes = {"hidden0": (64, 32), "hidden1": (32, 32), "hidden2": (32, 32), "head": (32, 10)}
+    counts = layer_counts(shapes, 0.2)
+    stored = arrays(workdir)
+    for layer, count in counts.items():
+        mask = stored[f"state.opt_state.masks.{layer}.kernel"]
+        assert mask.sum() == count
+        assert not stored[f"state.params.{layer}.kernel"][~mask].any()
+    kept = sum(counts.values())
+    total = sum(int(np.prod(shape)) for shape in shapes.values())
+    biases = 32 * 3 + 10
+    assert result["density"] == pytest.approx(kept / total)
+    assert result["parameters"] == total + biases
+    assert result["parameters_kept"] == kept + biases
+    assert result["flops_dense"] == 2 * total
+    assert result["flops"] == 2 * kept
+    assert result["steps"] == 40
+    assert result["test"]["selected"] == "last"
+    assert result["test"]["accuracy"] > 0.4
+    assert -1 <= result["cka_within_stage"] <= 1
+    training = records(workdir, "train")
+    assert [r["step"] for r in training] == [10, 20, 30, 40]
+    assert training[-1]["loss"] < training[0]["loss"]
+    assert all(np.isfinite(r["cka_penalty"]) for r in training)
+    assert [r["step"] for r in records(workdir, "validation")] == [20, 40]
+    # The same command again says that the run is complete, and changes nothing.
+    before = (workdir / "result.json").stat().st_mtime_ns
+    assert run(small_config(), workdir) == result
+    assert "This run is complete" in capsys.readouterr().out
+    assert (workdir / "result.json").stat().st_mtime_ns == before
+
+
+def test_two_runs_are_equal_and_seeds_differ(tmp_path):
+    run(small_config(), tmp_path / "a")
+    run(small_config(), tmp_path / "b")
+    assert_same_run(tmp_path / "a", tmp_path / "b")
+    run(small_config(seed=1), tmp_path / "c")
+    one, other = (arrays(tmp_path / name) for name in "ac")
+    mask = "state.opt_state.masks.hidden0.kernel"
+    assert (one[mask] != other[mask]).any()
+
+
+def test_shard_map_is_pmap(tmp_path):
+    run(small_config(train__steps=6), tmp_path / "pmap")
+    run(small_config(train__steps=6, train__parallel="shard_map"), tmp_path / "shard_map")
+    one, other = (arrays(tmp_path / name) for name in ("pmap", "shard_map"))
+    for path, value in one.items():
+        np.testing.assert_allclose(value, other[path], atol=1e-6, err_msg=path)
+
+
+def command(workdir, *arguments):
+    environment = {**os.environ, "XLA_FLAGS": ""}  # one device, as a user has
+    return subprocess.Popen(
+        [sys.executable, "launch.py", f"--workdir={workdir}", *arguments],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def stop_in_training(process, workdir, number, step):
+    """Send a signal once `step` has been logged and a checkpoint is there."""
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        path = workdir / "metrics.jsonl"
+        if path.exists() and f'"step": {step},' in path.read_text():
+            break
+        time.sleep(0.01)
+    assert process.poll() is None, process.communicate()[0]
+    process.send_signal(number)
+    process.wait(60)
+    return process.communicate()[0]
+
+
+# Long enough that the signal comes before the end.
+DIGITS = (
+    "--config.train.steps=3000", "--config.checkpoint.every=70", "--config.train.log_every=20",
+    "--config.model.options.hidden=(64,64,64)", "--config.eval.every=400",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
+def test_a_stopped_run_ends_bit_for_bit_as_an_uninterrupted_one(number, tmp_path):
+    whole = command(tmp_path / "whole", *DIGITS)
+    stopped = command(tmp_path / "stopped", *DIGITS)
+    output = stop_in_training(stopped, tmp_path / "stopped", number, step=400)
+    assert not (tmp_path / "stopped" / "result.json").exists()
+    if number == signal.SIGTERM:
+        assert "the same command goes on there" in output
+    assert whole.wait(300) == 0
+    again = command(tmp_path / "stopped", *DIGITS)
+    output, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, output
+    assert "Resuming from step" in output
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    steps = [r["step"] for r in records(tmp_path / "stopped", "train")]
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TFDS.exists(), reason="needs prepared TFDS sets beside the repository")
+def test_resnet20_on_real_cifar10_resumes_bit_for_bit(tmp_path):
+    arguments = (
+        "--config=configs/cifar10_resnet20_rst.py", f"--config.data.dir={TFDS}",
+        "--config.train.steps=20", "--config.checkpoint.every=4", "--config.train.log_every=1",
+    )  # fmt: skip
+    whole = command(tmp_path / "whole", *arguments)
+    output, _ = whole.communicate(timeout=900)
+    assert whole.returncode == 0, output
+    stopped = command(tmp_path / "stopped", *arguments)
+    stop_in_training(stopped, tmp_path / "stopped", signal.SIGKILL, step=10)
+    again = command(tmp_path / "stopped", *arguments)
+    output, _ = again.communicate(timeout=900)
+    assert "Resuming from step" in output
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize("select", ["best-validation", "best-test"])
+def test_selection_by_accuracy(select, tmp_path):
+    config = small_config(eval__select=select, eval__every=5, train__steps=20)
+    result = run(config, tmp_path)
+    split = "validation" if select == "best-validation" else "test-selection"
+    evaluations = records(tmp_path, split)
+    best = max(evaluations, key=lambda r: r["accuracy"])
+    assert result["test"]["selected"] == select
+    assert result["test"]["step"] == best["step"]
+    if select == "best-test":
+        assert result["test"]["accuracy"] == pytest.approx(best["accuracy"], abs=1e-6)
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    run(small_config(train__steps=5), tmp_path)
+    (tmp_path / "result.json").unlink()
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(
+        json.dumps(small_config(train__steps=5, sparsity__rule="dense").to_dict())
+    )
+    with pytest.raises(ConfigError, match=r"only the checkpoint has 'state.opt_state.masks"):
+        run(small_config(train__steps=5, sparsity__rule="dense"), tmp_path)
+
+
+def test_checkpoints_refuse_other_shapes(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, {"w": np.zeros((2, 3), np.float32), "mask": np.ones(3, bool)})
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path)
+    with pytest.raises(ValueError, match="does not fit this run: 'mask' is"):
+        checkpoints.restore({"w": np.zeros((2, 3), np.float32), "mask": np.ones(4, bool)})
+    with pytest.raises(ValueError, match="only the checkpoint has 'mask'"):
+        checkpoints.restore({"w": np.zeros((2, 3), np.float32)})
+    checkpoints.close()
+
+
+def test_mean_metrics_leaves_out_what_was_not_computed():
+    steps = [{"a": 1.0, "b": float("nan")}, {"a": 3.0, "b": 5.0}]
+    assert mean_metrics(steps) == {"a": 2.0, "b": 5.0}
+    assert np.isnan(mean_metrics([{"b": float("nan")}])["b"])
+
+
+def test_the_report_is_not_needed_to_import_the_package():
+    """Users of the penalty alone pay for jax alone: no Flax, Orbax, matplotlib or TFDS."""
+    code = (
+        "import sys, cka_sr_jax; "
+        "print([m for m in ('flax', 'orbax', 'matplotlib', 'tensorflow_datasets', 'sklearn') "
+        "if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert jax.__version__
