@@ -81,9 +81,9 @@ def hsic_matrix(
 def cka_from_hsic(hsic: Float[Array, "l l"]) -> Float[Array, "l l"]:
     """CKA_ij = HSIC_ij / sqrt(HSIC_ii HSIC_jj), with value and gradient 0 where HSIC_ii <= 0."""
     variance = jnp.diagonal(hsic)
-    defined = variance > 0
+    undefined = variance <= 0  # and not `> 0`, so that NaN stays NaN
     # The inner `where` keeps 1/sqrt(0) out of the gradient, the outer one out of the value.
-    norm = jnp.where(defined, jax.lax.rsqrt(jnp.where(defined, variance, 1)), 0)
+    norm = jnp.where(undefined, 0, jax.lax.rsqrt(jnp.where(undefined, 1, variance)))
     return hsic * norm[:, None] * norm[None, :]
 
 
@@ -261,30 +261,49 @@ def _scaled_hsic(
     return hsic, jnp.stack(scales)
 
 
+@jax.custom_jvp
+def _inner_products(x: Float[Array, "n p"]) -> Float[Array, "n n"]:
+    """XX'. Its derivative is one matrix product and not the two that autodiff would make of it."""
+    # Full precision: accelerators round the factors of a float32 product to fewer bits by default.
+    return jnp.matmul(x, x.T, precision=jax.lax.Precision.HIGHEST)
+
+
+@_inner_products.defjvp
+def _inner_products_jvp(
+    primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Float[Array, "n n"], Float[Array, "n n"]]:
+    (x,), (tangent,) = primals, tangents
+    half = jnp.matmul(tangent, x.T, precision=jax.lax.Precision.HIGHEST)
+    return _inner_products(x), half + half.T
+
+
 def _gram(
     x: Float[Array, "k n p"], kernel: str, axis_name: str | None
 ) -> tuple[Float[Array, "k n n"], Float[Array, ""]]:
-    """Gram matrices [k, n, n] of well-scaled features, and the scale taken out of them.
+    """Gram matrices [k, n, n] with mean diagonal 1, and the scale taken out of them.
 
     HSIC and CKA do not change when a constant is added to a feature, so the mean is subtracted
     (for accuracy) as a constant; what dividing by the scale changes is put back by the caller or
     cancels in the ratio, so the scale is a constant too. The gradient stays exact.
     """
     x = x - jax.lax.stop_gradient(x.mean(axis=1, keepdims=True))
-    mean_square = jax.lax.stop_gradient(jnp.mean(jnp.square(x)))
+    # One by one: a batched product of tall matrices is slower than its parts on a CPU.
+    gram = jnp.stack([_inner_products(part) for part in x])
+    scale = jax.lax.stop_gradient(jnp.mean(jnp.diagonal(gram, axis1=1, axis2=2)))
     if axis_name is not None:  # one scale on all devices, or the HSICs could not be averaged
-        mean_square = jax.lax.pmean(mean_square, axis_name)
-    mean_square = jnp.where(mean_square > 0, mean_square, 1)
-    x = x * jax.lax.rsqrt(mean_square * x.shape[-1])  # the Gram's mean diagonal becomes 1
-    gram = jnp.einsum("kip,kjp->kij", x, x, precision=jax.lax.Precision.HIGHEST)
+        scale = jax.lax.pmean(scale, axis_name)
+    # Nothing to compare: no variation, or more than the type holds. NaN stays NaN.
+    dead = (scale == 0) | jnp.isinf(scale)
+    scale = jnp.where(dead, 1, scale)
+    gram = jnp.where(dead, 0, gram / scale)
     if kernel == "linear":
-        return gram, mean_square * x.shape[-1]
+        return gram, scale
     squares = jnp.diagonal(gram, axis1=1, axis2=2)
     distances = jnp.maximum(squares[:, :, None] + squares[:, None, :] - 2 * gram, 0)
     # Over the whole matrix with its zero diagonal, as Kornblith et al. take it.
     median = jnp.median(distances, axis=(1, 2), keepdims=True)
     median = jnp.where(median > 0, median, 1)  # 0 where half of the distances are
-    return jnp.exp(-distances / (2 * RBF_BANDWIDTH**2 * median)), jnp.ones_like(mean_square)
+    return jnp.exp(-distances / (2 * RBF_BANDWIDTH**2 * median)), jnp.ones_like(scale)
 
 
 def _centre(gram: Float[Array, "k n n"], debiased: bool) -> Float[Array, "k n n"]:
@@ -305,5 +324,5 @@ def _centre(gram: Float[Array, "k n n"], debiased: bool) -> Float[Array, "k n n"
         centred = gram - rows - jnp.swapaxes(rows, -1, -2) + rows.mean(axis=-2, keepdims=True)
     tolerance = 64 * jnp.finfo(gram.dtype).eps
     size = jnp.sum(jnp.square(gram), axis=(-1, -2), keepdims=True)
-    signal = jnp.sum(jnp.square(centred), axis=(-1, -2), keepdims=True) > tolerance**2 * size
-    return jnp.where(signal, centred, 0)
+    noise = jnp.sum(jnp.square(centred), axis=(-1, -2), keepdims=True) <= tolerance**2 * size
+    return jnp.where(noise, 0, centred)

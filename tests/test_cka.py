@@ -168,6 +168,28 @@ def test_gradient_is_the_finite_difference(kernel, debiased, function):
     np.testing.assert_allclose(jnp.vdot(jax.grad(loss)(x), step), difference, rtol=1e-5)
 
 
+@pytest.mark.usefixtures("enable_x64")
+def test_forward_mode_and_second_derivatives():
+    x = jax.random.normal(jax.random.key(0), (2, 6, 3), jnp.float64)
+    t = jax.random.normal(jax.random.key(1), x.shape, jnp.float64)
+
+    def loss(x):
+        return cka_penalty(tuple(x))
+
+    grad = jax.grad(loss)
+    _, directional = jax.jvp(loss, (x,), (t,))
+    np.testing.assert_allclose(directional, jnp.vdot(grad(x), t), rtol=1e-10)
+    _, product = jax.jvp(grad, (x,), (t,))
+    difference = (grad(x + 1e-6 * t) - grad(x - 1e-6 * t)) / 2e-6
+    np.testing.assert_allclose(product, difference, rtol=1e-5, atol=1e-7)
+
+
+def test_nan_features_are_not_hidden():
+    x, y, _ = random_features(0)
+    assert jnp.isnan(cka(x.at[3, 0, 0].set(jnp.nan), y))
+    assert jnp.isnan(cka(x.at[3, 0, 0].set(jnp.inf), y))
+
+
 @given(st.integers(0, 10_000), st.floats(1e-3, 1e3), st.floats(-100, 100))
 def test_cka_ignores_scale_shift_and_rotation(seed, scale, shift):
     x, y, _ = random_features(seed)

@@ -6,6 +6,7 @@ They use Matplotlib's `Figure` alone: `pyplot` would keep every figure and pick 
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,8 +14,8 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -22,8 +23,8 @@ from cka_sr_jax.report.layers import LayerRow
 
 Record = Mapping[str, Any]  # one line of metrics.jsonl
 
-# Blue, vermilion and green of Okabe and Ito's set, which colour-blind readers can tell apart.
-BLUE, VERMILION, GREEN = "#0072B2", "#D55E00", "#009E73"
+# Of Okabe and Ito's colours, which colour-blind readers can tell apart.
+BLUE, VERMILION = "#0072B2", "#D55E00"
 SPLITS = {
     "train": ("training", BLUE),
     "validation": ("validation", VERMILION),
@@ -33,12 +34,12 @@ SPLITS = {
 
 def learning_curves(records: Sequence[Record]) -> bytes:
     """Loss, accuracy and learning rate over epochs, with a line for each split that logged them."""
-    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    figure = Figure(figsize=(12, 3.6), layout=ConstrainedLayoutEngine(wspace=0.06))
     loss, accuracy, rate = figure.subplots(1, 3)
     _plot_splits(loss, records, "loss", "loss (nats)")
     _plot_splits(accuracy, records, "accuracy", "accuracy (%)")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
-    _plot_splits(rate, records, "learning_rate", "learning rate (per step)")
+    _plot_splits(rate, records, "learning_rate", "learning rate")
     rate.set_ylim(bottom=0)
     return _png(figure)
 
@@ -46,12 +47,13 @@ def learning_curves(records: Sequence[Record]) -> bytes:
 def cka_curve(records: Sequence[Record]) -> bytes:
     """Mean within-stage CKA over epochs and, where it was logged, the penalty's value below it."""
     has_penalty = len(series(records, "train", "cka_penalty")[0]) > 0
-    figure = Figure(figsize=(6, 5.6 if has_penalty else 4), layout="constrained")
+    figure = Figure(figsize=(6, 5.1), layout="constrained")
     axes = figure.subplots(2 if has_penalty else 1, 1, sharex=True, squeeze=False)[:, 0]
     _plot_splits(axes[0], records, "cka_within_stage", "mean within-stage CKA (0 to 1)")
-    low = min(0.0, *series(records, "validation", "cka_within_stage")[1],
-              *series(records, "test-selection", "cka_within_stage")[1], 0.0)  # fmt: skip
-    axes[0].set_ylim(1.1 * low, 1.02)
+    # The split says when it was computed, not on which images: no legend.
+    if legend := axes[0].get_legend():
+        legend.remove()
+    axes[0].set_ylim(min(0, axes[0].get_ylim()[0]), 1.02)
     if has_penalty:
         axes[0].set_xlabel("")
         _plot_splits(axes[1], records, "cka_penalty", "CKA penalty before beta")
@@ -77,11 +79,11 @@ def cka_heatmap(matrix: np.ndarray, names: Sequence[str], groups: Sequence[str])
             f"a CKA matrix of shape {matrix.shape} does not fit {size} names and "
             f"{len(groups)} groups."
         )
-    figure = Figure(figsize=(6, 5.6), layout="constrained")
+    figure = Figure(figsize=(6, 5.1), layout="constrained")
     axes = figure.subplots()
     colours = colormaps["viridis"].with_extremes(bad="lightgrey")
     image = axes.imshow(matrix, vmin=0, vmax=1, cmap=colours, interpolation="nearest")
-    clipped = "min" if size and np.nanmin(matrix, initial=0) < 0 else "neither"
+    clipped = "min" if (matrix < 0).any() else "neither"
     figure.colorbar(image, ax=axes, label="CKA (0 to 1)", shrink=0.8, extend=clipped)
     outline = [withStroke(linewidth=3, foreground="black")]  # white alone drowns in the yellow
     for i in _boundaries(groups):
@@ -103,7 +105,7 @@ def density_bars(rows: Sequence[LayerRow]) -> bytes:
         return _png(figure)
     percent = [100 * row.density for row in kernels]
     bars = axes.barh(range(len(kernels)), percent, color=BLUE, height=0.75)
-    axes.bar_label(bars, [f"{value:.3g}" for value in percent], padding=3, fontsize=9)
+    axes.bar_label(bars, [f"{value:.2f}" for value in percent], padding=3, fontsize=9)
     axes.set_yticks(range(len(kernels)), [row.path for row in kernels], parse_math=False)
     axes.set_ylim(len(kernels) - 0.4, -0.6)  # the first layer on top
     axes.set_xlim(0, 1.1 * max(percent) or 1)
@@ -133,10 +135,11 @@ def _plot_splits(axes: Axes, records: Sequence[Record], name: str, label: str) -
         epochs, values = series(records, split, name)
         if epochs:
             marker = "o" if len(epochs) <= 40 else ""  # a line through one point is invisible
-            axes.plot(epochs, values, marker, ls="-", color=colour, ms=3.5, label=split_label)
+            axes.plot(epochs, values, marker=marker, color=colour, ms=3.5, label=split_label)
             drawn.append(split)
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     _tidy(axes)
     if not drawn:
         _say(axes, "not logged")
@@ -167,9 +170,9 @@ def _label_features(axes: Axes, names: Sequence[str], groups: Sequence[str]) -> 
     labels = list(names)
     if len(names) > 30:
         edges = [0, *_boundaries(groups), len(groups)]
-        ticks = [(a + b - 1) / 2 for a, b in zip(edges, edges[1:], strict=False)]
+        ticks = [(a + b - 1) / 2 for a, b in itertools.pairwise(edges)]
         labels = [groups[a] for a in edges[:-1]]
-    axes.set_xticks(ticks, labels, rotation=90, parse_math=False)
+    axes.set_xticks(ticks, labels, rotation=90 if len(labels) > 6 else 0, parse_math=False)
     axes.set_yticks(ticks, labels, parse_math=False)
     axes.tick_params(length=0, labelsize=10 if len(labels) <= 12 else 8)
 
@@ -182,10 +185,6 @@ def _write_values(axes: Axes, matrix: np.ndarray) -> None:
 
 
 def _png(figure: Figure) -> bytes:
-    for axes in figure.axes:
-        if axes.get_xlabel() == "epoch" and len(axes.get_xticks()):
-            axes.xaxis.set_major_locator(MaxNLocator(6))
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
     figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()

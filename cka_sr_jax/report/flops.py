@@ -61,5 +61,5 @@ def _applies_kernel(layer: nn.Module, output: Any) -> bool:
 
 def _features(layer: nn.Module) -> int:
     """Output channels; `nn.DenseGeneral` may spread them over several axes."""
-    default = layer.get_variable("params", "kernel").shape[-1]
-    return int(np.prod(getattr(layer, "features", default)))
+    kernel: Any = layer.get_variable("params", "kernel")
+    return int(np.prod(getattr(layer, "features", kernel.shape[-1])))

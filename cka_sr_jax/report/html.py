@@ -17,7 +17,7 @@ DISCLAIMER = "Masked weights save parameters and FLOPs on paper, not time on den
 RESULTS = {
     "test.accuracy": ("Test accuracy", "{:.2%}"),
     "test.loss": ("Test loss (nats)", "{:.4f}"),
-    "test.selected": ("Weights taken from", "{}"),
+    "test.selected": ("Selected weights", "{}"),
     "test.step": ("Step of these weights", "{:,}"),
     "density": ("Density of the masked kernels", "{:.4f}"),
     "parameters": ("Parameters", "{:,}"),
@@ -191,7 +191,7 @@ def _similarity(figures: Mapping[str, bytes]) -> str:
         figures["cka_curve"],
         "Mean within-stage CKA over epochs",
         "From metrics.jsonl: cka_within_stage, the mean CKA over the pairs of features of one "
-        "stage, and cka_penalty, where the run logged it.",
+        "stage at each evaluation, and cka_penalty, where the run logged it.",
     )
     if "cka_heatmap" not in figures:
         return f'{curve}\n<p class="soft">This run has no CKA matrix of the trained network.</p>'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -45,10 +46,10 @@ def layer_rows(params: Any, masks: Any, positions: Mapping[str, int]) -> list[La
     missing = sorted(set(positions) - set(leaves))
     if missing:
         raise ValueError(f"positions name {missing[0]!r}, which is no parameter.")
-    aligned = jax.tree.structure(params).flatten_up_to(masks)
+    kept = dict(leaf_paths(jax.tree.map(_count_kept, params, masks)))
     rows = [
-        _row(path, np.shape(leaf), mask, positions.get(path, 0))
-        for (path, leaf), mask in zip(leaves.items(), aligned, strict=True)
+        _row(path, np.shape(leaf), kept[path], positions.get(path, 0))
+        for path, leaf in leaves.items()
     ]
     return sorted(rows, key=lambda row: _natural(row.path))
 
@@ -62,12 +63,14 @@ def fold_vectors(rows: Sequence[LayerRow]) -> list[LayerRow]:
     """The rows of rank 2 or more, then one row for all others (biases, normalisation)."""
     vectors = [row for row in rows if len(row.shape) < 2]
     kernels = [row for row in rows if len(row.shape) >= 2]
-    return kernels + ([_sum_row(f"{len(vectors)} vectors and scalars", vectors)] if vectors else [])
+    return kernels + ([_sum_row(f"vectors ({len(vectors)})", vectors)] if vectors else [])
 
 
 def console_table(rows: Sequence[LayerRow]) -> Table:
     """The rows as a table for the terminal; biases and normalisation share a line."""
-    table = Table("layer", "shape", show_footer=True)
+    table = Table(show_footer=True)
+    table.add_column("layer", overflow="fold")  # a cut path names no layer
+    table.add_column("shape")
     for name in ("parameters", "kept", "density", "FLOPs dense", "FLOPs sparse"):
         table.add_column(name, justify="right")
     for row in fold_vectors(rows):
@@ -90,17 +93,18 @@ def row_text(row: LayerRow) -> tuple[str, ...]:
     )
 
 
-def _row(path: str, shape: tuple[int, ...], mask: Any, positions: int) -> LayerRow:
-    size = int(np.prod(shape))
+def _count_kept(leaf: Any, mask: Any) -> int:
     if isinstance(mask, optax.MaskedNode):
-        kept = size
-    elif np.shape(mask) != shape:
-        raise ValueError(f"the mask of {path!r} has shape {np.shape(mask)}, not {shape}.")
-    else:
-        kept = int(np.count_nonzero(mask))
-    return LayerRow(
-        path, shape, size, kept, _ratio(kept, size), 2 * size * positions, 2 * kept * positions
-    )
+        return int(np.size(leaf))
+    if np.shape(mask) != np.shape(leaf):
+        raise ValueError(f"a mask has shape {np.shape(mask)}, its array {np.shape(leaf)}.")
+    return int(np.count_nonzero(mask))
+
+
+def _row(path: str, shape: tuple[int, ...], kept: int, positions: int) -> LayerRow:
+    size = math.prod(shape)
+    flops_dense, flops = 2 * size * positions, 2 * kept * positions
+    return LayerRow(path, shape, size, kept, _ratio(kept, size), flops_dense, flops)
 
 
 def _sum_row(path: str, rows: Sequence[LayerRow]) -> LayerRow:

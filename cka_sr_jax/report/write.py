@@ -53,8 +53,8 @@ def write_report(
     report.mkdir(exist_ok=True)
     for name, png in figures.items():
         (report / f"{name}.png").write_bytes(png)
-    shapes_as_text = (row._replace(shape="x".join(map(str, row.shape))) for row in layers)
-    _write_csv(report / "layers.csv", LayerRow._fields, shapes_as_text)
+    cells = ([row.path, "x".join(map(str, row.shape)), *row[2:]] for row in layers)
+    _write_csv(report / "layers.csv", LayerRow._fields, cells)
     if cka_matrix is not None:
         named = ([name, *row] for name, row in zip(feature_names, cka_matrix.tolist(), strict=True))
         _write_csv(report / "cka_matrix.csv", ["feature", *feature_names], named)

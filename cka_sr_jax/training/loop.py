@@ -341,6 +341,7 @@ def train(experiment: Experiment, console: Console) -> tuple[TrainState, float, 
                         f"step {done}: {split} accuracy {values['accuracy']:.4f}, "
                         f"within-stage CKA {values['cka_within_stage']:.3f}",
                         highlight=False,
+                        soft_wrap=True,
                     )
                 logged += time.perf_counter() - before  # the rate is of training alone
             if done % (config.checkpoint.every or experiment.steps_per_epoch) == 0 or last or stop:

@@ -123,4 +123,5 @@ class ProgressReporter:
             self.console.print(
                 f"step {done}/{self._total}  {shown}  {rate:.1f} steps/s  {remaining:.0f} s left",
                 highlight=False,
+                soft_wrap=True,
             )

@@ -1,0 +1,72 @@
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from rich.console import Console
+
+from cka_sr_jax.report import console_table, layer_rows, total_row
+
+
+def _tree():
+    """Two kernels and a bias; the first kernel keeps 3 of 8 weights."""
+    mask = np.zeros((4, 2), bool)
+    mask[:3, 0] = True
+    params = {
+        "block10": {"kernel": jnp.ones((4, 2))},
+        "block2": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)},
+    }
+    dense = optax.MaskedNode()
+    masks = {"block10": {"kernel": mask}, "block2": {"kernel": dense, "bias": dense}}
+    return params, masks
+
+
+def test_rows_count_parameters_and_flops():
+    rows = {row.path: row for row in layer_rows(*_tree(), {"block10/kernel": 5})}
+    # 8 weights at 5 positions, 2 FLOPs each; 3 of them kept.
+    assert rows["block10/kernel"] == ("block10/kernel", (4, 2), 8, 3, 3 / 8, 80, 30)
+    assert rows["block2/kernel"] == ("block2/kernel", (2, 3), 6, 6, 1.0, 0, 0)
+    assert rows["block2/bias"] == ("block2/bias", (3,), 3, 3, 1.0, 0, 0)
+
+
+def test_total_sums_every_row():
+    total = total_row(layer_rows(*_tree(), {"block10/kernel": 5, "block2/kernel": 1}))
+    assert total == ("total", (), 17, 12, 12 / 17, 92, 42)
+    assert total_row([]) == ("total", (), 0, 0, 1.0, 0, 0)
+
+
+def test_rows_are_in_natural_order():
+    names = ["stage1_block10", "stage1_block2", "stage10_block0", "stage2_block0", "7", "head"]
+    params = {name: {"kernel": jnp.ones((1, 1))} for name in names}
+    masks = {name: {"kernel": optax.MaskedNode()} for name in names}
+    assert [row.path.removesuffix("/kernel") for row in layer_rows(params, masks, {})] == [
+        "7", "head", "stage1_block2", "stage1_block10", "stage2_block0", "stage10_block0",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_density_is_counted_on_masks_not_on_values(value):
+    params = {"kernel": jnp.full((2, 2), value)}
+    (row,) = layer_rows(params, {"kernel": jnp.array([[True, True], [True, False]])}, {})
+    assert (row.kept, row.density) == (3, 0.75)
+
+
+def test_mistakes_are_errors():
+    params, masks = _tree()
+    with pytest.raises(ValueError, match="'head/kernel', which is no parameter"):
+        layer_rows(params, masks, {"head/kernel": 1})
+    with pytest.raises(ValueError, match=r"shape \(2, 4\), its array \(4, 2\)"):
+        layer_rows(params, {**masks, "block10": {"kernel": np.ones((2, 4), bool)}}, {})
+    with pytest.raises(ValueError):  # noqa: PT011 - JAX's words
+        layer_rows(params, {"block10": masks["block10"]}, {})
+
+
+def test_console_table_shows_kernels_one_line_of_vectors_and_the_total():
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(console_table(layer_rows(*_tree(), {"block10/kernel": 5000})))
+    text = capture.get()
+    assert "block10/kernel" in text
+    assert "80,000" in text
+    assert "block2/bias" not in text
+    assert "vectors (1)" in text
+    assert "total" in text
