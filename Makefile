@@ -10,8 +10,7 @@ demo: $(VENV)/installed
 	$(BIN)/python launch.py --config=configs/digits.py
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n auto --maxprocesses=4 \
-	  --cov=cka_sr_jax.cka --cov=cka_sr_jax.sparsity --cov-fail-under=95
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 --cov=cka_sr_jax
 
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow

@@ -40,9 +40,7 @@ def pair_cka(x: jax.Array, y: jax.Array) -> jax.Array:
         k = jnp.where(jnp.eye(n, dtype=bool), 0, a @ a.T)
         m = jnp.where(jnp.eye(n, dtype=bool), 0, b @ b.T)
         return (
-            jnp.trace(k @ m)
-            + k.sum() * m.sum() / ((n - 1) * (n - 2))
-            - 2 / (n - 2) * (k @ m).sum()
+            jnp.trace(k @ m) + k.sum() * m.sum() / ((n - 1) * (n - 2)) - 2 / (n - 2) * (k @ m).sum()
         ) / (n * (n - 3))
 
     return hsic(x, y) / (jnp.sqrt(hsic(x, x)) * jnp.sqrt(hsic(y, y)))
@@ -76,7 +74,10 @@ def main() -> None:
         stages = features(blocks, samples)
         expected, actual = naive_step(stages)[0], penalty_step(stages)[0]
         assert abs(expected - actual) < 1e-3 * blocks**2, (expected, actual)
-        calls = {"penalty": lambda s=stages: penalty_step(s), "loop": lambda s=stages: naive_step(s)}
+        calls = {
+            "penalty": lambda s=stages: penalty_step(s),
+            "loop": lambda s=stages: naive_step(s),
+        }
         times = interleaved(calls, REPEATS[samples], {"penalty": 5})
         rows.append(
             [

@@ -21,6 +21,7 @@ class Checkpoints:
         """Open (and make, at the first save) `workdir`/checkpoints, keeping the newest `keep`."""
         self._manager = ocp.CheckpointManager(
             Path(workdir).resolve() / "checkpoints",
+            item_handlers=ocp.StandardCheckpointHandler(),  # or it could not read metadata
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
         )
 

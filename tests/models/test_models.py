@@ -179,7 +179,7 @@ def test_sown_features_go_into_the_penalty_and_its_gradient():
 
 
 def test_unknown_names_and_options_say_what_is_known():
-    with pytest.raises(ValueError, match=r"resnt20.*did you mean 'resnet20'"):
+    with pytest.raises(ValueError, match=r"resnt20.*did you mean 'resnet"):
         create_model("resnt20", 10)
     with pytest.raises(ValueError, match=r"mpl.*did you mean 'mlp'"):
         create_model("mpl", 10)

@@ -18,7 +18,7 @@ def config_with(**fields):
     config = default_config()
     config.model.options.hidden = (16, 16)
     for field, value in fields.items():
-        with config.unlocked():
+        with config.unlocked(), config.ignore_type():
             config.update_from_flattened_dict({field.replace("__", "."): value})
     return config
 
