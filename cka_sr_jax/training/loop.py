@@ -174,7 +174,7 @@ def _train_step(experiment: Experiment) -> Callable[..., Any]:
         batches=config.cka.batches,
         pairs=config.cka.pairs,
         reduction=config.cka.reduction,
-        axis_name="batch" if config.cka.sync else None,
+        sync=config.cka.sync,
     )
 
 
@@ -189,7 +189,9 @@ def train_function(experiment: Experiment) -> Callable[..., Any]:
     # A key of its own, apart from those of the initialisation and the masks.
     augment_key = jax.random.fold_in(jax.random.key(experiment.config.seed), 1)
 
-    def train_on(state: TrainState, indices: jax.Array, data: dict[str, jax.Array]) -> Any:
+    def train_on(
+        state: TrainState, indices: jax.Array, data: dict[str, jax.Array], axis_name: str | None
+    ) -> Any:
         images = augment(
             jax.random.fold_in(augment_key, state.step),
             indices,
@@ -199,7 +201,7 @@ def train_function(experiment: Experiment) -> Callable[..., Any]:
             pad_mode=config.pad_mode,
         )
         images = normalize(images, experiment.mean, experiment.std)
-        return step(state, {"image": images, "label": data["label"][indices]})
+        return step(state, {"image": images, "label": data["label"][indices]}, axis_name)
 
     return map_devices(
         train_on,
@@ -213,9 +215,11 @@ def eval_function(experiment: Experiment) -> Callable[..., dict[str, float]]:
     """`(state, images, labels) -> {"loss", "accuracy"}` over all examples, on all devices."""
     step = make_eval_step(experiment.model)
 
-    def eval_on(state: TrainState, shard: dict[str, jax.Array], _: None) -> Any:
+    def eval_on(
+        state: TrainState, shard: dict[str, jax.Array], _: None, axis_name: str | None
+    ) -> Any:
         images = normalize(shard["image"], experiment.mean, experiment.std)
-        return step(state, {**shard, "image": images})
+        return step(state, {**shard, "image": images}, axis_name)
 
     mapped = map_devices(eval_on, experiment.devices, parallel=experiment.config.train.parallel)
     devices = len(experiment.devices)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,16 +20,21 @@ def map_devices(
     parallel: str = "pmap",
     donate_state: bool = False,
 ) -> Callable[..., Any]:
-    """`function(state, shard, data)` on each device, over the axis "batch".
+    """`(state, shard, data) -> function(state, shard, data, axis_name="batch")` on each device.
 
-    `state` and `data` are the same on every device and so must the results be; `shard` is a pytree
-    of arrays whose leading axis is split evenly over the devices.
+    One device needs no mapping: there it is `jax.jit` with `axis_name=None`, since the mapped
+    program is slower by a tenth on small networks. `state` and `data` are the same on every device
+    and so must the results be; `shard` is a pytree of arrays whose leading axis is split evenly
+    over the devices.
 
     Args:
       parallel: "pmap" or "shard_map".
       donate_state: let the result reuse the state's memory; the state passed in is gone then.
     """
     donated = (0,) if donate_state else ()
+    if len(devices) == 1:
+        return jax.jit(partial(function, axis_name=None), donate_argnums=donated)
+    function = partial(function, axis_name=AXIS)
     if parallel == "pmap":
         mapped = jax.pmap(
             function,

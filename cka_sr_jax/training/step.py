@@ -61,6 +61,7 @@ def make_train_step(
     beta: float = 0.0,
     every: int = 1,
     label_smoothing: float = 0.0,
+    sync: bool = False,
     **penalty_options: Any,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The step `(state, batch, axis_name="batch") -> (state, metrics)` of one device.
@@ -74,6 +75,8 @@ def make_train_step(
       model: Linen module called as `model.apply(variables, images, train=True)` that sows its
         features; see `cka_sr_jax.models`.
       tx: optimiser, usually from `sparsify`.
+      sync: average HSIC over the devices before the CKA ratio; otherwise each device adds its own
+        CKA, as the reference code does.
       penalty_options: of `cka_penalty`.
 
     The batch is {"image": [b, h, w, c] floats, "label": [b] integers}. Metrics are scalars: loss,
@@ -94,9 +97,10 @@ def make_train_step(
             loss, metrics = task_loss, {"task_loss": task_loss}
             if beta:
                 due = state.step % every == 0
+                options = {**penalty_options, "axis_name": axis_name if sync else None}
                 penalty = jax.lax.cond(
                     due,
-                    lambda features: cka_penalty(features, **penalty_options),
+                    lambda features: cka_penalty(features, **options),
                     lambda features: jnp.zeros(()),
                     updated["features"],
                 )

@@ -76,7 +76,7 @@ def test_a_work_directory_of_another_config(tmp_path):
     prepare(config_with(checkpoint__every=5, train__log_every=7), tmp_path)
     with pytest.raises(ConfigError, match=r"cka.beta is 0.0001 there and 0.1 now"):
         prepare(config_with(cka__beta=0.1), tmp_path)
-    with pytest.raises(ConfigError, match="model.options.hidden is"):
+    with pytest.raises(ConfigError, match=r"model.options.hidden is"):
         prepare(config_with(model__options__hidden=(16, 17)), tmp_path)
 
 

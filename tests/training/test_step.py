@@ -83,11 +83,14 @@ def test_four_devices_train_as_one(parallel):
     model, tx = mlp(), make_tx()
     state = create_state(model, tx, jax.random.key(0), IMAGES[:2])
     alone = jax.jit(make_train_step(model, tx, beta=0.1, samples=8, batches=4), static_argnums=2)
-    step = make_train_step(model, tx, beta=0.1, samples=8, axis_name="batch")
+    step = make_train_step(model, tx, beta=0.1, samples=8, sync=True)
     devices = jax.devices()[:4]
     assert len(devices) == 4
     mapped = map_devices(
-        lambda state, batch, _: step(state, batch), devices, parallel=parallel, donate_state=True
+        lambda state, batch, _, axis_name: step(state, batch, axis_name),
+        devices,
+        parallel=parallel,
+        donate_state=True,
     )
     one, many = state, replicate(state, devices)
     for _ in range(5):

@@ -1,0 +1,152 @@
+"""What the penalty costs in a training step, and what the loop costs around the step.
+
+  python benchmarks/train_step.py
+
+ResNet-20 at batch 128 on 32x32x3 images and an MLP at batch 128 on 28x28x1, masks at density 0.05.
+The share of the penalty on its own is its isolated time (see cka_penalty.py) over the step's. The
+loop is `run`'s: batches made on the device, metrics, logging; it is compared with calls of the bare
+compiled step on a batch that is already there, as steps per second.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cka_penalty as penalty_benchmark
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from rich.console import Console
+from timing import interleaved, print_table
+
+from cka_sr_jax import make_rule, sparsify
+from cka_sr_jax.data import Dataset
+from cka_sr_jax.models import create_model
+from cka_sr_jax.training import create_state, default_config, loop, make_train_step
+
+PENALTIES: dict[str, dict[str, Any]] = {
+    "no penalty": {},
+    "n = 8": {"beta": 1e-4, "samples": 8},
+    "n = 8, every 5": {"beta": 1e-4, "samples": 8, "every": 5},
+    "n = 128": {"beta": 1e-4, "samples": 128},
+}
+MODELS = {
+    "ResNet-20": ("resnet20", {}, (32, 32, 3)),
+    "MLP": ("mlp", {"hidden": (256,) * 6}, (28, 28, 1)),
+}
+# Timings of each rival, and calls in each: five, so that "every 5" adds its penalty once.
+REPEATS = {"ResNet-20": (4, 5), "MLP": (15, 20)}
+
+
+def setup(name: str) -> tuple[Any, Any, Any, dict[str, jax.Array]]:
+    """Model, optimiser, state and a random batch of 128."""
+    kind, options, shape = MODELS[name]
+    model = create_model(kind, 10, **options)
+    tx = sparsify(optax.sgd(0.1, momentum=0.9, nesterov=True), make_rule("rst", density=0.05))
+    images = jax.random.normal(jax.random.key(1), (128, *shape))
+    state = jax.jit(partial(create_state, model, tx))(jax.random.key(0), images[:2])
+    return model, tx, state, {"image": images, "label": jnp.arange(128, dtype=jnp.int32) % 10}
+
+
+class Stepper:
+    """A compiled step that keeps its own state, so that successive calls differ."""
+
+    def __init__(self, model: Any, tx: Any, state: Any, **options: Any) -> None:
+        """Compile for one device, the state's memory being used again."""
+        step = make_train_step(model, tx, **options)
+        self._step = jax.jit(lambda s, batch: step(s, batch, None), donate_argnums=0)
+        self._state = jax.tree.map(jnp.copy, state)
+
+    def __call__(self, batch: dict[str, jax.Array]) -> Any:
+        """One step; returns its metrics."""
+        self._state, metrics = self._step(self._state, batch)
+        return metrics
+
+
+def step_rows(name: str) -> list[list[str]]:
+    """Rows of one model: step time by penalty, and its ratio to the step without."""
+    model, tx, state, batch = setup(name)
+    calls = {
+        label: partial(Stepper(model, tx, state, **options), batch)
+        for label, options in PENALTIES.items()
+    }
+    repeats, inner = REPEATS[name]
+    times = interleaved(calls, repeats, dict.fromkeys(calls, inner))
+    bare = times["no penalty"]
+    rows = [
+        [f"{name}, {label}", f"{seconds * 1e3:.1f}", f"{100 * (seconds / bare - 1):+.1f} %"]
+        for label, seconds in times.items()
+    ]
+    if name == "ResNet-20":
+        alone = partial(penalty_benchmark.penalty_step, penalty_benchmark.features(3, 8))
+        seconds = interleaved({"alone": alone}, 15, {"alone": 10})["alone"]
+        rows.append(
+            ["penalty alone, n = 8", f"{seconds * 1e3:.2f}", f"{100 * seconds / bare:.2f} %"]
+        )
+    return rows
+
+
+def loop_row(name: str, steps: int, rounds: int) -> list[str]:
+    """The loop's rate over the bare step's, both without penalty, in interleaved rounds."""
+    model, tx, state, batch = setup(name)
+    bare = Stepper(model, tx, state)
+    jax.block_until_ready(bare(batch))
+    kind, options, shape = MODELS[name]
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (1024, *shape), np.uint8)
+    labels = rng.integers(0, 10, 1024).astype(np.int32)
+    empty = images[:0], labels[:0]
+    data = Dataset("random", images, labels, *empty, images[:10], labels[:10], 10)
+    config = default_config()
+    config.model.name = kind
+    config.model.options.update(options)
+    config.cka.beta = 0.0
+    config.train.steps = steps
+    config.data.validation = 0.0
+    config.checkpoint.every = steps
+    loop.load_dataset = lambda _: data
+    rates: dict[str, list[float]] = {"loop": [], "bare": []}
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for _ in range(steps):
+            metrics = bare(batch)
+        jax.block_until_ready(metrics)
+        rates["bare"].append(steps / (time.perf_counter() - start))
+        with tempfile.TemporaryDirectory() as folder:
+            experiment = loop.prepare(config, Path(folder) / "run")
+            experiment.workdir.mkdir()
+            loop.train(experiment, Console(quiet=True))
+            lines = (experiment.workdir / "metrics.jsonl").read_text().splitlines()
+        # The first record spans the compilation; the others are the loop at work.
+        recorded = [float(line.split('"steps_per_second": ')[1].rstrip("}")) for line in lines]
+        rates["loop"].append(float(np.median(recorded[1:])))
+    medians = {key: float(np.median(values)) for key, values in rates.items()}
+    return [
+        name,
+        f"{medians['bare']:.1f}",
+        f"{medians['loop']:.1f}",
+        f"{100 * medians['loop'] / medians['bare']:.0f} %",
+    ]
+
+
+def main() -> None:
+    """Print both tables."""
+    print_table(
+        "Training step at batch 128: median of interleaved runs",
+        ["step", "ms", "against no penalty"],
+        [row for name in MODELS for row in step_rows(name)],
+    )
+    print_table(
+        "The training loop against the bare step",
+        ["model", "bare steps/s", "loop steps/s", "loop / bare"],
+        [loop_row("ResNet-20", 150, 1), loop_row("MLP", 1000, 3)],
+    )
+
+
+if __name__ == "__main__":
+    main()
