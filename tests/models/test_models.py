@@ -183,7 +183,7 @@ def test_unknown_names_and_options_say_what_is_known():
         create_model("resnt20", 10)
     with pytest.raises(ValueError, match=r"mpl.*did you mean 'mlp'"):
         create_model("mpl", 10)
-    with pytest.raises(ValueError, match=r"option of resnet20 'widht'.*'width'.*dtype, width"):
+    with pytest.raises(ValueError, match=r"option of resnet20 'widht'.*'width'"):
         create_model("resnet20", 10, widht=16)
     with pytest.raises(ValueError, match=r"option of mlp 'width'.*dtype, hidden"):
         create_model("mlp", 10, width=16)
