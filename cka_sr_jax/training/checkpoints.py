@@ -32,7 +32,9 @@ class Checkpoints:
     def save(self, step: int, tree: Any) -> None:
         """Write a checkpoint in the background; `close` waits for it."""
         if step != self._manager.latest_step():
-            self._manager.save(step, args=ocp.args.StandardSave(_flatten(tree)))
+            # Copies, since the next training step reuses the state's memory during the write.
+            arrays = {path: np.array(leaf) for path, leaf in _flatten(tree).items()}
+            self._manager.save(step, args=ocp.args.StandardSave(arrays))
 
     def restore(self, template: Any) -> Any:
         """The newest checkpoint, as host arrays in the structure of `template`.
