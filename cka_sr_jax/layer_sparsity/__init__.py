@@ -1,0 +1,65 @@
+"""Layer sparsity: train ReLU layers away, merge them exactly, refit the shallower network."""
+
+from cka_sr_jax.layer_sparsity.adapters import (
+    check_activation,
+    fold_batch_norm,
+    from_linen,
+    from_mlp,
+    from_nnx,
+    from_params,
+    to_mlp_params,
+)
+from cka_sr_jax.layer_sparsity.chain import (
+    Affine,
+    Chain,
+    apply_chain,
+    candidate_layers,
+    check_chain,
+    compose,
+)
+from cka_sr_jax.layer_sparsity.merge import (
+    active_layers,
+    drop_negative_parts,
+    merge_layers,
+)
+from cka_sr_jax.layer_sparsity.penalty import (
+    layer_penalty,
+    negative_norm,
+)
+from cka_sr_jax.layer_sparsity.prox import (
+    LayerProxState,
+    layer_prox,
+    prox_negative_part,
+)
+from cka_sr_jax.layer_sparsity.refit import (
+    l1_penalty,
+    random_like,
+    row_group_penalty,
+)
+
+__all__ = [
+    "Affine",
+    "Chain",
+    "LayerProxState",
+    "active_layers",
+    "apply_chain",
+    "candidate_layers",
+    "check_activation",
+    "check_chain",
+    "compose",
+    "drop_negative_parts",
+    "fold_batch_norm",
+    "from_linen",
+    "from_mlp",
+    "from_nnx",
+    "from_params",
+    "l1_penalty",
+    "layer_penalty",
+    "layer_prox",
+    "merge_layers",
+    "negative_norm",
+    "prox_negative_part",
+    "random_like",
+    "row_group_penalty",
+    "to_mlp_params",
+]

@@ -1,0 +1,224 @@
+"""Active layers, exact merging of the inactive ones, and dropping of small negative parts.
+
+Let h >= 0 be the input of a hidden layer with W >= 0 and b >= 0. Then h @ W + b >= 0, so its ReLU
+does nothing, and the layer and the one after it are one affine map:
+
+    relu(h @ W + b) @ V + c = h @ (W V) + (b @ V + c).
+
+The statement without biases is the idea of Hebiri and Lederer (arXiv 2006.15604; their text was not
+read, so the form is recalled); biases, convolutions and the bound are derived here. All is done on
+the host in float64, since the depth of the result depends on the values.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from jax.typing import ArrayLike
+
+from cka_sr_jax.layer_sparsity.chain import (
+    Affine,
+    Chain,
+    candidate_layers,
+    check_chain,
+    check_input,
+    compose,
+    to_float64,
+)
+
+
+def active_layers(
+    chain: Chain, tol: float = 0.0, nonnegative_input: bool = False
+) -> tuple[int, ...]:
+    """The hidden layers whose ReLU counts: those with ||neg(W_j, b_j)||_F > tol.
+
+    On signed input the first hidden layer is active whatever its weights are.
+
+    Raises:
+      ValueError: as `check_chain`, with values.
+    """
+    check_chain(chain, values=True)
+    candidates = candidate_layers(chain, nonnegative_input)
+    return tuple(
+        j for j in range(len(chain) - 1) if j not in candidates or _negative_norm(chain[j]) > tol
+    )
+
+
+def merge_layers(chain: Chain, nonnegative_input: bool = False) -> tuple[Affine, ...]:
+    """The same function with every inactive layer merged into the next one.
+
+    Merged layers are looked at again until nothing merges, so the depth of the result is exactly
+    1 + len(active_layers(result)). That is 1 + len(active_layers(chain)), or less: an inactive
+    layer below an active one may cancel its negative part in the product of the two.
+
+    The result has fewer layers, not always fewer multiply-adds: merging over a bottleneck gives a
+    larger matrix, and 3x3 after 3x3 is a 5x5.
+
+    Raises:
+      ValueError: as `check_chain`, with values.
+    """
+    check_chain(chain, values=True)
+    merged: list[Affine] = []
+    below: Affine | None = None  # inactive layers, waiting for the next one
+    for j, layer in enumerate(chain):
+        layer = layer if below is None else compose(below, layer)
+        signed_input = not merged and not nonnegative_input
+        if j == len(chain) - 1 or signed_input or _negative_norm(layer) > 0:
+            merged.append(layer)
+            below = None
+        else:
+            below = layer
+    return tuple(merged)
+
+
+def drop_negative_parts(
+    chain: Chain,
+    tol: float,
+    *,
+    input_norm: float = 1.0,
+    inputs: ArrayLike | None = None,
+    nonnegative_input: bool = False,
+) -> tuple[tuple[Affine, ...], float]:
+    """The chain with negative parts of norm <= tol set to 0, and a bound on the output's change.
+
+    Each hidden layer that is not in `active_layers(chain, tol)` loses its negative parts N =
+    max(-W, 0) and n = max(-b, 0), and `merge_layers` then merges it. The bound (derived here):
+    replace these layers one by one, from the last to the first. Replacing layer j changes its
+    output by some d_j with ||d_j|| <= ||h_j N_j + n_j||, where h_j is its input in the old chain,
+    since ReLU is 1-Lipschitz. The layers above are new already; merged, their kernels are A_1,
+    ..., A_m, and
+
+      ||new(x) - old(x)||_2 <= sum_j ||d_j A_1||_2 ||A_2||_2 ... ||A_m||_2.
+
+    With `inputs`, the d_j are computed and the largest right side is returned: it holds for these
+    inputs. Without, it holds for all inputs of ||x||_2 <= `input_norm`:
+
+      ||d_j A_1||_2 <= (||N_j||_2 R_j + ||n_j||_2) ||A_1||_2,
+
+    where R_j >= ||h_j||_2 is the less of ||W_{j-1}||_2 R_{j-1} + ||max(b_{j-1}, 0)||_2 and of the
+    same over the merged new layers below j plus the change up to there. Products of spectral norms
+    are loose over many active layers, without `inputs` most. Both hold in exact arithmetic; the
+    rounding of a float32 network comes on top.
+
+    Args:
+      inputs: [n, in] or [n, h, w, in]; each image counts as one vector.
+
+    Raises:
+      ValueError: as `check_chain`, with values; tol or input_norm negative; convolutions without
+        `inputs`, since their biases count once for each position; inputs that do not fit.
+    """
+    if not (tol >= 0 and input_norm >= 0):
+        raise ValueError(f"tol={tol} and input_norm={input_norm} must be numbers >= 0.")
+    active = active_layers(chain, tol, nonnegative_input)
+    new = tuple(
+        layer if j in active or j == len(chain) - 1 else _positive_part(layer)
+        for j, layer in enumerate(chain)
+    )
+    old, after = _in_float64(chain), _in_float64(new)
+    if inputs is not None:
+        check_input(chain, inputs)
+        return new, _bound_on(old, after, to_float64(inputs))
+    if chain[0].kernel.ndim == 4:
+        raise ValueError(
+            "the bound of a chain of convolutions depends on the size of the images: pass some as "
+            "inputs=."
+        )
+    return new, _bound_in_ball(old, after, input_norm)
+
+
+def _bound_on(old: Chain, new: Chain, x: np.ndarray) -> float:
+    """The largest of sum_j ||d_j A_1|| ||A_2|| ... ||A_m|| over these inputs."""
+    total = np.zeros(len(x))
+    for j in range(len(old) - 1):
+        h = np.maximum(_apply(old[j], x), 0)
+        if _negative_norm(old[j]) > _negative_norm(new[j]):
+            change = np.maximum(_apply(new[j], x), 0) - h
+            first, *above = merge_layers(new[j + 1 :], nonnegative_input=True)
+            change = _apply(Affine(first.kernel, 0 * first.bias), change)
+            norms = np.linalg.norm(change.reshape(len(x), -1), axis=1)
+            total += norms * _gain(above)
+        x = h
+    return float(np.max(total, initial=0))
+
+
+def _bound_in_ball(old: Chain, new: Chain, input_norm: float) -> float:
+    """The bound for all inputs of this norm."""
+    changes: list[float] = []  # ||N_j|| R_j + ||n_j||
+    size = input_norm  # R_j
+    for j in range(len(old) - 1):
+        negative = Affine(*(after - before for before, after in zip(old[j], new[j], strict=True)))
+        changes.append(_size_after([negative], size))
+        below = _size_after(merge_layers(new[: j + 1]), input_norm)
+        detour = below + _summed_change(changes, new[: j + 1])
+        size = min(_size_after([old[j]], size), detour)
+    return _summed_change(changes, new)
+
+
+def _summed_change(changes: list[float], new: Chain) -> float:
+    """The change of the output of the last of the `new` layers, from that of each layer."""
+    gains = []
+    for j in range(len(changes)):
+        above = new[j + 1 :]
+        gains.append(_gain(merge_layers(above, nonnegative_input=True) if above else ()))
+    return sum(gain * change for gain, change in zip(gains, changes, strict=True))
+
+
+def _gain(layers: Chain) -> float:
+    """Most that these layers stretch a difference."""
+    return math.prod(spectral_norm(layer.kernel) for layer in layers)
+
+
+def _size_after(layers: Chain, size: float) -> float:
+    """Most that the norm of these layers' output, after a ReLU each, is for inputs of norm `size`.
+
+    relu(u + b) <= relu(u) + relu(b), so the negative part of a bias does not count.
+    """
+    for kernel, bias in layers:
+        shift = np.maximum(to_float64(bias), 0)
+        size = spectral_norm(kernel) * size + float(np.linalg.norm(shift))
+    return size
+
+
+def _in_float64(chain: Chain) -> list[Affine]:
+    return [Affine(*map(to_float64, layer)) for layer in chain]
+
+
+def _apply(layer: Affine, x: np.ndarray) -> np.ndarray:
+    """One layer on the host, in float64: a convolution as a sum of its taps."""
+    kernel, bias = layer
+    if kernel.ndim == 2:
+        return x @ kernel + bias
+    rows, columns = (
+        size - taps + 1 for size, taps in zip(x.shape[1:3], kernel.shape[:2], strict=True)
+    )
+    shifted = (
+        x[:, i : i + rows, j : j + columns] @ kernel[i, j] for i, j in np.ndindex(*kernel.shape[:2])
+    )
+    return sum(shifted, start=np.zeros(())) + bias
+
+
+def spectral_norm(kernel: ArrayLike) -> float:
+    """||W||_2 of a dense kernel; a bound on it for a VALID convolution on images of any size.
+
+    A tap K_a is a matrix applied to a shifted crop, so ||K||_2 <= sum_a ||K_a||_2; and with
+    |K_a| in place of K_a the largest gain is that of constant images, ||sum_a |K_a|||_2.
+    """
+    values = to_float64(kernel)
+    if values.ndim == 2:
+        return float(np.linalg.norm(values, 2))
+    taps = values.reshape(-1, *values.shape[2:])
+    by_tap = sum(np.linalg.norm(tap, 2) for tap in taps)
+    return float(min(by_tap, np.linalg.norm(np.abs(taps).sum(0), 2)))
+
+
+def _negative_norm(layer: Affine) -> float:
+    """`negative_norm` in float64, and > 0 wherever an entry is negative, however small."""
+    values = np.concatenate([to_float64(array).ravel() for array in layer])
+    negative = np.minimum(values, 0)
+    scale = -negative.min(initial=0)
+    return float(scale * np.linalg.norm(negative / scale)) if scale else 0.0
+
+
+def _positive_part(layer: Affine) -> Affine:
+    return Affine(*(array.clip(0) for array in layer))

@@ -1,0 +1,128 @@
+"""The proximal step of the layer penalty, which sets whole negative parts to exactly 0.
+
+A gradient step on a norm only shrinks it; the proximal step of the same norm reaches 0. The closed
+form is derived here (it is that of the group lasso on the negative part alone).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from cka_sr_jax.layer_sparsity.penalty import negative_norm
+from cka_sr_jax.sparsity.masks import leaf_paths, matches
+
+
+def prox_negative_part(group: Any, t: float | Float[Array, ""]) -> Any:
+    """argmin_v 1/2 ||v - w||_F^2 + t ||min(v, 0)||_F, for an array or a pytree as one group.
+
+    Positive entries stay; negative ones are multiplied by max(0, 1 - t / ||min(w, 0)||_F), so all
+    are exactly 0 where the norm is at most t.
+    """
+    norm = negative_norm(group)
+    keep = norm > t
+    factor = 1 - t / jnp.where(keep, norm, 1)
+
+    def shrink(w: Array) -> Array:
+        shrunk = jnp.where(keep, w * factor, 0).astype(w.dtype)
+        return jnp.where(w < 0, shrunk, w)
+
+    return jax.tree.map(shrink, group)
+
+
+class LayerProxState(NamedTuple):
+    """State of `layer_prox`: the step, for a learning-rate schedule."""
+
+    step: Int[Array, ""]
+
+
+def layer_prox(
+    strength: float,
+    learning_rate: float | Callable[[Any], Any],
+    layers: str | Sequence[str],
+) -> optax.GradientTransformation:
+    """Proximal gradient steps for strength * sum_j ||neg(W_j, b_j)||_F, as an Optax transform.
+
+    Chained last, it changes the updates such that `optax.apply_updates(params, updates)` gives
+    prox_negative_part(params + updates, strength * learning_rate) in each of the layers: positive
+    weights as the optimiser wants them, the negative part shrunk, and exactly 0 once it is small.
+
+      tx = optax.chain(optax.sgd(0.1), layer_prox(1e-3, 0.1, layers="hidden[1-9]*"))
+      tx = sparsify(tx, rst(density=0.1))   # pruned weights stay 0: the step keeps zeros
+
+    With momentum or Adam the step is the usual approximation, one scalar step size for all.
+    Layers with strengths of their own get a `layer_prox` each.
+
+    Args:
+      strength: r of `layer_penalty`, which then is not in the loss as well.
+      learning_rate: the optimiser's; a number or a schedule of the step.
+      layers: path patterns of the layers, not of their arrays: "hidden1", "block*/dense". Each
+        layer that matches, kernel and bias, is one group. In a chain the paths are the indices,
+        so `[str(j) for j in candidate_layers(chain)]`.
+
+    Raises:
+      ValueError: a negative or NaN strength; at `init`, a pattern that matches no layer; at
+        `update`, no parameters.
+    """
+    if not (strength >= 0 and math.isfinite(strength)):
+        raise ValueError(f"strength={strength} is not a number >= 0.")
+    patterns = (layers,) if isinstance(layers, str) else tuple(layers)
+
+    def init(params: Any) -> LayerProxState:
+        find_layers(params, patterns)
+        return LayerProxState(jnp.zeros((), jnp.int32))
+
+    def update(
+        updates: Any, state: LayerProxState, params: Any = None
+    ) -> tuple[Any, LayerProxState]:
+        if params is None:
+            raise ValueError(
+                "layer_prox needs the parameters: call tx.update(grads, state, params)."
+            )
+        step_size = learning_rate(state.step) if callable(learning_rate) else learning_rate
+        old = jax.tree.leaves(params)
+        treedef: Any = jax.tree.structure(params)
+        new = treedef.flatten_up_to(updates)
+        for places in find_layers(params, patterns).values():
+            wanted = [old[i] + new[i] for i in places]
+            shrunk = prox_negative_part(wanted, strength * step_size)
+            for i, aim, target in zip(places, wanted, shrunk, strict=True):
+                # x + (0 - x) is exactly 0; where nothing shrinks, the update stays as it is.
+                new[i] = jnp.where(aim < 0, target - old[i], new[i])
+        return jax.tree.unflatten(treedef, new), LayerProxState(optax.safe_increment(state.step))
+
+    return optax.GradientTransformation(init, update)
+
+
+def find_layers(params: Any, patterns: Sequence[str]) -> dict[str, list[int]]:
+    """path of each layer that matches -> the places of its arrays among the leaves of `params`.
+
+    Raises:
+      ValueError: a pattern matches no layer with a kernel.
+    """
+    found: dict[str, list[int]] = {}
+    leaves = leaf_paths(params)
+    for i, (path, _) in enumerate(leaves):
+        found.setdefault(path.rpartition("/")[0], []).append(i)
+    found = {
+        layer: places
+        for layer, places in found.items()
+        if any(jnp.ndim(leaves[i][1]) >= 2 for i in places)
+    }
+    for pattern in patterns:
+        if not any(matches(pattern, layer) for layer in found):
+            raise ValueError(
+                f"layers pattern {pattern!r} matches no layer: the parameters have "
+                f"{', '.join(found) or 'none'}."
+            )
+    return {
+        layer: places
+        for layer, places in found.items()
+        if any(matches(pattern, layer) for pattern in patterns)
+    }

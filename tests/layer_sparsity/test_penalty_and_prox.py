@@ -1,0 +1,302 @@
+"""The penalty against its formula, the proximal step against a numerical minimiser, and Optax."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy.optimize import minimize
+
+from cka_sr_jax.cka import cka_penalty
+from cka_sr_jax.features import stage_features
+from cka_sr_jax.layer_sparsity import (
+    Affine,
+    active_layers,
+    apply_chain,
+    candidate_layers,
+    from_mlp,
+    l1_penalty,
+    layer_penalty,
+    layer_prox,
+    negative_norm,
+    prox_negative_part,
+    random_like,
+    row_group_penalty,
+)
+from cka_sr_jax.models import MLP
+from cka_sr_jax.sparsity import apply_masks, get_masks, rst, sparsify
+
+
+def naive_norm(*arrays):
+    return sum(min(float(v), 0.0) ** 2 for a in arrays for v in np.ravel(a)) ** 0.5
+
+
+def random_chain(seed, sizes=(4, 5, 6, 3, 2)):
+    rng = np.random.default_rng(seed)
+    shapes = itertools.pairwise(sizes)
+    return tuple(
+        Affine(
+            jnp.asarray(rng.normal(size=s), jnp.float32),
+            jnp.asarray(rng.normal(size=s[1]), jnp.float32),
+        )
+        for s in shapes
+    )
+
+
+# The penalty.
+
+
+def test_negative_norm_is_the_norm_of_the_negative_part():
+    (kernel, bias), *_ = random_chain(0)
+    assert negative_norm(kernel) == pytest.approx(naive_norm(kernel), rel=1e-6)
+    assert negative_norm(Affine(kernel, bias)) == pytest.approx(naive_norm(kernel, bias), rel=1e-6)
+
+
+def test_negative_norm_has_its_gradient_and_0_where_there_is_none():
+    kernel = random_chain(0)[0].kernel
+    expected = np.minimum(kernel, 0) / naive_norm(kernel)
+    np.testing.assert_allclose(jax.grad(negative_norm)(kernel), expected, rtol=1e-5)
+    for array in (jnp.zeros((2, 3)), jnp.ones((2, 3))):
+        value, gradient = jax.value_and_grad(negative_norm)(array)
+        assert value == 0
+        assert not np.any(gradient)
+
+
+def test_negative_norm_neither_over_nor_underflows():
+    for size in (1e-30, 1e30):
+        value, gradient = jax.value_and_grad(negative_norm)(jnp.array([-3 * size, -4 * size]))
+        assert value == pytest.approx(5 * size, rel=1e-6)
+        np.testing.assert_allclose(gradient, [-0.6, -0.8], rtol=1e-6)
+    assert negative_norm(jnp.full(4, -1, jnp.bfloat16)).dtype == jnp.float32
+    assert np.isnan(negative_norm(jnp.array([jnp.nan, -1.0])))
+
+
+def test_the_penalty_leaves_out_the_first_and_the_last_layer():
+    chain = random_chain(1)
+    norms = [naive_norm(*layer) for layer in chain]
+    assert layer_penalty(chain) == pytest.approx(norms[1] + norms[2], rel=1e-6)
+    assert layer_penalty(chain, [2.0, 0.5]) == pytest.approx(2 * norms[1] + norms[2] / 2, rel=1e-6)
+    assert layer_penalty(chain, nonnegative_input=True) == pytest.approx(sum(norms[:3]), rel=1e-6)
+    assert layer_penalty(chain[:1]) == 0
+    with pytest.raises(ValueError, match="3 weights for 2 penalised layers"):
+        layer_penalty(chain, [1.0, 1.0, 1.0])
+
+
+invariant_penalty = jax.jit(functools.partial(layer_penalty, scale_invariant=True))
+
+
+def rescaled(chain, factors):
+    """The same function: the output of hidden layer j times c_j, c_j > 0."""
+    factors = [1.0, *factors, 1.0]
+    return tuple(
+        Affine(kernel * (c / before), bias * c)
+        for (kernel, bias), before, c in zip(chain, factors, factors[1:], strict=False)
+    )
+
+
+def test_the_scale_invariant_form_does_not_change_under_rescaling():
+    chain = random_chain(2)
+    same = rescaled(chain, [3.0, 0.01, 50.0])
+    x = jax.random.normal(jax.random.key(0), (3, 4))
+    np.testing.assert_allclose(apply_chain(same, x), apply_chain(chain, x), rtol=1e-4)
+    value = float(invariant_penalty(chain))
+    assert invariant_penalty(same) == pytest.approx(value, rel=1e-5)
+    assert abs(layer_penalty(same) / layer_penalty(chain) - 1) > 0.5  # the loophole
+
+
+def test_the_scale_invariant_form_agrees_with_its_formula():
+    chain = random_chain(3)
+    expected, size = 0.0, 1.0
+    for j, (kernel, bias) in enumerate(chain):
+        norm = np.linalg.norm(kernel)
+        size *= norm / np.sqrt(len(bias))
+        if j in (1, 2):
+            expected += naive_norm(kernel / norm, bias / (np.sqrt(len(bias)) * size))
+    assert invariant_penalty(chain) == pytest.approx(expected, rel=1e-5)
+    zero = jax.tree.map(jnp.zeros_like, chain)
+    gradient = jax.jit(jax.grad(lambda c: layer_penalty(c, scale_invariant=True)))(zero)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+# The proximal step.
+
+
+@pytest.mark.usefixtures("enable_x64")
+def test_prox_minimises_its_objective():
+    rng = np.random.default_rng(0)
+    prox = jax.jit(prox_negative_part)
+    for t in (0.05, 0.3, 1.0, 2.0):
+        for _ in range(5):
+            w = rng.normal(size=6)
+
+            def objective(v, w=w, t=t):
+                return 0.5 * np.sum((v - w) ** 2) + t * np.sqrt(np.sum(np.minimum(v, 0) ** 2))
+
+            def point(p, w=w):
+                """Negative entries as length p_0^2 times a direction: no kink at length 0."""
+                direction = p[1:] ** 2 * (w < 0)
+                direction = direction / max(np.linalg.norm(direction), 1e-12)
+                return np.where(w < 0, -(p[0] ** 2) * direction, w)
+
+            def search(p, objective=objective, point=point):
+                return objective(point(p))
+
+            found = minimize(search, np.ones(7), method="BFGS", options={"gtol": 1e-12})
+            options = {"xatol": 1e-10, "fatol": 1e-15, "maxiter": 20000, "maxfev": 20000}
+            found = minimize(search, found.x, method="Nelder-Mead", options=options)
+            result = np.asarray(prox(w, t))
+            assert abs(objective(result) - found.fun) < 1e-9
+            np.testing.assert_allclose(result, point(found.x), atol=1e-6)
+
+
+arrays = hnp.arrays(np.float32, (2, 3), elements=st.floats(-5, 5, width=32))
+
+
+@given(arrays, arrays, st.floats(0, 5, width=32))
+def test_prox_satisfies_the_subgradient_condition(w, other, t):
+    v = np.asarray(prox_negative_part(w, t), np.float64)
+    assert np.array_equal(v[w >= 0], w[w >= 0])
+    norm = np.linalg.norm(np.minimum(w.astype(np.float64), 0))
+    if norm <= t * (1 - 1e-5):
+        assert not np.any(v < 0)
+    elif norm > t * (1 + 1e-5):  # w - v = t * neg(v) / ||neg(v)||
+        np.testing.assert_allclose(v, w * np.where(w < 0, 1 - t / norm, 1), atol=1e-4)
+
+    def objective(a):
+        return 0.5 * np.sum((a - w) ** 2.0) + t * np.linalg.norm(np.minimum(a, 0))
+
+    assert objective(v) <= objective(other.astype(np.float64)) + 1e-5
+
+
+def test_prox_takes_a_layer_as_one_group():
+    layer = Affine(jnp.array([[-3.0, 1.0]]), jnp.array([-4.0, 2.0]))
+    shrunk = prox_negative_part(layer, 2.5)
+    np.testing.assert_allclose(shrunk.kernel, [[-1.5, 1.0]])
+    np.testing.assert_allclose(shrunk.bias, [-2.0, 2.0])
+    gone = prox_negative_part(layer, 5.0)
+    assert not np.signbit(gone.kernel).any()
+    assert negative_norm(gone) == 0
+
+
+# The Optax transform.
+
+NET = MLP(num_classes=3, hidden=(8, 8, 8))
+X = jax.random.normal(jax.random.key(1), (12, 6))
+Y = jnp.arange(12) % 3
+
+
+@functools.cache
+def init_params():
+    return NET.init(jax.random.key(0), X, train=False)["params"]
+
+
+def loss(params):
+    logits, state = NET.apply({"params": params}, X, train=False, mutable=["features"])
+    features = stage_features(state["features"])
+    value = optax.softmax_cross_entropy_with_integer_labels(logits, Y).mean()
+    return value + 1e-2 * cka_penalty(features)
+
+
+def trained(tx, steps):
+    params = init_params()
+    opt_state = tx.init(params)
+
+    @jax.jit
+    def step(params, opt_state):
+        updates, opt_state = tx.update(jax.grad(loss)(params), opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    for _ in range(steps):
+        params, opt_state = step(params, opt_state)
+    return params, opt_state
+
+
+def test_one_step_is_the_prox_of_the_plain_step():
+    params = init_params()
+    grads = jax.tree.map(lambda p: jnp.sin(100 * p), params)
+    tx = optax.chain(optax.sgd(0.5), layer_prox(0.8, 0.5, "hidden[12]"))
+    updates, _ = tx.update(grads, tx.init(params), params)
+    new = optax.apply_updates(params, updates)
+    for name, layer in params.items():
+        expected = jax.tree.map(lambda p, g: p - 0.5 * g, layer, grads[name])
+        if name in ("hidden1", "hidden2"):
+            expected = prox_negative_part(expected, 0.4)
+        for key in layer:
+            np.testing.assert_allclose(new[name][key], expected[key], atol=1e-6)
+
+
+def test_a_schedule_sets_the_step_size():
+    params = init_params()
+    tx = layer_prox(1.0, optax.piecewise_constant_schedule(1e-9, {1: 1e12}), ["hidden1"])
+    state = tx.init(params)
+    norms = []
+    for _ in range(2):
+        updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
+        params = optax.apply_updates(params, updates)
+        norms.append(float(negative_norm(params["hidden1"])))
+    assert norms[0] == pytest.approx(float(negative_norm(init_params()["hidden1"])), rel=1e-5)
+    assert norms[1] == 0
+    assert negative_norm(params["hidden2"]) > 0
+
+
+@pytest.mark.parametrize("momentum", [None, 0.9])
+def test_layers_become_inactive_with_sparsify_and_cka_in_the_loss(momentum):
+    tx = optax.chain(optax.sgd(0.1, momentum), layer_prox(0.5, 0.1, "hidden[1-9]*"))
+    tx = sparsify(tx, rst(0.4))
+    params, opt_state = trained(tx, 150)
+    chain = from_mlp(params)
+    assert active_layers(chain) == (0,)
+    masks = get_masks(opt_state)
+    assert jax.tree.all(
+        jax.tree.map(lambda a, b: bool(jnp.all(a == b)), apply_masks(params, masks), params)
+    )
+    assert np.mean(np.asarray(params["hidden1"]["kernel"]) != 0) <= 0.4
+    assert np.isfinite(loss(params))
+
+
+def test_a_chain_is_trained_by_the_indices_of_its_layers():
+    chain = random_chain(4)
+    tx = layer_prox(1.0, 100.0, [str(j) for j in candidate_layers(chain)])
+    updates = jax.tree.map(jnp.zeros_like, chain)
+    updates, _ = tx.update(updates, tx.init(chain), chain)
+    assert active_layers(optax.apply_updates(chain, updates)) == (0,)
+
+
+def test_layer_prox_refuses_bad_arguments_with_a_sentence():
+    params = init_params()
+    for strength in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="is not a number >= 0"):
+            layer_prox(strength, 0.1, "hidden1")
+    with pytest.raises(ValueError, match="'hiden' matches no layer: the parameters have head, hid"):
+        layer_prox(1.0, 0.1, ["hidden1", "hiden"]).init(params)
+    tx = layer_prox(1.0, 0.1, "hidden1")
+    with pytest.raises(ValueError, match="layer_prox needs the parameters"):
+        tx.update(params, tx.init(params))
+
+
+# The refit.
+
+
+def test_refit_penalties_agree_with_their_formulas():
+    chain = random_chain(5)
+    rows = sum(np.linalg.norm(u) for layer in chain[:-1] for u in np.asarray(layer.kernel).T)
+    assert jax.jit(row_group_penalty)(chain) == pytest.approx(rows, rel=1e-6)
+    total = sum(np.abs(layer.kernel).sum() for layer in chain)
+    assert l1_penalty(chain) == pytest.approx(total, rel=1e-6)
+    gradient = jax.jit(jax.grad(row_group_penalty))(jax.tree.map(jnp.zeros_like, chain))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+def test_a_cold_start_has_he_normal_weights_of_the_same_shapes():
+    chain = random_chain(6, (50, 200, 100))
+    fresh = random_like(chain, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, fresh) == jax.tree.map(jnp.shape, chain)
+    for kernel, bias in fresh:
+        assert np.std(kernel) == pytest.approx(np.sqrt(2 / len(kernel)), rel=0.05)
+        assert not np.any(bias)
