@@ -49,6 +49,26 @@ def density(masks: Masks) -> Float[Array, ""]:
     return jnp.sum(kept) / float(sum(mask.size for mask in leaves))
 
 
+def churn(before: Masks, after: Masks) -> Float[Array, ""]:
+    """Share of the weights kept now that were pruned before; 0 where nothing is masked."""
+    new = [jnp.sum(b & ~a, dtype=jnp.float32) for a, b in _pairs(before, after)]
+    kept = [jnp.sum(mask, dtype=jnp.float32) for mask in jax.tree.leaves(after)]
+    return jnp.asarray(sum(new) / jnp.maximum(sum(kept), 1), jnp.float32)
+
+
+def explored(so_far: Masks, masks: Masks) -> Masks:
+    """Which weights were ever kept: the union over time, started with the masks of step 0.
+
+    Its `density` is the exploration rate R_s of in-time over-parametrisation (ITOP, Liu et al.
+    2021): the share of weights that were active at least once.
+    """
+    return jax.tree.map(jnp.logical_or, so_far, masks)
+
+
+def _pairs(before: Masks, after: Masks) -> list[tuple[Array, Array]]:
+    return list(zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
+
+
 def leaf_paths(tree: Any) -> list[tuple[str, Any]]:
     """(path, leaf) of every leaf in the tree's order; paths read "stage1_block0/conv1/kernel"."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)

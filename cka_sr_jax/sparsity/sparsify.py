@@ -10,15 +10,23 @@ import optax
 from jaxtyping import Array, Int
 
 from cka_sr_jax.sparsity.masks import Masks, Params, apply_masks, is_dense, map_masked
-from cka_sr_jax.sparsity.rules import Rule
+from cka_sr_jax.sparsity.rule import Rule
 
 
 class SparseState(NamedTuple):
-    """Optimiser state of `sparsify`: the step, the masks and the inner optimiser's state."""
+    """Optimiser state of `sparsify`.
+
+    Attributes:
+      step: updates so far.
+      masks: bool arrays, and `optax.MaskedNode()` at leaves that stay dense.
+      inner_state: the inner optimiser's.
+      gradient_average: of the dense gradients at masked leaves, for the rules that need it.
+    """
 
     step: Int[Array, ""]
     masks: Masks
     inner_state: Any
+    gradient_average: Any = ()
 
 
 def sparsify(
@@ -55,6 +63,7 @@ def sparsify(
             step=jnp.zeros((), jnp.int32),
             masks=masks,
             inner_state=inner.init(apply_masks(params, masks)),
+            gradient_average=_zero_average(masks) if rule.gradient_decay else (),
         )
 
     def update(
@@ -65,13 +74,17 @@ def sparsify(
         updates, inner_state = inner.update(
             apply_masks(grads, state.masks), state.inner_state, params, **extra
         )
+        average, rule_grads = state.gradient_average, grads
+        if rule.gradient_decay:
+            average = _update_average(average, grads, state.masks, rule.gradient_decay)
+            rule_grads = map_masked(lambda mask, grad, mean: mean, state.masks, grads, average)
         masks = kept = state.masks
         due = rule.due(state.step)
         if due is not False:  # a plain False: masks that never change, nothing to compile
 
             def change(inner_state: Any) -> tuple[Masks, Masks, Any]:
                 key = jax.random.fold_in(jax.random.key(seed), state.step + 1)
-                new = rule.update(key, state.step, state.masks, params, grads)
+                new = rule.update(key, state.step, state.masks, params, rule_grads)
                 kept = map_masked(jnp.logical_and, state.masks, new)
                 return new, kept, _reset_slots(inner, inner_state, kept)
 
@@ -84,9 +97,20 @@ def sparsify(
             updates,
             params,
         )
-        return updates, SparseState(optax.safe_increment(state.step), masks, inner_state)
+        return updates, SparseState(optax.safe_increment(state.step), masks, inner_state, average)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _zero_average(masks: Masks) -> Any:
+    return jax.tree.map(lambda mask: jnp.zeros(mask.shape, jnp.float32), masks)
+
+
+def _update_average(average: Any, grads: Params, masks: Masks, decay: float) -> Any:
+    def at_leaf(mask: Any, grad: Array, mean: Any) -> Any:
+        return mean if is_dense(mask) else decay * mean + (1 - decay) * grad.astype(jnp.float32)
+
+    return jax.tree.map(at_leaf, masks, grads, average, is_leaf=is_dense)
 
 
 def _reset_slots(inner: optax.GradientTransformation, inner_state: Any, kept: Masks) -> Any:

@@ -1,0 +1,136 @@
+"""Mask updates against dense training steps, and whole training loops with updates.
+
+  python benchmarks/mask_update.py
+
+One RigL update (magnitude drop, gradient growth, every layer on its own) and one magnitude update
+(GMP, all layers ranked together) against a dense SGD step on a CNN of about 290k parameters at
+batch 16; then 100 training steps with a RigL update every 100 and every 10 steps against 100 dense
+ones. Last, one update of each at 25 million parameters, with its temporary memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from timing import interleaved, print_table
+
+from cka_sr_jax.sparsity import Rule, apply_masks, dense, get_masks, make_rule, sparsify
+
+STEPS = 100
+X = jax.random.normal(jax.random.key(0), (16, 32, 32, 3))
+Y = jnp.arange(16) % 10
+
+
+class CNN(nn.Module):
+    """Four convolutions and a head, 290k parameters."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for i, width in enumerate((32, 64, 128, 170)):
+            x = nn.relu(nn.Conv(width, (3, 3), strides=1 if i == 0 else 2)(x))
+        return nn.Dense(10)(x.mean((1, 2)))
+
+
+def loss(params: Any) -> jax.Array:
+    logits = CNN().apply({"params": params}, X)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, Y).mean()
+
+
+def rigl(update_every: int) -> Rule:
+    """RigL at density 0.1, far from the end of its schedule."""
+    return make_rule("rigl", density=0.1, end_step=10**6, update_every=update_every)
+
+
+def gmp() -> Rule:
+    """GMP somewhere in the middle of its schedule."""
+    return make_rule("gmp", density=0.1, end_step=1000)
+
+
+def one_update(rule: Rule, params: Any, grads: Any) -> tuple[Callable[[], Any], int]:
+    """A compiled update of the rule's masks, and its temporary bytes."""
+    masks = jax.jit(rule.init)(jax.random.key(0), params)
+    arguments = (jax.random.key(1), jnp.int32(500), masks, params, grads)
+    compiled = jax.jit(rule.update).lower(*arguments).compile()
+    memory = compiled.memory_analysis()
+    return lambda: compiled(*arguments), memory.temp_size_in_bytes if memory else 0
+
+
+def training(rule: Rule, params: Any, steps: int) -> Callable[[], Any]:
+    """`steps` training steps that start after step 0, which never updates the masks."""
+    tx = sparsify(optax.sgd(0.01, momentum=0.9), rule)
+
+    @jax.jit
+    def step(params: Any, opt_state: Any) -> tuple[Any, Any]:
+        updates, opt_state = tx.update(jax.grad(loss)(params), opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    start = tx.init(params)._replace(step=jnp.int32(1))
+    masked = apply_masks(params, get_masks(start))
+
+    def run() -> Any:
+        current, opt_state = masked, start
+        for _ in range(steps):
+            current, opt_state = step(current, opt_state)
+        return current
+
+    return run
+
+
+def small_network() -> None:
+    """Updates and training loops on the CNN."""
+    params = CNN().init(jax.random.key(0), X)["params"]
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    grads = jax.grad(loss)(params)
+    calls = {
+        "dense step": training(dense(), params, 1),
+        "RigL update": one_update(rigl(100), params, grads)[0],
+        "magnitude update": one_update(gmp(), params, grads)[0],
+    }
+    inner = dict.fromkeys(calls, 10)
+    times = interleaved(calls, repeats=15, inner=inner)
+    rows = [
+        [name, f"{1e3 * seconds:.2f}", f"{seconds / times['dense step']:.2f}"]
+        for name, seconds in times.items()
+    ]
+    print_table(f"One mask update, CNN of {size} parameters", ["", "ms", "dense steps"], rows)
+
+    calls = {
+        "dense": training(dense(), params, STEPS),
+        "RigL, never updated": training(rigl(10**5), params, STEPS),
+        "RigL every 100": training(rigl(100), params, STEPS),
+        "RigL every 10": training(rigl(10), params, STEPS),
+    }
+    times = interleaved(calls, repeats=7)
+    rows = [
+        [name, f"{1e3 * seconds / STEPS:.2f}", f"{seconds / times['dense']:.3f}"]
+        for name, seconds in times.items()
+    ]
+    print_table(f"{STEPS} training steps", ["", "ms a step", "of dense"], rows)
+
+
+def large_network() -> None:
+    """Updates at 25 million parameters, in ten layers."""
+    keys = jax.random.split(jax.random.key(0), 20)
+    params, grads = (
+        {f"layer{i}": jax.random.normal(keys[start + i], (1600, 1600)) for i in range(10)}
+        for start in (0, 10)
+    )
+    size = sum(leaf.size for leaf in params.values())
+    rows = []
+    for name, rule in (("RigL", rigl(100)), ("magnitude", gmp())):
+        update, temporary = one_update(rule, params, grads)
+        seconds = interleaved({name: update}, repeats=3)[name]
+        rows.append([name, f"{seconds:.2f}", f"{temporary / (4 * size):.2f}"])
+    print_table(
+        f"One mask update, {size} parameters", ["", "s", "temporary memory / parameters"], rows
+    )
+
+
+if __name__ == "__main__":
+    small_network()
+    large_network()

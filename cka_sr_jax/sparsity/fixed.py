@@ -1,0 +1,97 @@
+"""Rules whose masks never change: none at all, given ones, random ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from cka_sr_jax.sparsity.distributions import check_density, layer_counts, layer_densities
+from cka_sr_jax.sparsity.masks import Masks, Params, is_dense, leaf_paths, masks_from_paths
+from cka_sr_jax.sparsity.rule import (
+    Distributed,
+    Rule,
+    fold_in_path,
+    maskable_shapes,
+    random_masks,
+)
+
+
+def dense() -> Rule:
+    """No masks at all: `sparsify` with it trains as the inner optimiser does."""
+    return Rule(lambda key, params: masks_from_paths(params, {}))
+
+
+def static(masks: Masks) -> Rule:
+    """Fixed masks from anywhere: pruning at initialisation, a lottery ticket, a file.
+
+    Args:
+      masks: pytree like the parameters, with an array of bools (or zeros and ones) at each leaf to
+        prune and `optax.MaskedNode()` at each that stays dense.
+
+    Raises:
+      ValueError: at `init`, where the masks do not have the parameters' structure and shapes.
+    """
+
+    def init(key: Array, params: Params) -> Masks:
+        treedef: Any = jax.tree.structure(params)
+        try:
+            entries = treedef.flatten_up_to(masks)
+        except (ValueError, TypeError, KeyError):
+            raise ValueError(
+                "the masks have another structure than the parameters: pass a pytree like the "
+                "parameters, with optax.MaskedNode() at each leaf that stays dense."
+            ) from None
+        checked = []
+        for (path, leaf), mask in zip(leaf_paths(params), entries, strict=True):
+            if not is_dense(mask):
+                if np.shape(mask) != np.shape(leaf):
+                    raise ValueError(
+                        f"the mask of {path} has shape {np.shape(mask)} and the parameter "
+                        f"{np.shape(leaf)}: masks are bool arrays of their parameter's shape."
+                    )
+                mask = jnp.asarray(mask, bool)
+            checked.append(mask)
+        return jax.tree.unflatten(treedef, checked)
+
+    return Rule(init)
+
+
+def rst(
+    density: float,
+    distribution: Distributed = "erk",
+    *,
+    exclude: Sequence[str] = (),
+    exact: bool = True,
+) -> Rule:
+    """Random static masks (Liu et al. 2022, "The Unreasonable Effectiveness of Random Pruning").
+
+    Args:
+      density: share of weights kept among all that are pruned, in (0, 1].
+      distribution: layer-wise density: "uniform", "uniform_plus", "er", "erk", "erk_plus", a
+        mapping from path patterns to densities, or a function of `distributions`.
+      exclude: path patterns of parameters that stay dense, such as "head/kernel".
+      exact: keep exactly round(density * size) weights of each layer, at random places; False
+        draws each weight on its own, as the reference code does.
+
+    Raises:
+      ValueError: density outside (0, 1]; at `init`, unknown names and patterns.
+    """
+    check_density(density)
+
+    def init(key: Array, params: Params) -> Masks:
+        shapes = maskable_shapes(params, exclude)
+        if exact:
+            return random_masks(key, params, layer_counts(shapes, density, distribution))
+        densities = layer_densities(shapes, density, distribution)
+        masks = {
+            path: jax.random.bernoulli(fold_in_path(key, path), densities[path], shape)
+            for path, shape in shapes.items()
+        }
+        return masks_from_paths(params, masks)
+
+    return Rule(init)

@@ -1,0 +1,91 @@
+"""`Rule`, the type of every sparse-training rule, and what the rules share."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from cka_sr_jax.sparsity.distributions import Distribution, Shapes
+from cka_sr_jax.sparsity.masks import (
+    Masks,
+    Params,
+    leaf_paths,
+    maskable_leaves,
+    masks_from_paths,
+)
+
+Update = Callable[[Array, Int[Array, ""], Masks, Params, Params], Masks]
+Distributed = str | Mapping[str, float] | Distribution
+
+
+def _keep(key: Array, step: Int[Array, ""], masks: Masks, params: Params, grads: Params) -> Masks:
+    return masks
+
+
+class Rule(NamedTuple):
+    """A sparse-training rule.
+
+    Attributes:
+      init: `(key, params) -> masks`, the masks of step 0.
+      update: `(key, step, masks, params, grads) -> masks`, run where `due`; `grads` are dense, so
+        they also say where a pruned weight would help.
+      due: `(step) -> bool`, traced or a plain `False` for masks that never change.
+      gradient_decay: above 0, `update` gets an exponential average of the dense gradients with
+        this decay, in float32, instead of the step's own; `sparsify` keeps it.
+    """
+
+    init: Callable[[Array, Params], Masks]
+    update: Update = _keep
+    due: Callable[[Int[Array, ""]], Bool[Array, ""] | bool] = lambda step: False
+    gradient_decay: float = 0.0
+
+
+def random_mask(key: Array, shape: tuple[int, ...], count: int) -> Bool[Array, "..."]:
+    """A bool array of this shape with exactly `count` True entries at random places."""
+    return jax.random.permutation(key, jnp.arange(math.prod(shape)) < count).reshape(shape)
+
+
+def fold_in_path(key: Array, path: str) -> Array:
+    """A key for one leaf that depends on its path only, not on the other leaves."""
+    return jax.random.fold_in(key, zlib.crc32(path.encode()))
+
+
+def maskable_shapes(params: Params, exclude: Sequence[str] = ()) -> dict[str, tuple[int, ...]]:
+    """path -> shape of the leaves that a rule prunes."""
+    return {path: jnp.shape(leaf) for path, leaf in maskable_leaves(params, exclude).items()}
+
+
+def random_masks(key: Array, params: Params, counts: Mapping[str, int]) -> Masks:
+    """Masks with exactly these many weights of each layer, at random places."""
+    shapes = maskable_shapes(params)
+    masks = {
+        path: random_mask(fold_in_path(key, path), shapes[path], count)
+        for path, count in counts.items()
+    }
+    return masks_from_paths(params, masks)
+
+
+def mask_shapes(masks: Masks) -> Shapes:
+    """path -> shape of the masked layers."""
+    return {path: mask.shape for path, mask in leaf_paths(masks)}
+
+
+def map_layers(
+    function: Callable[[str, Array, Array, Array, Array], Array],
+    key: Array,
+    masks: Masks,
+    params: Params,
+    grads: Params,
+) -> dict[str, Array]:
+    """{path: function(path, key, mask, param, grad)} over the masked layers, each with its key."""
+    values, slopes = dict(leaf_paths(params)), dict(leaf_paths(grads))
+    return {
+        path: function(path, fold_in_path(key, path), mask, values[path], slopes[path])
+        for path, mask in leaf_paths(masks)
+    }

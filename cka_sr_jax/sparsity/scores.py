@@ -1,0 +1,64 @@
+"""Scores: which weights to drop and which to grow.
+
+A score is a plain function `(key, param, grad, mask) -> array` of one layer: equal shapes in and
+out, higher is more important. A drop score ranks the weights in `mask` (the lowest go), a grow
+score those outside (the highest come); what it says elsewhere is ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from cka_sr_jax._errors import unknown
+
+Score = Callable[[Array, Array, Array, Array], Array]
+
+
+def magnitude(key: Array, param: Array, grad: Array, mask: Array) -> Array:
+    """|w|."""
+    return jnp.abs(param)
+
+
+def gradient(key: Array, param: Array, grad: Array, mask: Array) -> Array:
+    """|dL/dw|, dense: how fast the loss would fall along this weight."""
+    return jnp.abs(grad)
+
+
+def random(key: Array, param: Array, grad: Array, mask: Array) -> Array:
+    """Uniform in [0, 1)."""
+    return jax.random.uniform(key, param.shape)
+
+
+def sensitivity(key: Array, param: Array, grad: Array, mask: Array) -> Array:
+    """|w dL/dw|: the first-order change of the loss when the weight goes (Lee et al. 2019)."""
+    return jnp.abs(param * grad)
+
+
+def magnitude_and_gradient(weight: float) -> Score:
+    """|w| + weight * |dL/dw| (Yuan et al. 2021, MEST)."""
+    return lambda key, param, grad, mask: jnp.abs(param) + weight * jnp.abs(grad)
+
+
+SCORES: dict[str, Score] = {
+    "magnitude": magnitude,
+    "gradient": gradient,
+    "random": random,
+    "sensitivity": sensitivity,
+}
+
+
+def get_score(score: str | Score) -> Score:
+    """A score given by its name in SCORES or as a function.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    if callable(score):
+        return score
+    if score not in SCORES:
+        raise ValueError(unknown("score", score, SCORES))
+    return SCORES[score]
