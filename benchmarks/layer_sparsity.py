@@ -1,0 +1,92 @@
+"""Layer sparsity over seeds: what depth the path finds, at what error and at what speed.
+
+  python benchmarks/layer_sparsity.py synthetic
+  python benchmarks/layer_sparsity.py fashion_mnist TFDS_FOLDER
+
+`synthetic`: the config of that name with teachers of 1, 2 and 3 active layers, 5 seeds.
+`fashion_mnist`: the config of that name alone, with CKA-SR, and with RigL at density 0.1, 3 seeds.
+Each line is one run; choices are made on validation data within 1 and within 2 standard errors.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/
+
+from rich.console import Console
+from timing import print_table
+
+from cka_sr_jax.experiments import layer_sparsity
+from configs import layer_sparsity_fashion_mnist, layer_sparsity_synthetic
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "alone": {},
+    "CKA-SR": {"cka.beta": 1e-3},
+    "RigL 0.1": {"sparsity.rule": "rigl", "layer_sparsity.refit_keep_zeros": True},
+}
+COLUMNS = [
+    "run", "seed", "std. errors", "strength", "depth", "no penalty", "merged", "warm", "cold",
+    "oracle", "mult.-adds", "non-zero", "time",
+]  # fmt: skip
+
+
+def rows_of(label: str, config: Any) -> list[list[str]]:
+    """One row for each of the two rules of choice: test errors, and ratios to no penalty."""
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        setup = layer_sparsity.prepare(config, Path(folder))
+    path = layer_sparsity.fit_path(setup, Console(stderr=True))
+    rows = []
+    for standard_errors in (1.0, 2.0):
+        chosen = layer_sparsity.choose(path, standard_errors)
+        networks = layer_sparsity.compare(setup, path[0], chosen)
+        before, _, merged, warm, cold, *oracle = networks
+        after = warm if chosen.refitted is chosen.warm else cold
+        errors = [f"{network.test_error:.4f}" for network in (before, merged, warm, cold)]
+        rows.append(
+            [
+                label,
+                str(config.seed),
+                f"{standard_errors:g}",
+                f"{chosen.strength:g}",
+                str(merged.depth),
+                *errors,
+                f"{oracle[0].test_error:.4f}" if oracle else "",
+                f"{after.multiply_adds / before.multiply_adds:.2f}",
+                f"{after.nonzero_multiply_adds / before.nonzero_multiply_adds:.2f}",
+                f"{after.relative_time:.2f}",
+            ]
+        )
+        print("| " + " | ".join(rows[-1]) + " |", flush=True)
+    print(f"{label}, seed {config.seed}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    return rows
+
+
+def main() -> None:
+    """Run all and print one table."""
+    rows = []
+    if sys.argv[1:2] == ["synthetic"]:
+        for active in (1, 2, 3):
+            for seed in range(5):
+                config = layer_sparsity_synthetic.get_config()
+                config.seed = seed
+                config.layer_sparsity.teacher.active = active
+                rows += rows_of(f"{active} active", config)
+    elif sys.argv[1:2] == ["fashion_mnist"] and len(sys.argv) == 3:
+        for seed in range(3):
+            for label, fields in VARIANTS.items():
+                config = layer_sparsity_fashion_mnist.get_config()
+                config.update_from_flattened_dict({"data.dir": sys.argv[2], "seed": seed, **fields})
+                rows += rows_of(label, config)
+    else:
+        raise SystemExit("usage: layer_sparsity.py synthetic, or fashion_mnist TFDS_FOLDER")
+    print_table("Layer sparsity: test errors, and ratios to no penalty", COLUMNS, rows)
+
+
+if __name__ == "__main__":
+    main()
