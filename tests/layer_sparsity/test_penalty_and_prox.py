@@ -30,7 +30,7 @@ from cka_sr_jax.layer_sparsity import (
     row_group_penalty,
 )
 from cka_sr_jax.models import MLP
-from cka_sr_jax.sparsity import apply_masks, get_masks, rst, sparsify
+from cka_sr_jax.sparsity import apply_masks, get_masks, rigl, rst, sparsify
 
 
 def naive_norm(*arrays):
@@ -300,3 +300,27 @@ def test_a_cold_start_has_he_normal_weights_of_the_same_shapes():
     for kernel, bias in fresh:
         assert np.std(kernel) == pytest.approx(np.sqrt(2 / len(kernel)), rel=0.05)
         assert not np.any(bias)
+
+
+def test_prox_with_a_rule_that_changes_its_masks():
+    """Changing masks make Optax look for the parameter-shaped slots of every transform's state."""
+    names = ["hidden0", "hidden1", "head"]
+    keys = jax.random.split(jax.random.key(0), len(names))
+    kernels = [jax.random.normal(key, (4, 4)) for key in keys]
+    params = {name: {"kernel": kernel} for name, kernel in zip(names, kernels, strict=True)}
+    inner = optax.chain(optax.sgd(0.1, 0.9), layer_prox(10.0, 0.1, "hidden1"))
+    tx = sparsify(inner, rigl(0.5, end_step=10, update_every=2))
+    state = tx.init(params)
+    start = get_masks(state)
+    update = jax.jit(tx.update)
+    for step in range(6):
+        grads = jax.tree.map(lambda w, s=step: jnp.cos(w + s), params)
+        updates, state = update(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), start, get_masks(state))
+    assert any(jax.tree.leaves(changed))
+    for name in names:
+        kernel, mask = params[name]["kernel"], get_masks(state)[name]["kernel"]
+        assert not kernel[~mask].any()
+    assert (params["hidden1"]["kernel"] >= 0).all()
+    assert (params["hidden0"]["kernel"] < 0).any()
