@@ -1,4 +1,7 @@
-"""Train a sparse network: python launch.py --config=configs/digits.py --config.FIELD=VALUE."""
+"""Train a sparse network: python launch.py --config=configs/digits.py --config.FIELD=VALUE.
+
+The fields, with what they mean, are in cka_sr_jax/training/config.py.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +41,13 @@ def parse_flags(argv: list[str]) -> list[str]:
 def main(argv: list[str]) -> None:
     """Run the experiment."""
     logging.set_verbosity(logging.ERROR)  # Orbax logs two dozen lines for each checkpoint
-    from cka_sr_jax.training import ConfigError, run  # after the flags: importing jax takes time
+    from cka_sr_jax.experiments import layer_sparsity  # after the flags: importing jax takes time
+    from cka_sr_jax.training import ConfigError, run
 
     name = Path(config_flags.get_config_filename(FLAGS["config"])).stem
+    start = layer_sparsity.run if FLAGS.config.layer_sparsity.strengths else run
     try:
-        run(FLAGS.config, FLAGS.workdir or Path("runs") / name)
+        start(FLAGS.config, FLAGS.workdir or Path("runs") / name)
     except ConfigError as error:
         fail(str(error))
 

@@ -124,8 +124,9 @@ def cka_penalty(
 
     Args:
       features: pytree of arrays [n, ...] over the same samples. Of a mapping each top-level key is
-        one group (the paper's stages), so what `self.sow("features", "stage1", x)` collects goes
-        straight in; anything else is one group.
+        one group (the paper's stages), so what the top-level module's
+        `self.sow("features", "stage1", x)` collects goes straight in; what blocks sow inside, and
+        all else, goes through `features.stage_features`. Anything but a mapping is one group.
       samples: use the first `samples` of each batch; None takes all.
       batches: split them off as this many disjoint consecutive sub-batches of `samples` (None: as
         many as fit) and average HSIC over the sub-batches before the ratio.
@@ -191,7 +192,8 @@ def _pair_weights(features: Any, count: int, pairs: Any) -> np.ndarray:
     if not weights.any():
         raise ValueError(
             f"no pair of features to penalise among {count} feature(s): pass at least two features "
-            "in one group, for example {'stage1': (x0, x1)}, or pairs='all'."
+            "in one group, for example {'stage1': (x0, x1)} (features.stage_features makes such "
+            "groups of what blocks sow inside), or pairs='all'."
         )
     return weights.astype(np.float32)
 
@@ -287,17 +289,20 @@ def _gram(
     cancels in the ratio, so the scale is a constant too. The gradient stays exact.
     """
     x = x - jax.lax.stop_gradient(x.mean(axis=1, keepdims=True))
+    peak = jax.lax.stop_gradient(jnp.max(jnp.abs(x)))  # so that no square over- or underflows
+    if axis_name is not None:  # one scale on all devices, or the HSICs could not be averaged
+        peak = jax.lax.pmax(peak, axis_name)
+    peak = jnp.where(peak == 0, 1, peak)
+    x = x / peak
     # One by one: a batched product of tall matrices is slower than its parts on a CPU.
     gram = jnp.stack([_inner_products(part) for part in x])
     scale = jax.lax.stop_gradient(jnp.mean(jnp.diagonal(gram, axis1=1, axis2=2)))
-    if axis_name is not None:  # one scale on all devices, or the HSICs could not be averaged
+    if axis_name is not None:
         scale = jax.lax.pmean(scale, axis_name)
-    # Nothing to compare: no variation, or more than the type holds. NaN stays NaN.
-    dead = (scale == 0) | jnp.isinf(scale)
-    scale = jnp.where(dead, 1, scale)
-    gram = jnp.where(dead, 0, gram / scale)
+    scale = jnp.where(scale == 0, 1, scale)
+    gram = gram / scale
     if kernel == "linear":
-        return gram, scale
+        return gram, scale * jnp.square(peak)
     squares = jnp.diagonal(gram, axis1=1, axis2=2)
     distances = jnp.maximum(squares[:, :, None] + squares[:, None, :] - 2 * gram, 0)
     # Over the whole matrix with its zero diagonal, as Kornblith et al. take it.

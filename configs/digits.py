@@ -4,8 +4,8 @@ No table of the paper: 8x8 images that come with the installation, to see everyt
 
   python launch.py --config=configs/digits.py
 
-Expect a test accuracy of 0.94 to 0.98 within a minute on two cores, and a mean within-stage CKA near
-0.56, against 0.91 with --config.cka.beta=0.
+Expect a test accuracy of 0.94 to 0.98 within a minute on two cores, and a mean within-stage CKA
+near 0.56, against 0.91 with --config.cka.beta=0.
 """
 
 from cka_sr_jax.training import default_config

@@ -258,7 +258,7 @@ def test_numerics(name, kernel, debiased):
         assert value == 0
         assert all((g == 0).all() for g in grads)
         assert self_cka == 0
-    elif name not in ("scale 1e-25", "scale 1e25", "one live sample"):
+    elif name != "one live sample":
         np.testing.assert_allclose(self_cka, 1, atol=1e-4)
 
 

@@ -17,6 +17,7 @@ from cka_sr_jax.layer_sparsity.chain import (
     check_chain,
     compose,
 )
+from cka_sr_jax.layer_sparsity.export import load_mlp, save_mlp
 from cka_sr_jax.layer_sparsity.merge import (
     active_layers,
     drop_negative_parts,
@@ -56,10 +57,12 @@ __all__ = [
     "l1_penalty",
     "layer_penalty",
     "layer_prox",
+    "load_mlp",
     "merge_layers",
     "negative_norm",
     "prox_negative_part",
     "random_like",
     "row_group_penalty",
+    "save_mlp",
     "to_mlp_params",
 ]

@@ -75,7 +75,8 @@ def layer_prox(
     patterns = (layers,) if isinstance(layers, str) else tuple(layers)
 
     def init(params: Any) -> LayerProxState:
-        find_layers(params, patterns)
+        if jax.tree.leaves(params):  # none: `optax.tree_map_params` asks for the state's structure
+            find_layers(params, patterns)
         return LayerProxState(jnp.zeros((), jnp.int32))
 
     def update(

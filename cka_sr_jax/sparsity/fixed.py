@@ -34,7 +34,8 @@ def static(masks: Masks) -> Rule:
         prune and `optax.MaskedNode()` at each that stays dense.
 
     Raises:
-      ValueError: at `init`, where the masks do not have the parameters' structure and shapes.
+      ValueError: at `init`, where the masks do not have the parameters' structure and shapes, or
+        hold other values than 0 and 1.
     """
 
     def init(key: Array, params: Params) -> Masks:
@@ -49,10 +50,20 @@ def static(masks: Masks) -> Rule:
         checked = []
         for (path, leaf), mask in zip(leaf_paths(params), entries, strict=True):
             if not is_dense(mask):
+                if mask is None:
+                    raise ValueError(
+                        f"the mask of {path} is None: put optax.MaskedNode() at each leaf that "
+                        "stays dense."
+                    )
                 if np.shape(mask) != np.shape(leaf):
                     raise ValueError(
                         f"the mask of {path} has shape {np.shape(mask)} and the parameter "
                         f"{np.shape(leaf)}: masks are bool arrays of their parameter's shape."
+                    )
+                if not isinstance(mask, jax.core.Tracer) and not np.isin(mask, (0, 1)).all():
+                    raise ValueError(
+                        f"the mask of {path} has values other than 0 and 1: pass masks, not scores "
+                        "or weights."
                     )
                 mask = jnp.asarray(mask, bool)
             checked.append(mask)

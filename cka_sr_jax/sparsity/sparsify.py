@@ -53,8 +53,11 @@ def sparsify(
       seed: of the random choices of the rule.
 
     Raises:
+      TypeError: `rule` is not a Rule.
       ValueError: `update` is called without `params`.
     """
+    if not isinstance(rule, Rule):
+        raise TypeError(f"rule={rule!r} is no Rule: pass one from make_rule('rst', density=0.05).")
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Params) -> SparseState:

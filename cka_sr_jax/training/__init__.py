@@ -1,6 +1,6 @@
 """Training: the pure train and eval steps, and `run`, which does all the rest."""
 
-from cka_sr_jax.training.checkpoints import Checkpoints
+from cka_sr_jax.training.checkpoints import Checkpoints, load_variables
 from cka_sr_jax.training.config import ConfigError, default_config
 from cka_sr_jax.training.loop import prepare, run
 from cka_sr_jax.training.optimizer import create_optimizer, create_rule, create_schedule
@@ -23,6 +23,7 @@ __all__ = [
     "create_state",
     "cross_entropy",
     "default_config",
+    "load_variables",
     "make_eval_step",
     "make_train_step",
     "map_devices",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | Path, keep: int = 2) -> None:
-        """Open (and make, at the first save) `workdir`/checkpoints, keeping the newest `keep`."""
+        """Open `workdir`/checkpoints, which is made if it is missing; keep the newest `keep`."""
         self._manager = ocp.CheckpointManager(
             Path(workdir).resolve() / "checkpoints",
             item_handlers=ocp.StandardCheckpointHandler(),  # or it could not read metadata
@@ -61,8 +62,14 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(template), [stored[p] for p in expected])
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The newest checkpoint as {path: array}, such as "state.params.head.kernel"."""
+        """The newest checkpoint as {path: array}, such as "state.params.head.kernel".
+
+        Raises:
+          ValueError: there is none.
+        """
         step = self._manager.latest_step()
+        if step is None:
+            raise ValueError(f"{self._manager.directory} holds no complete checkpoint.")
         metadata = self._manager.item_metadata(step)
         # Host arrays, whatever devices wrote them.
         target = {path: np.zeros(leaf.shape, leaf.dtype) for path, leaf in metadata.items()}
@@ -72,6 +79,34 @@ class Checkpoints:
         """Wait for the last write and let go of the directory."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def load_variables(workdir: str | Path) -> dict[str, Any]:
+    """{"params", "batch_stats"} of the weights that a run's result is of, for `model.apply`.
+
+    With `eval.select` these are the best ones and not the last. Pruned weights are 0.
+
+    Raises:
+      ValueError: `workdir` holds no run with a checkpoint.
+    """
+    config = Path(workdir) / "config.json"
+    if not config.exists():
+        raise ValueError(f"{workdir} holds no run: it has no config.json.")
+    chosen = "state" if json.loads(config.read_text())["eval"]["select"] == "last" else "best"
+    checkpoints = Checkpoints(workdir)
+    try:
+        arrays = checkpoints.arrays()
+    finally:
+        checkpoints.close()
+    variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
+    for path, array in arrays.items():
+        head, *keys = path.split(".")
+        if head == chosen and keys[0] in variables:
+            node = variables
+            for key in keys[:-1]:
+                node = node.setdefault(key, {})
+            node[keys[-1]] = array
+    return variables
 
 
 def _flatten(tree: Any) -> dict[str, Any]:

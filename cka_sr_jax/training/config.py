@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from cka_sr_jax._errors import unknown
+from cka_sr_jax.sparsity import DISTRIBUTIONS, RULES
 
 # Where the reported weights come from: the last step, or the evaluation with the best accuracy.
 SELECTIONS = ("last", "best-validation", "best-test")
@@ -62,9 +64,9 @@ def default_config() -> ConfigDict:
     config.optimizer.warmup_epochs = 0.0  # linear from 0
 
     config.sparsity = ConfigDict()
-    config.sparsity.rule = "rst"  # or "dense"
+    config.sparsity.rule = "rst"  # or dense, set, rigl, snfs, mest, gmp, granet
     config.sparsity.density = 0.05
-    config.sparsity.distribution = "erk"  # uniform, uniform_plus, er, erk, erk_plus
+    config.sparsity.distribution = "erk"  # a name in sparsity.DISTRIBUTIONS
     config.sparsity.exclude = ()  # path patterns of parameters that stay dense
     config.sparsity.exact = True  # exact counts per layer, or Bernoulli draws
 
@@ -76,6 +78,20 @@ def default_config() -> ConfigDict:
     config.cka.pairs = "group"  # or "all"
     config.cka.reduction = "sum"  # or "mean"
     config.cka.sync = False  # average HSIC over the devices before the ratio
+
+    # Layer sparsity (`experiments.layer_sparsity`): fit along a path, merge layers, refit.
+    config.layer_sparsity = ConfigDict()
+    config.layer_sparsity.strengths = ()  # of the penalty, increasing; (): an ordinary run
+    config.layer_sparsity.standard_errors = 1.0  # of the best validation error, to be shallower
+    config.layer_sparsity.refit_l1 = 0.0  # strength of connection sparsity in the refit
+    config.layer_sparsity.refit_row_group = 0.0  # strength of node sparsity in the refit
+    config.layer_sparsity.refit_keep_zeros = False  # merged weights that are 0 stay 0
+    config.layer_sparsity.teacher = ConfigDict()  # of data.name = "relu_teacher"
+    config.layer_sparsity.teacher.active = 2  # hidden layers
+    config.layer_sparsity.teacher.inputs = 10
+    config.layer_sparsity.teacher.width = 16
+    config.layer_sparsity.teacher.examples = 4000  # of training; half for validation and test each
+    config.layer_sparsity.teacher.noise = 0.3  # standard deviation; that of the values is 1
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 0  # steps; 0: each epoch
@@ -109,6 +125,7 @@ def validate(config: ConfigDict, devices: int) -> None:
         _check_type(field, value, expected[field])
     _check_choices(config)
     _check_ranges(config)
+    _check_strengths(config.layer_sparsity.strengths)
     _check_batch(config, devices)
 
 
@@ -116,18 +133,24 @@ def _check_type(field: str, value: Any, default: Any) -> None:
     allowed: tuple[type, ...] = (type(default),)
     if isinstance(default, float):
         allowed = (int, float)
-    if field == "sparsity.distribution":
-        allowed = (str, dict)
     if not isinstance(value, allowed) or isinstance(value, bool) != isinstance(default, bool):
         raise ConfigError(
             f"{field}={value!r} has the wrong type: it takes a {type(default).__name__}, "
             f"such as {default!r}."
         )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{field}={value} is not a finite number, such as {default!r}.")
+    item = str if field == "sparsity.exclude" else int | float
+    if isinstance(value, list | tuple) and not all(isinstance(entry, item) for entry in value):
+        kind = "strings" if item is str else "numbers"
+        raise ConfigError(f"{field}={value!r} has the wrong type: it takes a tuple of {kind}.")
 
 
 def _check_choices(config: ConfigDict) -> None:
     choices = {
         "data.pad_mode": ("reflect", "zero"),
+        "sparsity.rule": [name for name in RULES if name != "static"],  # which takes masks
+        "sparsity.distribution": [*DISTRIBUTIONS, "global"],  # "global": of gmp
         "model.dtype": ("float32", "bfloat16"),
         "train.parallel": ("pmap", "shard_map"),
         "eval.select": SELECTIONS,
@@ -169,6 +192,14 @@ def _check_ranges(config: ConfigDict) -> None:
         "cka.beta": 0,
         "cka.every": 1,
         "cka.batches": 1,
+        "layer_sparsity.standard_errors": 0,
+        "layer_sparsity.refit_l1": 0,
+        "layer_sparsity.refit_row_group": 0,
+        "layer_sparsity.teacher.active": 1,
+        "layer_sparsity.teacher.inputs": 1,
+        "layer_sparsity.teacher.width": 1,
+        "layer_sparsity.teacher.examples": 4,
+        "layer_sparsity.teacher.noise": 0,
         "checkpoint.every": 0,
         "checkpoint.keep": 1,
     }
@@ -182,6 +213,15 @@ def _check_ranges(config: ConfigDict) -> None:
         )
     if not 0 <= config.train.label_smoothing < 1:
         raise ConfigError(f"train.label_smoothing={config.train.label_smoothing} is not in [0, 1).")
+
+
+def _check_strengths(strengths: tuple[Any, ...]) -> None:
+    numbers = all(type(s) in (int, float) and 0 < s < math.inf for s in strengths)
+    if not numbers or list(strengths) != sorted(set(strengths)):
+        raise ConfigError(
+            f"layer_sparsity.strengths={strengths} are not positive numbers in increasing order: "
+            "write for example (0.01, 0.1), or () for an ordinary run."
+        )
 
 
 def _check_batch(config: ConfigDict, devices: int) -> None:

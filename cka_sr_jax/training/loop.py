@@ -31,7 +31,7 @@ from cka_sr_jax.data import (
     normalize,
 )
 from cka_sr_jax.models import create_model
-from cka_sr_jax.report import kernel_positions, layer_rows, total_row, write_report
+from cka_sr_jax.report import console_table, kernel_positions, layer_rows, total_row, write_report
 from cka_sr_jax.sparsity import density, get_masks
 from cka_sr_jax.training.checkpoints import Checkpoints
 from cka_sr_jax.training.config import RESUMABLE, ConfigError, flatten, validate
@@ -66,36 +66,42 @@ def run(config: ConfigDict, workdir: str | Path, console: Console | None = None)
 
     The directory then holds config.json, metrics.jsonl, TensorBoard events, checkpoints/, report/
     and result.json, whose content is returned. A run that was interrupted goes on from its newest
-    checkpoint and ends with the parameters it would have had otherwise, bit for bit; one that is
-    complete is left alone.
+    checkpoint and ends with the parameters it would have had otherwise, bit for bit where the
+    hardware computes the same twice; one that is complete is left alone.
 
     Raises:
       ConfigError: the config cannot work, or `workdir` belongs to another one; nothing is written.
     """
-    console = console or Console(stderr=False)
-    experiment = prepare(config, Path(workdir))
-    result_file = experiment.workdir / "result.json"
-    if result_file.exists():
+    console = console or Console(soft_wrap=True)
+    result_file, report = Path(workdir) / "result.json", Path(workdir) / "report" / "index.html"
+    if result_file.exists() and report.exists():
+        validate(config, len(jax.local_devices()))
+        check_workdir(config, Path(workdir))
         result = json.loads(result_file.read_text())
         console.print(f"This run is complete: test accuracy {result['test']['accuracy']:.4f}.")
-        console.print(f"Report: {experiment.workdir / 'report' / 'index.html'}", soft_wrap=True)
+        console.print(f"Report: {report}", highlight=False)
         return result
+    experiment = prepare(config, workdir)
     _describe(experiment, console)
-    experiment.workdir.mkdir(parents=True, exist_ok=True)
-    _write_json(experiment.workdir / "config.json", config.to_dict())
+    try:
+        experiment.workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--workdir={workdir} cannot be made: {error.strerror}.") from error
+    write_json(experiment.workdir / "config.json", config.to_dict())
     state, seconds, selected = train(experiment, console)
     return finish(experiment, state, seconds, selected, console)
 
 
-def prepare(config: ConfigDict, workdir: Path) -> Experiment:
+def prepare(config: ConfigDict, workdir: str | Path) -> Experiment:
     """Check the config and build all it names, without writing anything.
 
     Raises:
       ConfigError: in one sentence, for whatever is wrong with it.
     """
+    workdir = Path(workdir)
     devices = jax.local_devices()
     validate(config, len(devices))
-    _check_workdir(config, workdir)
+    check_workdir(config, workdir)
     try:
         return _build(config, workdir, devices)
     except ValueError as error:  # each part says in its own words what it cannot work with
@@ -103,7 +109,8 @@ def prepare(config: ConfigDict, workdir: Path) -> Experiment:
 
 
 def _build(config: ConfigDict, workdir: Path, devices: list[jax.Device]) -> Experiment:
-    rule = create_rule(config.sparsity)
+    # Names and options first: reading a data set may take a while and fill its cache.
+    _create_model(config, num_classes=10)
     dataset = load_dataset(config.data)
     examples = len(dataset.train_labels)
     if config.train.batch_size > examples:
@@ -118,17 +125,16 @@ def _build(config: ConfigDict, workdir: Path, devices: list[jax.Device]) -> Expe
     steps_per_epoch = examples // config.train.batch_size
     steps = config.train.steps or math.ceil(config.train.epochs * steps_per_epoch)
     schedule = create_schedule(config.optimizer, steps, steps_per_epoch)
+    rule = create_rule(config.sparsity, steps)
     tx = create_optimizer(config.optimizer, schedule, rule, config.seed)
-    model = create_model(
-        config.model.name,
-        dataset.num_classes,
-        dtype=jnp.dtype(config.model.dtype),
-        **config.model.options,
-    )
+    model = _create_model(config, dataset.num_classes)
     images = normalize(jnp.asarray(dataset.train_images[: config.train.batch_size]), mean, std)
-    state = jax.jit(lambda key: create_state(model, tx, key, images[:2]))(
-        jax.random.key(config.seed)
-    )
+    try:
+        state = jax.jit(lambda key: create_state(model, tx, key, images[:2]))(
+            jax.random.key(config.seed)
+        )
+    except (TypeError, ArithmeticError) as error:
+        raise _bad_options(config, error) from error
     experiment = Experiment(
         config, workdir, devices, dataset, mean, std, model, schedule, tx, steps, steps_per_epoch,
         state,
@@ -142,7 +148,27 @@ def _build(config: ConfigDict, workdir: Path, devices: list[jax.Device]) -> Expe
     return experiment
 
 
-def _check_workdir(config: ConfigDict, workdir: Path) -> None:
+def _create_model(config: ConfigDict, num_classes: int) -> nn.Module:
+    taken = {"dtype", "num_classes"} & set(config.model.options)
+    if taken:
+        raise ConfigError(
+            f"model.options.{min(taken)} cannot be set: the classes come from the data, and the "
+            "type is model.dtype."
+        )
+    dtype = jnp.dtype(config.model.dtype)
+    try:
+        return create_model(config.model.name, num_classes, dtype=dtype, **config.model.options)
+    except (TypeError, ArithmeticError) as error:
+        raise _bad_options(config, error) from error
+
+
+def _bad_options(config: ConfigDict, error: Exception) -> ConfigError:
+    options = config.model.options.to_dict()
+    return ConfigError(f"model.options={options} do not make a {config.model.name}: {error}.")
+
+
+def check_workdir(config: ConfigDict, workdir: Path) -> None:
+    """Raise ConfigError unless `workdir` is new, empty, or holds a run of this config."""
     if workdir.exists() and not workdir.is_dir():
         raise ConfigError(f"--workdir={workdir} is a file: name a directory.")
     stored = workdir / "config.json"
@@ -152,7 +178,11 @@ def _check_workdir(config: ConfigDict, workdir: Path) -> None:
                 f"--workdir={workdir} holds files and no run: name a new or an empty directory."
             )
         return
-    before, now = flatten(json.loads(stored.read_text())), flatten(config)
+    try:
+        before = flatten(json.loads(stored.read_text()))
+    except ValueError:
+        raise ConfigError(f"{stored} is damaged: pass another --workdir.") from None
+    now = flatten(config)
     for field in before | now:
         if field not in RESUMABLE and before.get(field) != now.get(field):
             raise ConfigError(
@@ -246,7 +276,7 @@ def feature_groups(experiment: Experiment) -> dict[str, int]:
         experiment.state,
         experiment.dataset.train_images[:2],
     )
-    return {stage: len(jax.tree.leaves(features[stage])) for stage in features}
+    return {stage: len(jax.tree.leaves(features[stage])) for stage in sorted(features)}
 
 
 def _features(experiment: Experiment, state: TrainState, images: jax.Array) -> dict[str, Any]:
@@ -256,7 +286,8 @@ def _features(experiment: Experiment, state: TrainState, images: jax.Array) -> d
         train=False,
         mutable=["features"],
     )
-    return sown["features"]
+    features = sown.get("features", {})
+    return {stage: features[stage] for stage in sorted(features)}  # as jit orders what it returns
 
 
 def cka_function(experiment: Experiment) -> Callable[[TrainState], np.ndarray | None]:
@@ -269,10 +300,11 @@ def cka_function(experiment: Experiment) -> Callable[[TrainState], np.ndarray | 
     images = data.validation_images if len(data.validation_labels) else data.train_images
     size = min(CKA_BATCH_SIZE, len(images))
     count = max(1, min(CKA_BATCHES, len(images) // size))
+    layers = sum(feature_groups(experiment).values())
     hsic = jax.jit(lambda state, batch: hsic_matrix(_features(experiment, state, batch)))
 
     def matrix(state: TrainState) -> np.ndarray | None:
-        if sum(feature_groups(experiment).values()) < 2 or size < 4:
+        if layers < 2 or size < 4:
             return None
         state = jax.tree.map(lambda a: a.addressable_data(0), state)  # one device will do
         batches = [images[i * size : (i + 1) * size] for i in range(count)]
@@ -334,6 +366,7 @@ def train(experiment: Experiment, console: Console) -> tuple[TrainState, float, 
                     },
                 )
             if done % (config.eval.every or experiment.steps_per_epoch) == 0 or last:
+                jax.block_until_ready(state)  # so that training is not timed as evaluation
                 before = time.perf_counter()
                 split, images, labels = _selection_data(experiment)
                 if len(labels):
@@ -368,10 +401,11 @@ def train(experiment: Experiment, console: Console) -> tuple[TrainState, float, 
     if config.eval.select == "last":
         return state, seconds, {"selected": "last", "step": experiment.steps}
     chosen = replicate(
-        {"params": best["params"], "batch_stats": best["batch_stats"]}, experiment.devices
+        {name: best[name] for name in ("params", "batch_stats", "masks")}, experiment.devices
     )
+    opt_state = state.opt_state._replace(masks=chosen.pop("masks"))
     return (
-        state.replace(**chosen),
+        state.replace(**chosen, opt_state=opt_state),
         seconds,
         {"selected": config.eval.select, "step": int(best["step"])},
     )
@@ -396,6 +430,7 @@ def _restore(
             "step": np.array(0, np.int32),
             "params": state.params,
             "batch_stats": state.batch_stats,
+            "masks": get_masks(state.opt_state),
         }
     if checkpoints.latest_step() is None:
         return state, best, 0.0
@@ -417,6 +452,7 @@ def _update_best(best: dict[str, Any], accuracy: float, state: TrainState) -> di
         "step": np.asarray(state.step),
         "params": jax.device_get(state.params),
         "batch_stats": jax.device_get(state.batch_stats),
+        "masks": jax.device_get(get_masks(state.opt_state)),
     }
 
 
@@ -476,7 +512,7 @@ def finish(
         "devices": f"{len(experiment.devices)} x {experiment.devices[0].device_kind}",
         "jax": jax.__version__,
     }
-    _write_json(experiment.workdir / "result.json", result)
+    write_json(experiment.workdir / "result.json", result)
     report = write_report(
         experiment.workdir,
         layers=rows,
@@ -484,6 +520,7 @@ def finish(
         feature_names=[f"{stage}.{i}" for stage, count in groups.items() for i in range(count)],
         feature_groups=[stage for stage, count in groups.items() for _ in range(count)],
     )
+    console.print(console_table(rows))
     console.print(
         f"Test accuracy {test['accuracy']:.4f}, density {result['density']:.4f}, "
         f"{seconds:.1f} s of training.",
@@ -509,8 +546,17 @@ def _describe(experiment: Experiment, console: Console) -> None:
     )
 
 
-def _write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
     """Write a whole file or none of it."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    temporary.write_text(json.dumps(_finite(content), indent=2) + "\n")
     os.replace(temporary, path)
+
+
+def _finite(content: Any) -> Any:
+    """The content with None for NaN and infinity, which JSON does not have."""
+    if isinstance(content, dict):
+        return {key: _finite(value) for key, value in content.items()}
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content

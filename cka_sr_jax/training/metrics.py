@@ -37,13 +37,11 @@ class MetricWriter:
         temporary.write_text("".join(f"{line}\n" for line in kept))
         os.replace(temporary, path)
         self._file = path.open("a")
-        self._events = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=resumed_step + 1 if resumed_step else None
-        )
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_step + 1)
 
     def write(self, split: str, step: int, values: dict[str, float | None]) -> None:
-        """Record the values of one split ("train", "validation", ...) at a step; NaN is null."""
-        clean = {k: None if v is None or math.isnan(v) else v for k, v in values.items()}
+        """Record the values of one split ("train", ...) at a step; NaN and infinity are null."""
+        clean = {k: v if v is not None and math.isfinite(v) else None for k, v in values.items()}
         self._file.write(json.dumps({"split": split, "step": step, **clean}) + "\n")
         self._file.flush()
         for name, value in clean.items():

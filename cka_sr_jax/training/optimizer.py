@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+
 import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
 from cka_sr_jax.sparsity import Rule, make_rule, sparsify
+from cka_sr_jax.sparsity.rules import RULES
 
 
 def create_schedule(config: ConfigDict, steps: int, steps_per_epoch: int) -> optax.Schedule:
@@ -32,23 +35,35 @@ def create_schedule(config: ConfigDict, steps: int, steps_per_epoch: int) -> opt
     return lambda step: main(step) * jnp.minimum(1.0, (step + 1) / warmup)
 
 
-def create_rule(config: ConfigDict) -> Rule:
-    """The sparse-training rule of a run's `config.sparsity`."""
+def create_rule(config: ConfigDict, steps: int) -> Rule:
+    """The sparse-training rule of a run's `config.sparsity`.
+
+    Args:
+      steps: length of the run; a rule that changes its masks stops at three quarters of it.
+    """
     if config.rule == "dense":
         return make_rule("dense")
     options = {key: value for key, value in config.items() if key != "rule"}
-    if isinstance(options["distribution"], ConfigDict):
-        options["distribution"] = options["distribution"].to_dict()
+    accepted = inspect.signature(RULES[config.rule]).parameters
+    if "end_step" in accepted:
+        options["end_step"] = round(0.75 * steps)
+    if "exact" not in accepted:
+        del options["exact"]
     return make_rule(config.rule, **options)
 
 
 def create_optimizer(
-    config: ConfigDict, schedule: optax.Schedule, rule: Rule, seed: int
+    config: ConfigDict,
+    schedule: optax.Schedule,
+    rule: Rule,
+    seed: int,
+    last: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """SGD (weight decay added to the gradient, as PyTorch does) or AdamW, inside `sparsify`.
 
     Args:
       config: a run's `config.optimizer`.
+      last: applied to its updates, still inside `sparsify`, such as a `layer_prox`.
     """
     if config.name == "sgd":
         inner = optax.chain(
@@ -57,4 +72,6 @@ def create_optimizer(
         )
     else:
         inner = optax.adamw(schedule, weight_decay=config.weight_decay)
+    if last is not None:
+        inner = optax.chain(inner, last)
     return sparsify(inner, rule, seed=seed)

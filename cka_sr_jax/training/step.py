@@ -102,7 +102,7 @@ def make_train_step(
                     due,
                     lambda features: cka_penalty(features, **options),
                     lambda features: jnp.zeros(()),
-                    updated["features"],
+                    updated.get("features", {}),
                 )
                 loss = task_loss + beta * penalty
                 metrics["cka_penalty"] = jnp.where(due, penalty, jnp.nan)

@@ -131,7 +131,8 @@ def test_static_takes_masks_from_anywhere():
     [
         ({"w": jnp.ones((3, 2), bool), "b": optax.MaskedNode()}, r"mask of w has shape \(3, 2\)"),
         ({"w": jnp.ones((2, 3), bool)}, "another structure"),
-        ({"w": jnp.ones((2, 3), bool), "b": None}, "mask of b has shape"),
+        ({"w": jnp.ones((2, 3), bool), "b": None}, "mask of b is None"),
+        ({"w": jnp.full((2, 3), 0.5), "b": optax.MaskedNode()}, "values other than 0 and 1"),
         (None, "another structure"),
     ],
 )

@@ -9,14 +9,28 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from rich.console import Console
 
+from cka_sr_jax.cka import cka_penalty
+from cka_sr_jax.models import create_model
 from cka_sr_jax.sparsity import layer_counts
-from cka_sr_jax.training import Checkpoints, ConfigError, default_config, run
+from cka_sr_jax.training import (
+    Checkpoints,
+    ConfigError,
+    default_config,
+    load_variables,
+    loop,
+    replicate,
+    run,
+)
 from cka_sr_jax.training.metrics import mean_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -101,6 +115,64 @@ def test_a_run_and_what_it_leaves(finished, capsys):
     assert run(small_config(), workdir) == result
     assert "This run is complete" in capsys.readouterr().out
     assert (workdir / "result.json").stat().st_mtime_ns == before
+
+
+class UnsortedStages(nn.Module):
+    """Sows its stages in another order than that of their names."""
+
+    num_classes: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.relu(nn.Dense(16)(x.reshape(len(x), -1)))
+        self.sow("features", "stem", x)
+        for _ in range(3):
+            x = nn.relu(nn.Dense(16)(x))
+            self.sow("features", "body", x)
+        return nn.Dense(self.num_classes)(x)
+
+
+def test_stages_keep_their_features_whatever_their_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "create_model", lambda name, classes, **_: UnsortedStages(classes))
+    config = small_config(cka__beta=0.0)
+    config.model.options = ConfigDict()
+    experiment = loop.prepare(config, tmp_path)
+    assert loop.feature_groups(experiment) == {"body": 3, "stem": 1}
+    images = experiment.dataset.validation_images[:128]
+    features = loop._features(experiment, experiment.state, images)
+    expected = cka_penalty({"body": features["body"]}, reduction="mean")
+    matrix = loop.cka_function(experiment)(replicate(experiment.state, jax.local_devices()))
+    actual = loop.within_stage(matrix, loop.feature_groups(experiment))
+    assert actual == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_a_model_without_features_runs_without_the_penalty(tmp_path):
+    config = small_config(cka__beta=0.0, train__steps=3)
+    config.model.options.hidden = ()
+    result = run(config, tmp_path / "run")
+    assert result["cka_within_stage"] is None
+
+
+def test_a_run_killed_before_its_report_writes_it_when_run_again(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "report")
+    again = run(small_config(), tmp_path)
+    assert again["test"] == finished[1]["test"]
+    assert (tmp_path / "report" / "index.html").exists()
+
+
+def test_load_variables_gives_the_tested_weights(finished):
+    variables = load_variables(finished[0])
+    stored = arrays(finished[0])
+    head = variables["params"]["head"]["kernel"]
+    np.testing.assert_array_equal(head, stored["state.params.head.kernel"])
+    logits = create_model("mlp", 10, hidden=(32, 32, 32)).apply(
+        variables, np.zeros((2, 8, 8, 1), np.float32), train=False
+    )
+    assert logits.shape == (2, 10)
+    with pytest.raises(ValueError, match="holds no run"):
+        load_variables(finished[0] / "report")
 
 
 def test_the_same_config_gives_the_same_run(finished, tmp_path):
@@ -221,4 +293,3 @@ def test_the_report_is_not_needed_to_import_the_package():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-    assert jax.__version__

@@ -1,0 +1,120 @@
+"""The tables of a layer-sparsity experiment, and the timing that one of them shows."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, Float
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from cka_sr_jax.layer_sparsity import Chain, apply_chain
+
+TIMINGS, CALLS = 40, 5  # timings of each network, and calls in each
+
+
+class Network(NamedTuple):
+    """One row: a network's size, errors and inference time for one batch.
+
+    `multiply_adds` are those of dense hardware for one example; `nonzero_multiply_adds` leave out
+    the weights that are 0. `relative_time` is against the network trained without penalty.
+    """
+
+    name: str
+    depth: int
+    active: int
+    hidden: list[int]
+    parameters: int
+    multiply_adds: int
+    nonzero_multiply_adds: int
+    validation_error: float
+    test_error: float
+    microseconds: float
+    relative_time: float
+
+
+def inference_seconds(
+    chains: Mapping[str, Chain], inputs: Float[Array, "b in"]
+) -> dict[str, float]:
+    """{name: median seconds of one call} on this batch; the networks take turns in one process."""
+    times: dict[str, list[float]] = {name: [] for name in chains}
+    call = jax.jit(apply_chain)
+    chains = {name: jax.device_put(chain) for name, chain in chains.items()}
+    for chain in chains.values():
+        jax.block_until_ready(call(chain, inputs))
+    for _ in range(TIMINGS):
+        for name, chain in chains.items():
+            start = time.perf_counter()
+            for _ in range(CALLS):
+                jax.block_until_ready(call(chain, inputs))
+            times[name].append((time.perf_counter() - start) / CALLS)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def path_table(result: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+    """(title, columns, rows) of the path of strengths; a star marks the chosen one."""
+    columns = [
+        "strength", "depth", "active layers", "MACs", "fitted", "warm", "cold", "s.e.",
+    ]  # fmt: skip
+    rows = [
+        [
+            f"{row['strength']:g}" + (" *" if row["strength"] == result["chosen_strength"] else ""),
+            str(row["depth"]),
+            " ".join(map(str, row["active"])) or "none",
+            f"{row['multiply_adds']:,}",
+            f"{row['validation_error']:.4f}",
+            f"{row['warm_validation_error']:.4f}",
+            f"{row['cold_validation_error']:.4f}",
+            f"{row['standard_error']:.4f}",
+        ]
+        for row in result["path"]
+    ]
+    title = f"Path: validation {result['error']}, fitted and refitted from warm and cold starts"
+    return title, columns, rows
+
+
+def networks_table(result: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
+    """(title, columns, rows) of the networks before and after."""
+    columns = [
+        "network", "depth", "params", "MACs", "non-zero", "valid.", "test", "µs", "ratio",
+    ]  # fmt: skip
+    rows = [
+        [
+            row["name"],
+            str(row["depth"]),
+            f"{row['parameters']:,}",
+            f"{row['multiply_adds']:,}",
+            f"{row['nonzero_multiply_adds']:,}",
+            f"{row['validation_error']:.4f}",
+            f"{row['test_error']:.4f}",
+            f"{row['microseconds']:.0f}",
+            f"{row['relative_time']:.2f}",
+        ]
+        for row in result["networks"]
+    ]
+    title = (
+        f"Strength {result['chosen_strength']:g}: {result['error']}, and time for a batch of "
+        f"{result['inference_batch']} on {result['device']}"
+    )
+    return title, columns, rows
+
+
+def print_table(title: str, columns: list[str], rows: list[list[str]], console: Console) -> None:
+    """To the terminal."""
+    table = Table(title=title, box=box.SIMPLE, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+def to_markdown(title: str, columns: list[str], rows: list[list[str]]) -> str:
+    """As Markdown, with a blank line at the end."""
+    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+    return "\n".join([f"{title}:", "", *("| " + " | ".join(line) + " |" for line in lines), "", ""])

@@ -1,0 +1,176 @@
+"""Training of a fully connected network on a task, and its error: pure but for the loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from cka_sr_jax.cka import cka_penalty
+from cka_sr_jax.data import batch_indices
+from cka_sr_jax.experiments.tasks import Split, Task
+from cka_sr_jax.layer_sparsity import Affine, apply_chain, from_mlp, layer_prox, to_mlp_params
+from cka_sr_jax.models import create_model
+from cka_sr_jax.sparsity import Rule, apply_masks, get_masks
+from cka_sr_jax.training import TrainState, create_optimizer, create_schedule, create_state
+
+Layers = tuple[Affine, ...]
+Penalty = Callable[[Layers], Array]
+
+
+class Setup(NamedTuple):
+    """What a config means, once it has been checked."""
+
+    config: ConfigDict
+    workdir: Path
+    task: Task
+    hidden: tuple[int, ...]
+    steps: int
+    steps_per_epoch: int
+
+
+class Estimate(NamedTuple):
+    """A mean over examples and its standard error."""
+
+    mean: float
+    standard_error: float
+
+
+def fit(
+    setup: Setup,
+    hidden: Sequence[int],
+    rule: Rule,
+    *,
+    start: Layers | None = None,
+    strength: float = 0.0,
+    penalty: Penalty | None = None,
+) -> Layers:
+    """Train an MLP of these hidden layers as the config says, and return its chain.
+
+    Args:
+      rule: of sparse training.
+      start: initial weights; None: the model's own, from the config's seed.
+      strength: of `layer_prox` on every layer that may become inactive.
+      penalty: added to the loss, a function of the chain.
+    """
+    data, batch_size = setup.task.train, setup.config.train.batch_size
+    tx, init, step = make_trainer(setup, hidden, rule, strength, penalty)
+    state = init()  # not jit: its compilation takes longer than a small network's training
+    if start is not None:
+        opt_state = tx.init(to_mlp_params(start)[1])
+        params = apply_masks(to_mlp_params(start)[1], get_masks(opt_state))
+        params = jax.tree.map(jnp.asarray, params)
+        state = TrainState(state.step, params, state.batch_stats, opt_state)
+
+    @jax.jit
+    def train_on(state: TrainState, data: Split, indices: Array) -> TrainState:
+        def body(state: TrainState, batch: Array) -> tuple[TrainState, None]:
+            return step(state, jax.tree.map(lambda a: a[batch], data)), None
+
+        return jax.lax.scan(body, state, indices)[0]
+
+    for first in range(0, setup.steps, setup.steps_per_epoch):
+        epoch = range(first, min(first + setup.steps_per_epoch, setup.steps))
+        indices = [batch_indices(setup.config.seed, i, len(data.inputs), batch_size) for i in epoch]
+        state = train_on(state, data, np.stack(indices))
+    return from_mlp(state.params)
+
+
+def make_trainer(
+    setup: Setup,
+    hidden: Sequence[int],
+    rule: Rule,
+    strength: float = 0.0,
+    penalty: Penalty | None = None,
+) -> tuple[
+    optax.GradientTransformationExtraArgs,
+    Callable[[], TrainState],
+    Callable[[TrainState, Split], TrainState],
+]:
+    """The optimiser, the function that makes the initial state, and the step."""
+    config, task = setup.config, setup.task
+    model = make_model(config, task, hidden=tuple(hidden))
+    schedule = create_schedule(config.optimizer, setup.steps, setup.steps_per_epoch)
+    layers = range(0 if task.nonnegative_input else 1, len(hidden))
+    prox = None
+    if strength and layers:
+        prox = layer_prox(strength, schedule, [f"hidden{j}" for j in layers])
+    tx = create_optimizer(config.optimizer, schedule, rule, config.seed, last=prox)
+
+    def init() -> TrainState:
+        inputs = jnp.zeros((2, task.train.inputs.shape[1]))
+        return create_state(model, tx, jax.random.key(config.seed), inputs)
+
+    return tx, init, _make_step(setup, model, tx, penalty)
+
+
+def _make_step(
+    setup: Setup, model: Any, tx: optax.GradientTransformationExtraArgs, penalty: Penalty | None
+) -> Callable[[TrainState, Split], TrainState]:
+    """Minimises loss + beta * CKA-SR + penalty; CKA-SR only where there are two hidden layers."""
+    cka, task = setup.config.cka, setup.task
+    options = {
+        "samples": None if cka.samples == -1 else cka.samples,
+        "batches": cka.batches,
+        "pairs": cka.pairs,
+        "reduction": cka.reduction,
+    }
+
+    def step(state: TrainState, batch: Split) -> TrainState:
+        def loss_fn(params: Any) -> Array:
+            outputs, sown = model.apply(
+                {"params": params}, batch.inputs, train=True, mutable=["features"]
+            )
+            loss = task.loss(outputs, batch.targets).mean()
+            if cka.beta and len(model.hidden) > 1:
+                loss += cka.beta * jax.lax.cond(
+                    state.step % cka.every == 0,
+                    lambda features: cka_penalty(features, **options),
+                    lambda features: jnp.zeros(()),
+                    sown["features"],
+                )
+            return loss if penalty is None else loss + penalty(from_mlp(params))
+
+        grads = jax.grad(loss_fn)(state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(state.step + 1, params, state.batch_stats, opt_state)
+
+    return step
+
+
+def make_model(config: ConfigDict, task: Task, **options: Any) -> Any:
+    """The config's model for the task's outputs, with these options.
+
+    Raises:
+      ValueError: as `create_model`.
+    """
+    dtype = jnp.dtype(config.model.dtype)
+    return create_model(config.model.name, task.outputs, dtype=dtype, **options)
+
+
+def estimate(task: Task, chain: Layers, split: Split) -> Estimate:
+    """The mean of the task's error over a split, and its standard error; NaN counts as infinite."""
+    errors = np.asarray(_errors(task.error, chain, split), np.float64)
+    mean = float(errors.mean())
+    deviation = float(errors.std(ddof=1) / math.sqrt(len(errors)))
+    return Estimate(math.inf, 0.0) if math.isnan(mean) else Estimate(mean, deviation)
+
+
+@partial(jax.jit, static_argnums=0)
+def _errors(error: Callable[[Array, Array], Array], chain: Layers, split: Split) -> Array:
+    return error(apply_chain(chain, split.inputs), split.targets)
+
+
+def is_finite(chain: Layers) -> bool:
+    """Whether training has not diverged."""
+    return all(np.isfinite(array).all() for layer in chain for array in layer)

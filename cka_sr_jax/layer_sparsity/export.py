@@ -1,0 +1,41 @@
+"""Chains of dense layers as .npz files, which load back as parameters of a plain MLP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cka_sr_jax.layer_sparsity.adapters import from_mlp, to_mlp_params
+from cka_sr_jax.layer_sparsity.chain import Chain
+
+
+def save_mlp(path: str | Path, chain: Chain) -> None:
+    """Write a chain of dense layers: "hidden0.kernel", "hidden0.bias", ..., "head.bias".
+
+    Raises:
+      ValueError: as `to_mlp_params`.
+    """
+    _, params = to_mlp_params(chain)
+    arrays = {
+        f"{n}.{key}": np.asarray(a) for n, layer in params.items() for key, a in layer.items()
+    }
+    np.savez(path, **arrays)  # type: ignore[arg-type]
+
+
+def load_mlp(path: str | Path) -> tuple[tuple[int, ...], dict[str, dict[str, Any]]]:
+    """(hidden, params) of a file of `save_mlp`, for a plain `cka_sr_jax.models.MLP`:
+
+      hidden, params = load_mlp("merged.npz")
+      outputs = MLP(len(params["head"]["bias"]), hidden).apply({"params": params}, x, train=False)
+
+    Raises:
+      ValueError: the file holds other arrays than those of an MLP.
+    """
+    params: dict[str, dict[str, Any]] = {}
+    with np.load(path) as arrays:
+        for name, array in arrays.items():
+            layer, _, key = name.partition(".")
+            params.setdefault(layer, {})[key] = array
+    return to_mlp_params(from_mlp(params))
