@@ -250,19 +250,19 @@ def _scaled_hsic(
     """
     if kernel not in ("linear", "rbf"):
         raise ValueError(f"kernel={kernel!r} is unknown: use 'linear' or 'rbf'.")
-    grams, scales = [], []
-    for x in _split(leaves, samples, batches, debiased):
-        gram, scale = _gram(x, kernel, axis_name)
-        grams.append(_centre(gram, debiased))
-        scales.append(scale)
-    n = grams[0].shape[-1]
-    stacked = jnp.stack([gram.reshape(batches, n * n) for gram in grams], axis=1)
+    parts = _split(leaves, samples, batches, debiased)
+    n = parts[0].shape[1]
+    # All Grams together from here on: many small operations would cost more than the large ones.
+    grams, scales = _normalise(jnp.stack([_gram(x) for x in parts], axis=1), axis_name)
+    if kernel == "rbf":
+        grams, scales = _rbf(grams), jnp.ones_like(scales)
+    stacked = _centre(grams, debiased).reshape(batches, len(parts), n * n)
     # One matrix product gives all pairs, summed over the sub-batches.
     hsic = jnp.einsum("kia,kja->ij", stacked, stacked, precision=jax.lax.Precision.HIGHEST)
     hsic = hsic / (batches * (n * (n - 3) if debiased else (n - 1) ** 2))
     if axis_name is not None:
         hsic = jax.lax.pmean(hsic, axis_name)
-    return hsic, jnp.stack(scales)
+    return hsic, scales
 
 
 @jax.custom_jvp
@@ -281,44 +281,58 @@ def _inner_products_jvp(
     return _inner_products(x), half + half.T
 
 
-def _gram(
-    x: Float[Array, "k n p"], kernel: str, axis_name: str | None
-) -> tuple[Float[Array, "k n n"], Float[Array, ""]]:
-    """Gram matrices [k, n, n] with mean diagonal 1, and the scale taken out of them.
+def _gram(x: Float[Array, "k n p"]) -> Float[Array, "k n n"]:
+    """Gram matrices of the centred features.
 
-    HSIC and CKA do not change when a constant is added to a feature, so the mean is subtracted
-    (for accuracy) as a constant; what dividing by the scale changes is put back by the caller or
-    cancels in the ratio, so the scale is a constant too. The gradient stays exact.
+    HSIC and CKA do not change when a constant is added to a feature, so the mean is subtracted (for
+    accuracy) as a constant, and the gradient stays exact.
     """
     x = x - jax.lax.stop_gradient(x.mean(axis=1, keepdims=True))
     # One by one: a batched product of tall matrices is slower than its parts on a CPU.
-    gram = jnp.stack([_inner_products(part) for part in x])
-    scale = jax.lax.stop_gradient(jnp.mean(jnp.diagonal(gram, axis1=1, axis2=2)))
+    return jnp.stack([_inner_products(part) for part in x])
+
+
+def _normalise(
+    grams: Float[Array, "k l n n"], axis_name: str | None
+) -> tuple[Float[Array, "k l n n"], Float[Array, " l"]]:
+    """Grams with mean diagonal 1 for each feature, and the scales taken out of them.
+
+    What dividing by the scale changes is put back by the caller or cancels in the ratio, so the
+    scale is a constant to the gradient, which stays exact.
+    """
+    scale = jax.lax.stop_gradient(jnp.mean(_diagonal(grams), axis=(0, 2)))
     if axis_name is not None:  # one scale on all devices, or the HSICs could not be averaged
         scale = jax.lax.pmean(scale, axis_name)
     # No variation, or one whose squares the type cannot hold in full. NaN stays NaN.
     info = jnp.finfo(scale.dtype)
     dead = (scale < info.tiny / info.eps) | jnp.isinf(scale)
     scale = jnp.where(dead, 1, scale)
-    gram = jnp.where(dead, 0, gram / scale)
-    if kernel == "linear":
-        return gram, scale
-    squares = jnp.diagonal(gram, axis1=1, axis2=2)
-    distances = jnp.maximum(squares[:, :, None] + squares[:, None, :] - 2 * gram, 0)
+    grams = jnp.where(dead[None, :, None, None], 0, grams / scale[None, :, None, None])
+    return grams, scale
+
+
+def _rbf(grams: Float[Array, "k l n n"]) -> Float[Array, "k l n n"]:
+    """RBF Grams from linear ones: d_ij^2 = K_ii + K_jj - 2 K_ij."""
+    squares = _diagonal(grams)
+    distances = jnp.maximum(squares[..., :, None] + squares[..., None, :] - 2 * grams, 0)
     # Over the whole matrix with its zero diagonal, as Kornblith et al. take it.
-    median = jnp.median(distances, axis=(1, 2), keepdims=True)
+    median = jnp.median(distances, axis=(2, 3), keepdims=True)
     median = jnp.where(median > 0, median, 1)  # 0 where half of the distances are
-    return jnp.exp(-distances / (2 * RBF_BANDWIDTH**2 * median)), jnp.ones_like(scale)
+    return jnp.exp(-distances / (2 * RBF_BANDWIDTH**2 * median))
 
 
-def _centre(gram: Float[Array, "k n n"], debiased: bool) -> Float[Array, "k n n"]:
+def _diagonal(grams: Float[Array, "k l n n"]) -> Float[Array, "k l n"]:
+    return jnp.diagonal(grams, axis1=2, axis2=3)
+
+
+def _centre(gram: Float[Array, "k l n n"], debiased: bool) -> Float[Array, "k l n n"]:
     """U-centred Gram (zero diagonal, zero row sums over i != j), or HKH when biased.
 
     A result that is rounding error only (constant features, or one live sample) becomes exactly 0.
     """
     n = gram.shape[-1]
     if debiased:
-        off_diagonal = ~np.eye(n, dtype=bool)[None]
+        off_diagonal = ~np.eye(n, dtype=bool)[None, None]
         gram = jnp.where(off_diagonal, gram, 0)
         rows = gram.sum(axis=-1, keepdims=True)
         total = rows.sum(axis=-2, keepdims=True)
