@@ -24,8 +24,9 @@ def interleaved(
     for call in calls.values():
         jax.block_until_ready(call())
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
+    for i in range(repeats):
+        # Back and forth, so that none always runs right after the same other.
+        for name, call in list(calls.items())[:: -1 if i % 2 else 1]:
             count = (inner or {}).get(name, 1)
             start = time.perf_counter()
             for _ in range(count):
