@@ -60,6 +60,26 @@ def cka_curve(records: Sequence[Record]) -> bytes:
     return _png(figure)
 
 
+def mask_curves(records: Sequence[Record]) -> bytes:
+    """What a rule did to the masks over epochs: density, R_s, churn, and the layers' densities."""
+    figure = Figure(figsize=(12, 3.6), layout=ConstrainedLayoutEngine(wspace=0.06))
+    shares, layers = figure.subplots(1, 2)
+    names = {
+        "density": "density",
+        "explored": "kept at least once (R_s)",
+        "churn": "new at the last change",
+    }
+    for name, label in names.items():
+        shares.plot(*series(records, "train", name), label=label)
+    _label_percent(shares, "share of weights (%)")
+    paths = {key: None for record in records for key in record if key.startswith("density/")}
+    for path in paths:
+        name = path.removeprefix("density/").removesuffix("/kernel")
+        layers.plot(*series(records, "layers", path), label=name, marker="o", ms=3)
+    _label_percent(layers, "density of each layer (%)")
+    return _png(figure)
+
+
 def cka_heatmap(matrix: np.ndarray, names: Sequence[str], groups: Sequence[str]) -> bytes:
     """CKA between all features on a colour scale fixed to [0, 1], stage boundaries drawn.
 
@@ -145,6 +165,17 @@ def _plot_splits(axes: Axes, records: Sequence[Record], name: str, label: str) -
         _say(axes, "not logged")
     elif drawn != ["train"]:
         axes.legend(frameon=False)
+
+
+def _label_percent(axes: Axes, label: str) -> None:
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(label)
+    axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    if 0 < len(axes.lines) <= 10:  # more names would cover the lines
+        axes.legend(frameon=False)
+    _tidy(axes)
 
 
 def _tidy(axes: Axes) -> None:

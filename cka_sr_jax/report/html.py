@@ -20,10 +20,13 @@ RESULTS = {
     "test.selected": ("Selected weights", "{}"),
     "test.step": ("Step of these weights", "{:,}"),
     "density": ("Density of the masked kernels", "{:.4f}"),
+    "explored": ("Weights kept at least once (R_s)", "{:.4f}"),
+    "churn": ("New weights at the last mask update", "{:.4f}"),
     "parameters": ("Parameters", "{:,}"),
     "parameters_kept": ("Parameters kept", "{:,}"),
     "flops_dense": ("FLOPs per example, dense", "{:,}"),
     "flops": ("FLOPs per example, sparse", "{:,}"),
+    "training_flops": ("FLOPs of training, sparse", "{:.3g}"),
     "cka_within_stage": ("Mean within-stage CKA", "{:.4f}"),
     "steps": ("Steps", "{:,}"),
     "epochs": ("Epochs", "{:g}"),
@@ -75,7 +78,7 @@ def render_page(
         out or shown as unknown.
       layers: of `layer_rows`.
       figures: PNGs "learning_curves", "cka_curve", "density" and, where the model has features to
-        compare, "cka_heatmap".
+        compare, "cka_heatmap", and where masks changed in training, "mask_curves".
     """
     title = page_title(config, result)
     return f"""<!doctype html>
@@ -225,7 +228,16 @@ def _layers(layers: Sequence[LayerRow], figures: Mapping[str, bytes]) -> str:
     )
     caption = "From layers.csv: the share of weights kept in each array of rank 2 or more."
     bars = _figure(figures["density"], "Density of each layer", caption)
-    return f"{table}\n{note}\n{bars}"
+    if "mask_curves" not in figures:
+        return f"{table}\n{note}\n{bars}"
+    curves = _figure(
+        figures["mask_curves"],
+        "Density, exploration and churn of the masks over epochs",
+        "From metrics.jsonl: density, the share of weights kept; explored, the share kept at least "
+        "once so far (R_s); churn, the share of new weights at the last change of the masks; and "
+        "each layer's density.",
+    )
+    return f"{table}\n{note}\n{bars}\n{curves}"
 
 
 def _layer(row: LayerRow) -> str:

@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from cka_sr_jax.report.figures import cka_curve, cka_heatmap, density_bars, learning_curves
+from cka_sr_jax.report.figures import (
+    cka_curve,
+    cka_heatmap,
+    density_bars,
+    learning_curves,
+    mask_curves,
+    series,
+)
 from cka_sr_jax.report.html import render_page
 from cka_sr_jax.report.layers import LayerRow
 
@@ -46,6 +53,8 @@ def write_report(
         "cka_curve": cka_curve(records),
         "density": density_bars(layers),
     }
+    if series(records, "train", "churn")[0]:
+        figures["mask_curves"] = mask_curves(records)
     if cka_matrix is not None:
         figures["cka_heatmap"] = cka_heatmap(cka_matrix, feature_names, feature_groups)
 

@@ -20,7 +20,7 @@ from cka_sr_jax.sparsity.saliency import grasp, snip, synflow
 from cka_sr_jax.sparsity.schedules import constant, cosine, cubic, linear
 from cka_sr_jax.sparsity.scores import SCORES, Score, magnitude_and_gradient
 from cka_sr_jax.sparsity.selection import top_k_mask
-from cka_sr_jax.sparsity.sparsify import SparseState, get_masks, sparsify
+from cka_sr_jax.sparsity.sparsify import SparseState, get_masks, mask_metrics, sparsify
 
 __all__ = [
     "DISTRIBUTIONS",
@@ -51,6 +51,7 @@ __all__ = [
     "linear",
     "magnitude_and_gradient",
     "make_rule",
+    "mask_metrics",
     "mest",
     "rigl",
     "rst",

@@ -35,6 +35,7 @@ def set_(
     end_step: int,
     update_every: int = 100,
     drop_fraction: float | Schedule = 0.3,
+    final_drop_fraction: float = 0.0,
     schedule: str = "cosine",
     drop: str | Score = "magnitude",
     grow: str | Score = "random",
@@ -47,20 +48,21 @@ def set_(
     that is dropped and grown in the same update keeps its value; the others start at 0.
 
     ITOP (Liu et al. 2021) is `set_` or `rigl` with a long `update_every` (1500 and 4000 steps at
-    batch 128) and `drop_fraction=cosine(0.5, end_step, floor=0.005)`.
+    batch 128), `drop_fraction=0.5` and `final_drop_fraction=0.005`.
 
     Args:
       density, distribution, exclude: as for `rst`.
       end_step: last step that may change the masks; also the length of the schedule.
       update_every: steps between updates.
       drop_fraction: f(0), or a function of the step to use as f.
-      schedule: "cosine" or "linear" to 0 at `end_step`, or "constant".
+      final_drop_fraction: f(end_step), unless f is constant or a function of yours.
+      schedule: "cosine", "linear" or "constant".
       drop, grow: a name in SCORES or a function (key, param, grad, mask) -> array.
 
     Raises:
       ValueError: a density, fraction or schedule that cannot work; an unknown name.
     """
-    share = drop_schedule(drop_fraction, schedule, end_step)
+    share = drop_schedule(drop_fraction, schedule, end_step, final_drop_fraction)
     return Rule(
         init=random_start(density, distribution, exclude),
         update=replace_share(share, get_score(drop), get_score(grow)),
@@ -75,6 +77,7 @@ def rigl(
     end_step: int,
     update_every: int = 100,
     drop_fraction: float | Schedule = 0.3,
+    final_drop_fraction: float = 0.0,
     schedule: str = "cosine",
     drop: str | Score = "magnitude",
     grow: str | Score = "gradient",
@@ -84,7 +87,7 @@ def rigl(
 
     Arguments, update and errors as for `set_`.
     """
-    share = drop_schedule(drop_fraction, schedule, end_step)
+    share = drop_schedule(drop_fraction, schedule, end_step, final_drop_fraction)
     return Rule(
         init=random_start(density, distribution, exclude),
         update=replace_share(share, get_score(drop), get_score(grow)),
@@ -99,6 +102,7 @@ def snfs(
     end_step: int,
     update_every: int = 100,
     drop_fraction: float | Schedule = 0.3,
+    final_drop_fraction: float = 0.0,
     schedule: str = "cosine",
     drop: str | Score = "magnitude",
     momentum: float = 0.9,
@@ -116,7 +120,7 @@ def snfs(
     """
     if not 0 < momentum < 1:
         raise ValueError(f"momentum={momentum} is not in (0, 1).")
-    share = drop_schedule(drop_fraction, schedule, end_step)
+    share = drop_schedule(drop_fraction, schedule, end_step, final_drop_fraction)
     return Rule(
         init=random_start(density, distribution, exclude),
         update=replace_share(share, get_score(drop), get_score("gradient")),
@@ -132,6 +136,7 @@ def mest(
     end_step: int,
     update_every: int = 100,
     drop_fraction: float | Schedule = 0.3,
+    final_drop_fraction: float = 0.0,
     schedule: str = "cosine",
     gradient_weight: float = 0.0,
     grow: str | Score = "random",
@@ -147,7 +152,7 @@ def mest(
 
     Arguments and errors as for `set_`.
     """
-    share = drop_schedule(drop_fraction, schedule, end_step)
+    share = drop_schedule(drop_fraction, schedule, end_step, final_drop_fraction)
     drop = magnitude_and_gradient(gradient_weight) if gradient_weight else get_score("magnitude")
     if soft:
         update = grow_first(share, drop, get_score(grow), end_step, density, distribution)

@@ -86,6 +86,7 @@ def granet(
     prune_end_step: int | None = None,
     update_every: int = 100,
     drop_fraction: float | Schedule = 0.5,
+    final_drop_fraction: float = 0.005,
     schedule: str = "cosine",
     drop: str | Score = "magnitude",
     grow: str | Score = "gradient",
@@ -106,7 +107,8 @@ def granet(
       prune_end_step: step at which the final density is met; None: `end_step`.
       update_every: steps between updates.
       drop_fraction: f(0), or a function of the step to use as f.
-      schedule: "cosine" or "linear" to 0.005 at `end_step`, or "constant".
+      final_drop_fraction: f(end_step), unless f is constant or a function of yours.
+      schedule: "cosine", "linear" or "constant".
       drop, grow: a name in SCORES or a function (key, param, grad, mask) -> array.
 
     Raises:
@@ -126,8 +128,7 @@ def granet(
             f"prune_end_step={prune_end} comes after end_step={end_step}, the last step that may "
             "change the masks."
         )
-    floor = 0.0 if callable(drop_fraction) else min(0.005, drop_fraction)
-    share = drop_schedule(drop_fraction, schedule, end_step, floor)
+    share = drop_schedule(drop_fraction, schedule, end_step, final_drop_fraction)
     score = get_score(drop)
     regenerate = replace_share(share, score, get_score(grow))
 

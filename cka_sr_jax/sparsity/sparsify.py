@@ -7,9 +7,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
 
-from cka_sr_jax.sparsity.masks import Masks, Params, apply_masks, is_dense, map_masked
+from cka_sr_jax.sparsity.masks import (
+    Masks,
+    Params,
+    apply_masks,
+    churn,
+    density,
+    explored,
+    is_dense,
+    map_masked,
+)
 from cka_sr_jax.sparsity.rule import Rule
 
 
@@ -21,12 +31,16 @@ class SparseState(NamedTuple):
       masks: bool arrays, and `optax.MaskedNode()` at leaves that stay dense.
       inner_state: the inner optimiser's.
       gradient_average: of the dense gradients at masked leaves, for the rules that need it.
+      kept_before: weights that earlier masks kept, for rules that change them.
+      churn: share of new weights among those kept, at the last change.
     """
 
     step: Int[Array, ""]
     masks: Masks
     inner_state: Any
     gradient_average: Any = ()
+    kept_before: Any = ()
+    churn: Any = ()
 
 
 def sparsify(
@@ -59,6 +73,8 @@ def sparsify(
     if not isinstance(rule, Rule):
         raise TypeError(f"rule={rule!r} is no Rule: pass one from make_rule('rst', density=0.05).")
     inner = optax.with_extra_args_support(inner)
+    # A plain False: masks that never change, so nothing to compile or to keep count of.
+    changes = rule.due(jnp.zeros((), jnp.int32)) is not False
 
     def init(params: Params) -> SparseState:
         masks = rule.init(jax.random.key(seed), params)
@@ -66,7 +82,9 @@ def sparsify(
             step=jnp.zeros((), jnp.int32),
             masks=masks,
             inner_state=inner.init(apply_masks(params, masks)),
-            gradient_average=_zero_average(masks) if rule.gradient_decay else (),
+            gradient_average=_zeros(masks, jnp.float32) if rule.gradient_decay else (),
+            kept_before=_zeros(masks, bool) if changes else (),
+            churn=jnp.zeros(()) if changes else (),
         )
 
     def update(
@@ -81,18 +99,27 @@ def sparsify(
         if rule.gradient_decay:
             average = _update_average(average, grads, state.masks, rule.gradient_decay)
             rule_grads = map_masked(lambda mask, grad, mean: mean, state.masks, grads, average)
-        masks = kept = state.masks
-        due = rule.due(state.step)
-        if due is not False:  # a plain False: masks that never change, nothing to compile
+        state = state._replace(
+            step=optax.safe_increment(state.step),
+            inner_state=inner_state,
+            gradient_average=average,
+        )
+        kept = state.masks
+        if changes:
 
-            def change(inner_state: Any) -> tuple[Masks, Masks, Any]:
-                key = jax.random.fold_in(jax.random.key(seed), state.step + 1)
-                new = rule.update(key, state.step, state.masks, params, rule_grads)
+            def change(state: SparseState) -> tuple[Masks, SparseState]:
+                key = jax.random.fold_in(jax.random.key(seed), state.step)
+                new = rule.update(key, state.step - 1, state.masks, params, rule_grads)
                 kept = map_masked(jnp.logical_and, state.masks, new)
-                return new, kept, _reset_slots(inner, inner_state, kept)
+                return kept, state._replace(
+                    masks=new,
+                    inner_state=_reset_slots(inner, state.inner_state, kept),
+                    kept_before=explored(state.kept_before, state.masks),
+                    churn=churn(state.masks, new),
+                )
 
-            masks, kept, inner_state = jax.lax.cond(
-                due, change, lambda inner_state: (masks, masks, inner_state), inner_state
+            kept, state = jax.lax.cond(
+                rule.due(state.step - 1), change, lambda state: (state.masks, state), state
             )
         updates = map_masked(
             lambda mask, update, param: jnp.where(mask, update, -param.astype(update.dtype)),
@@ -100,13 +127,13 @@ def sparsify(
             updates,
             params,
         )
-        return updates, SparseState(optax.safe_increment(state.step), masks, inner_state, average)
+        return updates, state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _zero_average(masks: Masks) -> Any:
-    return jax.tree.map(lambda mask: jnp.zeros(mask.shape, jnp.float32), masks)
+def _zeros(masks: Masks, dtype: DTypeLike) -> Any:
+    return jax.tree.map(lambda mask: jnp.zeros(mask.shape, dtype), masks)
 
 
 def _update_average(average: Any, grads: Params, masks: Masks, decay: float) -> Any:
@@ -135,6 +162,28 @@ def get_masks(opt_state: Any) -> Masks:
       ValueError: the state has no masks, or several; or `sparsify` is followed by another
         transform in a chain, which would undo the pruning.
     """
+    return _find_state(opt_state).masks
+
+
+def mask_metrics(opt_state: Any) -> dict[str, Float[Array, ""]]:
+    """Scalars that say how the masks inside an optimiser state fare.
+
+    "density"; and where the rule changes the masks, "churn", the share of new weights among those
+    kept at the last change, and "explored", the share of weights that were kept at least once:
+    R_s, the exploration rate of in-time over-parametrisation (ITOP, Liu et al. 2021).
+
+    Raises:
+      ValueError: as `get_masks`.
+    """
+    state = _find_state(opt_state)
+    metrics = {"density": density(state.masks)}
+    if jax.tree.leaves(state.kept_before):
+        metrics["churn"] = state.churn
+        metrics["explored"] = density(explored(state.kept_before, state.masks))
+    return metrics
+
+
+def _find_state(opt_state: Any) -> SparseState:
     found = [
         (path, leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(
@@ -157,7 +206,7 @@ def get_masks(opt_state: Any) -> Masks:
                 "pruned weights at 0: write sparsify(optax.chain(...), rule)."
             )
         node = _child(node, entry)
-    return state.masks
+    return state
 
 
 def _child(node: Any, entry: Any) -> Any:

@@ -81,6 +81,17 @@ class Checkpoints:
         self._manager.close()
 
 
+def has_checkpoint(workdir: str | Path) -> bool:
+    """Whether a run in `workdir` has a complete checkpoint; nothing is written."""
+    if not (Path(workdir) / "checkpoints").is_dir():
+        return False
+    checkpoints = Checkpoints(workdir)
+    try:
+        return checkpoints.latest_step() is not None
+    finally:
+        checkpoints.close()
+
+
 def load_variables(workdir: str | Path) -> dict[str, Any]:
     """{"params", "batch_stats"} of the weights that a run's result is of, for `model.apply`.
 

@@ -6,9 +6,11 @@ import math
 from typing import Any
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from cka_sr_jax._errors import unknown
 from cka_sr_jax.sparsity import DISTRIBUTIONS, RULES
+from cka_sr_jax.training.pruning import PRUNERS
 
 # Where the reported weights come from: the last step, or the evaluation with the best accuracy.
 SELECTIONS = ("last", "best-validation", "best-test")
@@ -64,11 +66,27 @@ def default_config() -> ConfigDict:
     config.optimizer.warmup_epochs = 0.0  # linear from 0
 
     config.sparsity = ConfigDict()
-    config.sparsity.rule = "rst"  # or dense, set, rigl, snfs, mest, gmp, granet
+    config.sparsity.rule = "rst"  # a name in sparsity.RULES, or snip, grasp, synflow
     config.sparsity.density = 0.05
     config.sparsity.distribution = "erk"  # a name in sparsity.DISTRIBUTIONS
     config.sparsity.exclude = ()  # path patterns of parameters that stay dense
     config.sparsity.exact = True  # exact counts per layer, or Bernoulli draws
+    config.sparsity.end = 0.75  # share of the run after which no rule changes the masks
+    # Options of some rules, under the names they have there; None: the rule's own default.
+    config.sparsity.update_every = placeholder(int)  # steps
+    config.sparsity.start_step = placeholder(int)  # gmp, granet
+    config.sparsity.prune_end_step = placeholder(int)  # granet
+    config.sparsity.initial_density = placeholder(float)  # granet
+    config.sparsity.drop_fraction = placeholder(float)
+    config.sparsity.final_drop_fraction = placeholder(float)  # 0.005 makes ITOP of set and rigl
+    config.sparsity.schedule = placeholder(str)  # of the drop fraction: cosine, linear, constant
+    config.sparsity.drop = placeholder(str)  # a name in sparsity.SCORES
+    config.sparsity.grow = placeholder(str)
+    config.sparsity.gradient_weight = placeholder(float)  # mest
+    config.sparsity.soft = placeholder(bool)  # mest: EM&S
+    config.sparsity.momentum = placeholder(float)  # snfs
+    config.sparsity.rounds = placeholder(int)  # synflow
+    config.sparsity.shuffle = placeholder(bool)  # snip, grasp, synflow: their layer ratios only
 
     config.cka = ConfigDict()
     config.cka.beta = 1e-4  # 0 switches the penalty off
@@ -116,40 +134,49 @@ def flatten(config: Any) -> dict[str, Any]:
 
 def validate(config: ConfigDict, devices: int) -> None:
     """Raise ConfigError, in one sentence, for the first field that cannot work."""
-    expected = flatten(default_config())
+    default = default_config()
+    expected = flatten(default)
     for field, value in flatten(config).items():
         if field.startswith("model.options."):
             continue
         if field not in expected:
             raise ConfigError(unknown("config field", field, expected))
-        _check_type(field, value, expected[field])
+        if value is not None or expected[field] is not None:
+            _check_type(field, value, expected[field], _type_of(default, field))
     _check_choices(config)
     _check_ranges(config)
     _check_strengths(config.layer_sparsity.strengths)
     _check_batch(config, devices)
 
 
-def _check_type(field: str, value: Any, default: Any) -> None:
-    allowed: tuple[type, ...] = (type(default),)
-    if isinstance(default, float):
-        allowed = (int, float)
-    if not isinstance(value, allowed) or isinstance(value, bool) != isinstance(default, bool):
+def _type_of(config: ConfigDict, field: str) -> type:
+    *groups, key = field.split(".")
+    for group in groups:
+        config = config[group]
+    return config.get_type(key)  # also of a field that is None until it is set
+
+
+def _check_type(field: str, value: Any, default: Any, kind: type) -> None:
+    example = "" if default is None or kind is tuple else f", such as {default!r}"
+    allowed: Any = {float: (int, float), tuple: list}.get(
+        kind, kind
+    )  # flatten turns tuples into lists
+    if not isinstance(value, allowed) or isinstance(value, bool) != (kind is bool):
         raise ConfigError(
-            f"{field}={value!r} has the wrong type: it takes a {type(default).__name__}, "
-            f"such as {default!r}."
+            f"{field}={value!r} has the wrong type: it takes a {kind.__name__}{example}."
         )
     if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{field}={value} is not a finite number, such as {default!r}.")
+        raise ConfigError(f"{field}={value} is not a finite number{example}.")
     item = str if field == "sparsity.exclude" else int | float
     if isinstance(value, list | tuple) and not all(isinstance(entry, item) for entry in value):
-        kind = "strings" if item is str else "numbers"
-        raise ConfigError(f"{field}={value!r} has the wrong type: it takes a tuple of {kind}.")
+        items = "strings" if item is str else "numbers"
+        raise ConfigError(f"{field}={value!r} has the wrong type: it takes a tuple of {items}.")
 
 
 def _check_choices(config: ConfigDict) -> None:
     choices = {
         "data.pad_mode": ("reflect", "zero"),
-        "sparsity.rule": [name for name in RULES if name != "static"],  # which takes masks
+        "sparsity.rule": [*(name for name in RULES if name != "static"), *PRUNERS],
         "sparsity.distribution": [*DISTRIBUTIONS, "global"],  # "global": of gmp
         "model.dtype": ("float32", "bfloat16"),
         "train.parallel": ("pmap", "shard_map"),
@@ -210,6 +237,11 @@ def _check_ranges(config: ConfigDict) -> None:
         raise ConfigError(
             f"sparsity.density={config.sparsity.density} is not in (0, 1]: it is the share of "
             "weights that is kept, for example 0.05 for 95 % sparsity."
+        )
+    if not 0 < config.sparsity.end <= 1:
+        raise ConfigError(
+            f"sparsity.end={config.sparsity.end} is not in (0, 1]: it is the share of the run "
+            "after which the masks stay."
         )
     if not 0 <= config.train.label_smoothing < 1:
         raise ConfigError(f"train.label_smoothing={config.train.label_smoothing} is not in [0, 1).")

@@ -7,8 +7,9 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,13 +32,24 @@ from cka_sr_jax.data import (
     normalize,
 )
 from cka_sr_jax.models import create_model
-from cka_sr_jax.report import console_table, kernel_positions, layer_rows, total_row, write_report
-from cka_sr_jax.sparsity import density, get_masks
-from cka_sr_jax.training.checkpoints import Checkpoints
+from cka_sr_jax.report import (
+    LayerRow,
+    console_table,
+    kernel_positions,
+    layer_rows,
+    read_metrics,
+    total_row,
+    write_report,
+)
+from cka_sr_jax.sparsity import Rule, density, get_masks, mask_metrics, static
+from cka_sr_jax.sparsity.gradual import all_kept
+from cka_sr_jax.sparsity.rule import maskable_shapes
+from cka_sr_jax.training.checkpoints import Checkpoints, has_checkpoint
 from cka_sr_jax.training.config import RESUMABLE, ConfigError, flatten, validate
 from cka_sr_jax.training.metrics import MetricWriter, ProgressReporter, mean_metrics
 from cka_sr_jax.training.optimizer import create_optimizer, create_rule, create_schedule
 from cka_sr_jax.training.parallel import map_devices, replicate
+from cka_sr_jax.training.pruning import PRUNERS, prune_before_training
 from cka_sr_jax.training.step import TrainState, create_state, make_eval_step, make_train_step
 
 # The CKA of a trained network is HSIC averaged over this many batches of this many images.
@@ -125,11 +137,11 @@ def _build(config: ConfigDict, workdir: Path, devices: list[jax.Device]) -> Expe
     steps_per_epoch = examples // config.train.batch_size
     steps = config.train.steps or math.ceil(config.train.epochs * steps_per_epoch)
     schedule = create_schedule(config.optimizer, steps, steps_per_epoch)
-    rule = create_rule(config.sparsity, steps)
-    tx = create_optimizer(config.optimizer, schedule, rule, config.seed)
     model = _create_model(config, dataset.num_classes)
     images = normalize(jnp.asarray(dataset.train_images[: config.train.batch_size]), mean, std)
     try:
+        rule = _create_rule(config, workdir, dataset, model, steps, mean, std)
+        tx = create_optimizer(config.optimizer, schedule, rule, config.seed)
         state = jax.jit(lambda key: create_state(model, tx, key, images[:2]))(
             jax.random.key(config.seed)
         )
@@ -160,6 +172,36 @@ def _create_model(config: ConfigDict, num_classes: int) -> nn.Module:
         return create_model(config.model.name, num_classes, dtype=dtype, **config.model.options)
     except (TypeError, ArithmeticError) as error:
         raise _bad_options(config, error) from error
+
+
+def _create_rule(
+    config: ConfigDict,
+    workdir: Path,
+    dataset: Dataset,
+    model: nn.Module,
+    steps: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Rule:
+    """The config's rule; where that prunes before training, `static` with the masks it gives."""
+    if config.sparsity.rule not in PRUNERS:
+        return create_rule(config.sparsity, steps)
+    labels = dataset.train_labels
+
+    def images(indices: np.ndarray) -> jax.Array:
+        return normalize(jnp.asarray(dataset.train_images[indices]), mean, std)
+
+    key = jax.random.key(config.seed)
+    variables = jax.jit(partial(model.init, train=False))(key, images(np.arange(2)))
+    if has_checkpoint(workdir):  # which holds the masks; these only have their shapes
+        params = variables["params"]
+        return static(all_kept(params, maskable_shapes(params, config.sparsity.exclude)))
+    batch = batch_indices(config.seed, 0, len(labels), config.train.batch_size)
+    return static(
+        prune_before_training(
+            config.sparsity, model, variables, images, labels, batch, jax.random.fold_in(key, 2)
+        )
+    )
 
 
 def _bad_options(config: ConfigDict, error: Exception) -> ConfigError:
@@ -334,6 +376,7 @@ def train(experiment: Experiment, console: Console) -> tuple[TrainState, float, 
     step_function = train_function(experiment)
     evaluate, cka_of = eval_function(experiment), cka_function(experiment)
     groups = feature_groups(experiment)
+    positions = kernel_positions_of(experiment)
     writer = MetricWriter(experiment.workdir, start)
     began = time.perf_counter()
     logged = began
@@ -361,13 +404,14 @@ def train(experiment: Experiment, console: Console) -> tuple[TrainState, float, 
                         "epoch": epoch,
                         **values,
                         "learning_rate": float(experiment.schedule(step)),
-                        "density": float(density(get_masks(state.opt_state))),
+                        **sparsity_metrics(state, positions),
                         "steps_per_second": rate,
                     },
                 )
             if done % (config.eval.every or experiment.steps_per_epoch) == 0 or last:
                 jax.block_until_ready(state)  # so that training is not timed as evaluation
                 before = time.perf_counter()
+                writer.write("layers", done, {"epoch": epoch, **layer_densities(state, positions)})
                 split, images, labels = _selection_data(experiment)
                 if len(labels):
                     values = evaluate(state, images, labels)
@@ -409,6 +453,43 @@ def train(experiment: Experiment, console: Console) -> tuple[TrainState, float, 
         seconds,
         {"selected": config.eval.select, "step": int(best["step"])},
     )
+
+
+def kernel_positions_of(experiment: Experiment) -> dict[str, int]:
+    """{path of each kernel: number of output positions per image}, for FLOPs."""
+    variables = {"params": experiment.state.params, "batch_stats": experiment.state.batch_stats}
+    images = jax.ShapeDtypeStruct(experiment.dataset.train_images[:1].shape, jnp.float32)
+    return kernel_positions(experiment.model, variables, images)
+
+
+def sparsity_metrics(state: TrainState, positions: dict[str, int]) -> dict[str, float]:
+    """`mask_metrics` of the state, and FLOPs of one image's forward pass with the kept weights."""
+    metrics = {name: float(value) for name, value in mask_metrics(state.opt_state).items()}
+    return {**metrics, "flops": total_row(_layer_rows(state, positions)).flops}
+
+
+def layer_densities(state: TrainState, positions: dict[str, int]) -> dict[str, float]:
+    """{"density/PATH": share of its weights that are kept} of each kernel."""
+    rows = _layer_rows(state, positions)
+    return {f"density/{row.path}": row.density for row in rows if row.flops_dense}
+
+
+def _layer_rows(state: TrainState, positions: dict[str, int]) -> list[LayerRow]:
+    return layer_rows(state.params, jax.device_get(get_masks(state.opt_state)), positions)
+
+
+def training_flops(records: Iterable[Mapping[str, Any]], batch_size: int) -> float:
+    """FLOPs of a run's forward and backward passes with the kept weights, from its "train" records.
+
+    Three forward passes' worth for each image: the backward pass has two products for each one of
+    the forward pass. The dense gradients that some rules grow by are not counted, nor the penalty.
+    """
+    total, done = 0.0, 0
+    for record in records:
+        if record["split"] == "train":
+            total += 3.0 * record["flops"] * (record["step"] - done) * batch_size
+            done = record["step"]
+    return total
 
 
 def _selection_data(experiment: Experiment) -> tuple[str, np.ndarray, np.ndarray]:
@@ -488,23 +569,18 @@ def finish(
     dataset, groups = experiment.dataset, feature_groups(experiment)
     test = eval_function(experiment)(state, dataset.test_images, dataset.test_labels)
     matrix = cka_function(experiment)(state)
-    host = jax.device_get(state)
-    variables = {"params": host.params, "batch_stats": host.batch_stats}
-    image = normalize(jnp.asarray(dataset.test_images[:1]), experiment.mean, experiment.std)
-    rows = layer_rows(
-        host.params,
-        get_masks(host.opt_state),
-        kernel_positions(experiment.model, variables, image),
-    )
+    rows = _layer_rows(state, kernel_positions_of(experiment))
     total = total_row(rows)
+    records = read_metrics(experiment.workdir / "metrics.jsonl")
     within = within_stage(matrix, groups)
     result = {
         "test": {**test, **selected},
-        "density": float(density(get_masks(host.opt_state))),
+        **{name: float(value) for name, value in mask_metrics(state.opt_state).items()},
         "parameters": total.parameters,
         "parameters_kept": total.kept,
         "flops": total.flops,
         "flops_dense": total.flops_dense,
+        "training_flops": training_flops(records, experiment.config.train.batch_size),
         "cka_within_stage": None if math.isnan(within) else within,
         "steps": experiment.steps,
         "epochs": experiment.steps / experiment.steps_per_epoch,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Container
+from typing import Any
 
 import jax.numpy as jnp
 import optax
@@ -38,18 +40,32 @@ def create_schedule(config: ConfigDict, steps: int, steps_per_epoch: int) -> opt
 def create_rule(config: ConfigDict, steps: int) -> Rule:
     """The sparse-training rule of a run's `config.sparsity`.
 
+    Fields that are None are left to the rule; `distribution`, `exclude` and `exact`, which always
+    have a value, go to the rules that take them.
+
     Args:
-      steps: length of the run; a rule that changes its masks stops at three quarters of it.
+      steps: length of the run; a rule that changes its masks stops at the share `config.end` of it.
+
+    Raises:
+      ValueError: a field set that the rule does not have, or one that it cannot work with.
     """
-    if config.rule == "dense":
-        return make_rule("dense")
-    options = {key: value for key, value in config.items() if key != "rule"}
     accepted = inspect.signature(RULES[config.rule]).parameters
+    options = rule_options(config, accepted)
     if "end_step" in accepted:
-        options["end_step"] = round(0.75 * steps)
-    if "exact" not in accepted:
-        del options["exact"]
+        options["end_step"] = round(config.end * steps)
     return make_rule(config.rule, **options)
+
+
+def rule_options(config: ConfigDict, accepted: Container[str]) -> dict[str, Any]:
+    """The fields of `config.sparsity` that are set, less the common ones that are not accepted."""
+    common = ("density", "distribution", "exclude", "exact")
+    return {
+        name: value
+        for name, value in config.items()
+        if value is not None
+        and name not in ("rule", "end")
+        and (name in accepted or name not in common)
+    }
 
 
 def create_optimizer(

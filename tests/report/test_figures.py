@@ -3,7 +3,14 @@ import sys
 import numpy as np
 import pytest
 
-from cka_sr_jax.report import LayerRow, cka_curve, cka_heatmap, density_bars, learning_curves
+from cka_sr_jax.report import (
+    LayerRow,
+    cka_curve,
+    cka_heatmap,
+    density_bars,
+    learning_curves,
+    mask_curves,
+)
 from cka_sr_jax.report.figures import series
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -45,6 +52,17 @@ def test_series_leaves_out_what_is_missing_or_not_finite():
 def test_curves_draw_whatever_was_logged(records):
     assert learning_curves(records).startswith(PNG)
     assert cka_curve(records).startswith(PNG)
+    assert mask_curves(records).startswith(PNG)
+
+
+def test_mask_curves():
+    records = [
+        {"split": "train", "epoch": e, "density": 0.5, "explored": 0.6, "churn": 0.1}
+        for e in range(3)
+    ]
+    names = [f"density/layer{i}/kernel" for i in range(12)]
+    layers = [{"split": "layers", "epoch": e, **dict.fromkeys(names, 0.5)} for e in range(3)]
+    assert mask_curves([*records, *layers]).startswith(PNG)
 
 
 @pytest.mark.parametrize("size", [1, 2, 9, 40])

@@ -23,6 +23,7 @@ from cka_sr_jax.sparsity import (
     linear,
     magnitude_and_gradient,
     make_rule,
+    mask_metrics,
     rigl,
     set_,
     sparsify,
@@ -155,8 +156,8 @@ def test_updates_are_those_of_a_naive_loop(name):
     agrees()
 
 
-def run(rule, steps, grads_at=lambda step, params: params):
-    """Densities after each update of a training without a model."""
+def run(rule, steps, grads_at=lambda step, params: params, states=None):
+    """Masks after each update of a training without a model; `states` collects the states."""
     params = {k: jnp.asarray(v) for k, v in random_layers(0)[0].items()}
     tx = sparsify(optax.sgd(0.01), rule)
     state = tx.init(params)
@@ -171,6 +172,8 @@ def run(rule, steps, grads_at=lambda step, params: params):
     for step in range(steps):
         params, state = one(params, state, grads_at(step, params))
         history.append(get_masks(state))
+        if states is not None:
+            states.append(state)
     return history
 
 
@@ -261,6 +264,24 @@ def test_exploration_and_churn():
     assert density(history[0]) < density(union) < 1
 
 
+def test_mask_metrics_are_those_of_the_history():
+    for name in ("set", "gmp"):
+        states = []
+        history = run(make_rule(name, **COMMON), END + 2, states=states)
+        union = history[0]
+        for before, masks, state in zip(history, history[1:], states, strict=False):
+            union = explored(union, masks)
+            metrics = mask_metrics(state)
+            assert metrics["density"] == density(masks)
+            assert metrics["explored"] == density(union)
+            if churn(before, masks) > 0:
+                assert metrics["churn"] == churn(before, masks)
+    params = {"w": jnp.ones((3, 4))}
+    assert mask_metrics(sparsify(optax.sgd(0.1), make_rule("rst", density=0.5)).init(params)) == {
+        "density": 0.5
+    }
+
+
 def test_schedules_at_their_ends():
     for schedule in (cosine(0.4, 100, 0.1), linear(0.4, 100, 0.1)):
         np.testing.assert_allclose([schedule(t) for t in (0, 50, 100, 150)], [0.4, 0.25, 0.1, 0.1])
@@ -293,6 +314,11 @@ GOOD = {"density": 0.1, "end_step": 100}
         ("gmp", {"start_step": 100}, "end_step=100 does not come after start_step=100"),
         ("gmp", {"start_step": -1}, "start_step=-1 is negative"),
         ("gmp", {"density": 1.5}, "density=1.5 is not in"),
+        (
+            "set",
+            {"final_drop_fraction": 0.4},
+            r"drop fraction ends at 0.4, which is not in \[0, 0.3",
+        ),
         ("granet", {"initial_density": 0.05}, "initial_density=0.05 is below density=0.1"),
         ("granet", {"prune_end_step": 200}, "prune_end_step=200 comes after end_step=100"),
         ("granet", {"start_step": 150}, "does not come after start_step=150"),

@@ -37,6 +37,25 @@ def config_with(**fields):
             {"sparsity__distribution": "erc"},
             "Unknown sparsity.distribution 'erc': did you mean 'er",
         ),
+        (
+            {"sparsity__update_every": 10},
+            "Unknown option of sparsity rule 'rst': 'update_every'",
+        ),
+        (
+            {"sparsity__rule": "snip", "sparsity__rounds": 10},
+            "Unknown option of sparsity rule 'snip': 'rounds'",
+        ),
+        ({"sparsity__rule": "rigl", "sparsity__update_every": 0}, "update_every=0 is not a number"),
+        (
+            {"sparsity__rule": "gmp", "sparsity__start_step": 10_000},
+            "does not come after start_step=10000",
+        ),
+        (
+            {"sparsity__rule": "set", "sparsity__drop_fraction": 1.0},
+            r"drop fraction 1.0 is not in \(0, 1\)",
+        ),
+        ({"sparsity__rule": "set", "sparsity__grow": 3}, "sparsity.grow=3 has the wrong type"),
+        ({"sparsity__end": 0.0}, r"sparsity.end=0.0 is not in \(0, 1\]"),
         ({"sparsity__exclude": ("haed",)}, "exclude pattern 'haed' matches no parameter"),
         ({"model__name": "resnet"}, "Unknown model 'resnet'"),
         ({"model__options__width": 3}, "Unknown option of mlp 'width'"),

@@ -101,6 +101,7 @@ def test_a_run_and_what_it_leaves(finished, capsys):
     assert result["parameters_kept"] == kept + biases
     assert result["flops_dense"] == 2 * total
     assert result["flops"] == 2 * kept
+    assert result["training_flops"] == 3 * 2 * kept * 40 * 64
     assert result["steps"] == 40
     assert result["test"]["selected"] == "last"
     assert result["test"]["accuracy"] > 0.2  # chance is 0.1, and the net is tiny
@@ -110,6 +111,10 @@ def test_a_run_and_what_it_leaves(finished, capsys):
     assert training[-1]["loss"] < training[0]["loss"]
     assert all(np.isfinite(r["cka_penalty"]) for r in training)
     assert [r["step"] for r in records(workdir, "validation")] == [20, 40]
+    assert [r["step"] for r in records(workdir, "layers")] == [20, 40]
+    densities = records(workdir, "layers")[0]
+    for layer, count in counts.items():
+        assert densities[f"density/{layer}/kernel"] == count / int(np.prod(shapes[layer]))
     # The same command again says that the run is complete, and changes nothing.
     before = (workdir / "result.json").stat().st_mtime_ns
     assert run(small_config(), workdir) == result
@@ -160,6 +165,57 @@ def test_a_run_killed_before_its_report_writes_it_when_run_again(finished, tmp_p
     again = run(small_config(), tmp_path)
     assert again["test"] == finished[1]["test"]
     assert (tmp_path / "report" / "index.html").exists()
+
+
+def test_a_rule_that_changes_its_masks_reports_them(tmp_path):
+    """Options come from the config; density, churn, R_s and training FLOPs go to the records."""
+    config = small_config(
+        sparsity__rule="gmp",
+        sparsity__distribution="global",
+        sparsity__update_every=5,
+        sparsity__start_step=10,
+        sparsity__end=0.5,
+        train__log_every=1,
+        cka__beta=0.0,
+    )
+    result = run(config, tmp_path)
+    training = records(tmp_path, "train")
+    density = [r["density"] for r in training]
+    # At its first step, 10, the schedule is where it starts: dense.
+    assert [step for step in range(1, 40) if density[step] != density[step - 1]] == [15, 20]
+    assert density[-1] == pytest.approx(0.2, abs=1e-4)
+    assert result["explored"] == 1
+    assert result["churn"] == 0
+    assert result["training_flops"] == sum(3 * 64 * r["flops"] for r in training)
+    assert (tmp_path / "report" / "mask_curves.png").exists()
+
+
+@pytest.mark.parametrize("method", ["snip", "grasp", "synflow"])
+def test_pruning_before_training(method, tmp_path, monkeypatch):
+    config = small_config(sparsity__rule=method, train__steps=2, cka__beta=0.0)
+    result = run(config, tmp_path)
+    total = 64 * 32 + 2 * 32 * 32 + 32 * 10
+    assert result["parameters_kept"] == round(0.2 * total) + 3 * 32 + 10
+    # A run that resumes has its masks from the checkpoint.
+    masks = {k: v for k, v in arrays(tmp_path).items() if ".masks." in k}
+    shutil.rmtree(tmp_path / "report")
+    monkeypatch.setattr(loop, "prune_before_training", None)
+    assert run(config, tmp_path)["parameters_kept"] == result["parameters_kept"]
+    assert masks.keys() == {
+        f"state.opt_state.masks.{layer}.kernel"
+        for layer in ("hidden0", "hidden1", "hidden2", "head")
+    }
+
+
+def test_layer_ratios_only(tmp_path):
+    kept = []
+    for shuffle in (False, True):
+        config = small_config(sparsity__rule="snip", train__steps=1, cka__beta=0.0)
+        config.sparsity.shuffle = shuffle
+        run(config, tmp_path / str(shuffle))
+        kept.append(arrays(tmp_path / str(shuffle))["state.opt_state.masks.hidden0.kernel"])
+    assert kept[0].sum() == kept[1].sum()
+    assert (kept[0] != kept[1]).any()
 
 
 def test_load_variables_gives_the_tested_weights(finished):

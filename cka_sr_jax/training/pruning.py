@@ -1,0 +1,88 @@
+"""Pruning before training, as a config names it: masks from the untrained model and some images."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from cka_sr_jax._errors import unknown
+from cka_sr_jax.sparsity import Masks, grasp, snip, synflow
+from cka_sr_jax.training.optimizer import rule_options
+from cka_sr_jax.training.step import cross_entropy
+
+PRUNERS: dict[str, Callable[..., Masks]] = {"grasp": grasp, "snip": snip, "synflow": synflow}
+
+# GraSP's authors score 10 images of each class, with logits divided by 200.
+GRASP_IMAGES, GRASP_TEMPERATURE = 10, 200.0
+
+
+def prune_before_training(
+    config: ConfigDict,
+    model: nn.Module,
+    variables: dict[str, Any],
+    images: Callable[[np.ndarray], Array],
+    labels: np.ndarray,
+    batch: np.ndarray,
+    key: Array,
+) -> Masks:
+    """The masks of a run's `config.sparsity` whose rule is in PRUNERS.
+
+    SNIP scores the run's first batch, GraSP the first 10 training images of each class, SynFlow one
+    input of ones; the weights are those that training starts from.
+
+    Args:
+      config: a run's `config.sparsity`.
+      variables: {"params", "batch_stats"} of the untrained model.
+      images: indices -> normalised training images.
+      labels: of all training images.
+      batch: the indices of the run's first batch.
+      key: for `config.shuffle`.
+
+    Raises:
+      ValueError: a field set that the method does not have, or one that it cannot work with.
+    """
+    prune = PRUNERS[config.rule]
+    accepted = set(inspect.signature(prune).parameters) & set(config)
+    options = rule_options(config, accepted)
+    for name in options:
+        if name not in accepted:
+            raise ValueError(unknown(f"option of sparsity rule {config.rule!r}:", name, accepted))
+    if options.pop("shuffle", False):
+        options["shuffle"] = key
+    params, statistics = variables["params"], variables.get("batch_stats", {})
+
+    if config.rule == "synflow":
+
+        def flow(params: Any, inputs: Array) -> Any:
+            return model.apply({"params": params, "batch_stats": statistics}, inputs, train=False)
+
+        return synflow(flow, params, images(batch[:1]), **options)
+
+    temperature = 1.0
+    if config.rule == "grasp":
+        batch = _first_of_each_class(labels, GRASP_IMAGES)
+        temperature = GRASP_TEMPERATURE
+
+    def loss(params: Any, batch: tuple[Array, Array]) -> Array:
+        logits, _ = model.apply(
+            {"params": params, "batch_stats": statistics},
+            batch[0],
+            train=True,
+            mutable=["batch_stats", "features"],
+        )
+        return cross_entropy(logits / temperature, batch[1]).mean()
+
+    scored = jax.jit(lambda params, batch: prune(loss, params, batch, **options))
+    return scored(params, (images(batch), jnp.asarray(labels[batch])))
+
+
+def _first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
+    return np.concatenate([np.flatnonzero(labels == label)[:count] for label in np.unique(labels)])
