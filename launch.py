@@ -22,6 +22,10 @@ flags.DEFINE_string(
 config_flags.DEFINE_config_file(
     "config", None, "The experiment's file, by default configs/digits.py; --config.FIELD=VALUE too."
 )
+flags.DEFINE_bool("grid", False, "Run every point of the config's grid, each in its own folder.")
+flags.DEFINE_integer("grid_index", None, "Run this point of the grid only, counted from 0.")
+flags.DEFINE_integer("jobs", 1, "Points of the grid that run side by side.")
+flags.DEFINE_bool("retry", False, "Run the grid's failed points again.")
 
 
 def parse_flags(argv: list[str]) -> list[str]:
@@ -34,20 +38,31 @@ def parse_flags(argv: list[str]) -> list[str]:
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         fail(_explain(error, argv))
     if len(rest) > 1:
-        fail(f"Unexpected argument {rest[1]!r}: flags are --config, --config.FIELD and --workdir.")
+        fail(f"Unexpected argument {rest[1]!r}: flags start with --, see --help.")
     return rest
 
 
 def main(argv: list[str]) -> None:
     """Run the experiment."""
     logging.set_verbosity(logging.ERROR)  # Orbax logs two dozen lines for each checkpoint
-    from cka_sr_jax.experiments import layer_sparsity  # after the flags: importing jax takes time
-    from cka_sr_jax.training import ConfigError, run
+    from cka_sr_jax.experiments.grid import run_grid  # after the flags: importing jax takes time
+    from cka_sr_jax.experiments.start import experiment_of
+    from cka_sr_jax.training import ConfigError
 
+    config = FLAGS.config
     name = Path(config_flags.get_config_filename(FLAGS["config"])).stem
-    start = layer_sparsity.run if FLAGS.config.layer_sparsity.strengths else run
+    workdir = Path(FLAGS.workdir or Path("runs") / name)
     try:
-        start(FLAGS.config, FLAGS.workdir or Path("runs") / name)
+        if FLAGS.grid or FLAGS.grid_index is not None:
+            states = run_grid(
+                config, workdir, index=FLAGS.grid_index, jobs=FLAGS.jobs, retry=FLAGS.retry
+            )
+            if any(state.startswith("failed") for state in states.values()):
+                raise SystemExit(1)
+        elif config.grid or config.seeds:
+            fail("This config is a grid of runs: add --grid, or --grid_index=K for one of them.")
+        else:
+            experiment_of(config)(config, workdir)
     except ConfigError as error:
         fail(str(error))
 

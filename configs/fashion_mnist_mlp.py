@@ -21,5 +21,6 @@ def get_config():
     config.optimizer.schedule = "cosine"
     config.sparsity.rule = "rst"
     config.sparsity.density = 0.05
+    config.sparsity.rescale = True  # without BatchNorm the signal fades else
     config.cka.beta = 1e-4
     return config

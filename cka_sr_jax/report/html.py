@@ -17,6 +17,8 @@ DISCLAIMER = "Masked weights save parameters and FLOPs on paper, not time on den
 RESULTS = {
     "test.accuracy": ("Test accuracy", "{:.2%}"),
     "test.loss": ("Test loss (nats)", "{:.4f}"),
+    "validation.accuracy": ("Validation accuracy", "{:.2%}"),
+    "validation.loss": ("Validation loss (nats)", "{:.4f}"),
     "test.selected": ("Selected weights", "{}"),
     "test.step": ("Step of these weights", "{:,}"),
     "density": ("Density of the masked kernels", "{:.4f}"),

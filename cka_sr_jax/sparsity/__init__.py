@@ -13,7 +13,16 @@ from cka_sr_jax.sparsity.distributions import (
 from cka_sr_jax.sparsity.dynamic import mest, rigl, set_, snfs
 from cka_sr_jax.sparsity.fixed import dense, rst, static
 from cka_sr_jax.sparsity.gradual import gmp, granet
-from cka_sr_jax.sparsity.masks import Masks, apply_masks, churn, density, explored, leaf_paths
+from cka_sr_jax.sparsity.masks import (
+    Masks,
+    apply_masks,
+    churn,
+    density,
+    explored,
+    leaf_paths,
+    rescale_kept,
+)
+from cka_sr_jax.sparsity.reparametrisation import Reparametrisation, learn_masks
 from cka_sr_jax.sparsity.rule import Rule
 from cka_sr_jax.sparsity.rules import RULES, make_rule
 from cka_sr_jax.sparsity.saliency import grasp, snip, synflow
@@ -21,22 +30,28 @@ from cka_sr_jax.sparsity.schedules import constant, cosine, cubic, linear
 from cka_sr_jax.sparsity.scores import SCORES, Score, magnitude_and_gradient
 from cka_sr_jax.sparsity.selection import top_k_mask
 from cka_sr_jax.sparsity.sparsify import SparseState, get_masks, mask_metrics, sparsify
+from cka_sr_jax.sparsity.structured import channel_masks, channels, n_m_masks, sr_ste
+from cka_sr_jax.sparsity.thresholds import dst, str_
 
 __all__ = [
     "DISTRIBUTIONS",
     "RULES",
     "SCORES",
     "Masks",
+    "Reparametrisation",
     "Rule",
     "Score",
     "SparseState",
     "apply_masks",
+    "channel_masks",
+    "channels",
     "churn",
     "constant",
     "cosine",
     "cubic",
     "dense",
     "density",
+    "dst",
     "er",
     "erk",
     "erk_plus",
@@ -48,18 +63,23 @@ __all__ = [
     "layer_counts",
     "layer_densities",
     "leaf_paths",
+    "learn_masks",
     "linear",
     "magnitude_and_gradient",
     "make_rule",
     "mask_metrics",
     "mest",
+    "n_m_masks",
+    "rescale_kept",
     "rigl",
     "rst",
     "set_",
     "snfs",
     "snip",
     "sparsify",
+    "sr_ste",
     "static",
+    "str_",
     "synflow",
     "top_k_mask",
     "uniform",

@@ -40,6 +40,25 @@ def apply_masks(params: Params, masks: Masks) -> Params:
     return map_masked(lambda mask, leaf: jnp.where(mask, leaf, 0), masks, params)
 
 
+def rescale_kept(params: Params, masks: Masks) -> Params:
+    """`params` masked, and the kept weights of each output unit divided by sqrt(its density).
+
+    An initialisation for n inputs then has the variance that suits the inputs that a unit has left
+    (Evci et al. 2022, "Gradient Flow in Sparse Neural Networks"). Deep networks without
+    normalisation need it at low densities, where else the signal fades in every layer. Units are
+    the last axis, as in Flax's kernels.
+    """
+
+    def at_leaf(mask: Array, leaf: Array) -> Array:
+        inputs = tuple(range(mask.ndim - 1))
+        share = jnp.mean(mask, axis=inputs, keepdims=True, dtype=jnp.float32)
+        # A unit that keeps nothing is 0 whatever the factor.
+        factor = jax.lax.rsqrt(jnp.where(share > 0, share, 1)).astype(leaf.dtype)
+        return jnp.where(mask, leaf * factor, 0)
+
+    return map_masked(at_leaf, masks, params)
+
+
 def density(masks: Masks) -> Float[Array, ""]:
     """Kept weights divided by all weights of the masked leaves; 1 where nothing is masked."""
     leaves = jax.tree.leaves(masks)

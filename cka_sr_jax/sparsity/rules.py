@@ -11,8 +11,10 @@ from cka_sr_jax.sparsity.dynamic import mest, rigl, set_, snfs
 from cka_sr_jax.sparsity.fixed import dense, rst, static
 from cka_sr_jax.sparsity.gradual import gmp, granet
 from cka_sr_jax.sparsity.rule import Rule
+from cka_sr_jax.sparsity.structured import channels
 
 RULES: dict[str, Callable[..., Rule]] = {
+    "channels": channels,
     "dense": dense,
     "gmp": gmp,
     "granet": granet,

@@ -24,6 +24,8 @@ def default_config() -> ConfigDict:
     """Every field of a run with its default; a file in `configs/` changes what it needs."""
     config = ConfigDict()
     config.seed = 0
+    config.seeds = ()  # of a grid: run every point with each of them
+    config.grid = ConfigDict()  # of a grid: values for some fields, such as grid.cka.beta = (0, 1)
 
     config.data = ConfigDict()
     config.data.name = "digits"  # or the name of a TFDS set
@@ -71,6 +73,7 @@ def default_config() -> ConfigDict:
     config.sparsity.distribution = "erk"  # a name in sparsity.DISTRIBUTIONS
     config.sparsity.exclude = ()  # path patterns of parameters that stay dense
     config.sparsity.exact = True  # exact counts per layer, or Bernoulli draws
+    config.sparsity.rescale = False  # initial weights by 1/sqrt(density): deep nets without norms
     config.sparsity.end = 0.75  # share of the run after which no rule changes the masks
     # Options of some rules, under the names they have there; None: the rule's own default.
     config.sparsity.update_every = placeholder(int)  # steps
@@ -137,7 +140,7 @@ def validate(config: ConfigDict, devices: int) -> None:
     default = default_config()
     expected = flatten(default)
     for field, value in flatten(config).items():
-        if field.startswith("model.options."):
+        if field.startswith(("model.options.", "grid.")):
             continue
         if field not in expected:
             raise ConfigError(unknown("config field", field, expected))

@@ -142,7 +142,8 @@ def _build(config: ConfigDict, workdir: Path, devices: list[jax.Device]) -> Expe
     try:
         rule = _create_rule(config, workdir, dataset, model, steps, mean, std)
         tx = create_optimizer(config.optimizer, schedule, rule, config.seed)
-        state = jax.jit(lambda key: create_state(model, tx, key, images[:2]))(
+        rescale = config.sparsity.rescale
+        state = jax.jit(lambda key: create_state(model, tx, key, images[:2], rescale))(
             jax.random.key(config.seed)
         )
     except (TypeError, ArithmeticError) as error:
@@ -567,7 +568,11 @@ def finish(
 ) -> dict[str, Any]:
     """Evaluate on the test set, then write result.json and the report, and print where it is."""
     dataset, groups = experiment.dataset, feature_groups(experiment)
-    test = eval_function(experiment)(state, dataset.test_images, dataset.test_labels)
+    evaluate = eval_function(experiment)
+    test = evaluate(state, dataset.test_images, dataset.test_labels)
+    validation = None
+    if len(dataset.validation_labels):
+        validation = evaluate(state, dataset.validation_images, dataset.validation_labels)
     matrix = cka_function(experiment)(state)
     rows = _layer_rows(state, kernel_positions_of(experiment))
     total = total_row(rows)
@@ -575,6 +580,7 @@ def finish(
     within = within_stage(matrix, groups)
     result = {
         "test": {**test, **selected},
+        "validation": validation,
         **{name: float(value) for name, value in mask_metrics(state.opt_state).items()},
         "parameters": total.parameters,
         "parameters_kept": total.kept,

@@ -63,7 +63,7 @@ def rule_options(config: ConfigDict, accepted: Container[str]) -> dict[str, Any]
         name: value
         for name, value in config.items()
         if value is not None
-        and name not in ("rule", "end")
+        and name not in ("rule", "end", "rescale")
         and (name in accepted or name not in common)
     }
 

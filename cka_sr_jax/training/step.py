@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from cka_sr_jax.cka import cka_penalty
-from cka_sr_jax.sparsity import apply_masks, get_masks
+from cka_sr_jax.sparsity import apply_masks, get_masks, rescale_kept
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -29,18 +29,24 @@ class TrainState:
 
 
 def create_state(
-    model: nn.Module, tx: optax.GradientTransformationExtraArgs, key: Array, images: Array
+    model: nn.Module,
+    tx: optax.GradientTransformationExtraArgs,
+    key: Array,
+    images: Array,
+    rescale: bool = False,
 ) -> TrainState:
     """Initial parameters (already pruned), statistics and optimiser state.
 
     Args:
       images: any input of the model's shape and type.
+      rescale: give the kept weights the size that the layers' densities ask for (`rescale_kept`).
     """
     variables = model.init(key, images, train=False)
     opt_state = tx.init(variables["params"])
+    prune = rescale_kept if rescale else apply_masks
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=apply_masks(variables["params"], get_masks(opt_state)),
+        params=prune(variables["params"], get_masks(opt_state)),
         batch_stats=variables.get("batch_stats", {}),
         opt_state=opt_state,
     )

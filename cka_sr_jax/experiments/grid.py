@@ -1,0 +1,200 @@
+"""Grids of runs: every combination of some fields' values, each with every seed.
+
+Each point is an ordinary run in a directory of its own, named after its values, so that a grid may
+be killed, extended and run again at any time: finished points are skipped and begun ones go on
+from their checkpoint. Points that differ in `cka.beta` alone share seed, initial weights, masks and
+the order of the data.
+"""
+
+from __future__ import annotations
+
+import copy
+import fcntl
+import itertools
+import json
+import multiprocessing
+import os
+import traceback
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from cka_sr_jax._errors import unknown
+from cka_sr_jax.experiments.start import experiment_of
+from cka_sr_jax.training import ConfigError, default_config
+from cka_sr_jax.training.config import flatten, validate
+
+FAILURE = "failed.txt"
+
+
+def grid_points(config: ConfigDict) -> dict[str, ConfigDict]:
+    """{name: config of one run} for all combinations of `config.grid` and `config.seeds`.
+
+    The last field of the grid changes fastest but for the seeds, which change fastest of all. A
+    name reads "rule=rigl,density=0.05,seed=1".
+
+    Raises:
+      ConfigError: no grid and no seeds; a field that does not exist; values that are no tuple, of
+        a wrong type, or that make a config which cannot work.
+    """
+    axes = flatten(config.grid)
+    if config.seeds:
+        axes["seed"] = list(config.seeds)
+    if not axes:
+        raise ConfigError(
+            "this config has no grid: give it one, such as config.grid.cka = ConfigDict({'beta': "
+            "(0.0, 1e-4)}), or seeds, such as --config.seeds='(0, 1, 2)'."
+        )
+    known = flatten(default_config())
+    for field, values in axes.items():
+        if field not in known and not field.startswith("model.options."):
+            raise ConfigError(unknown("config field in the grid:", field, known))
+        if not isinstance(values, list) or not values:
+            raise ConfigError(
+                f"grid.{field}={values!r} is no tuple of values: write for example ({values!r},)."
+            )
+    names = _short_names(axes)
+    points = {}
+    for values in itertools.product(*axes.values()):
+        overrides = dict(zip(axes, values, strict=True))
+        name = ",".join(f"{names[field]}={value}" for field, value in overrides.items())
+        points[name.replace("/", "_").replace(" ", "")] = _point(config, overrides)
+    return points
+
+
+def run_grid(
+    config: ConfigDict,
+    workdir: str | Path,
+    *,
+    index: int | None = None,
+    jobs: int = 1,
+    retry: bool = False,
+    console: Console | None = None,
+) -> dict[str, str]:
+    """Run the points of a grid that are not finished; {name: "finished", "failed", ...}.
+
+    A point that fails leaves failed.txt with the reason in its directory and is left alone from
+    then on; the others go on. A point that another process is running is "running elsewhere".
+
+    Args:
+      workdir: holds one directory for each point.
+      index: run the point of this number only, counted from 0.
+      jobs: processes side by side; on a CPU they share the cores.
+      retry: run failed points again.
+
+    Raises:
+      ConfigError: as `grid_points`; an index outside the grid; fewer than 1 jobs.
+    """
+    console = console or Console(soft_wrap=True)
+    workdir = Path(workdir)
+    points = grid_points(config)
+    if jobs < 1:
+        raise ConfigError(f"--jobs={jobs} is too small: run 1 or more.")
+    if index is not None:
+        if not 0 <= index < len(points):
+            raise ConfigError(
+                f"--grid_index={index} is outside this grid of {len(points)} points: "
+                f"use 0 to {len(points) - 1}."
+            )
+        name = list(points)[index]
+        points = {name: points[name]}
+    states: dict[str, str] = {}
+    for name, state in _run_points(points, workdir, jobs, retry, console):
+        states[name] = state
+        console.print(f"[{len(states)}/{len(points)}] {name}: {state}", highlight=False)
+    counts = Counter(state.split(":")[0] for state in states.values())
+    console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
+    return states
+
+
+def _run_points(
+    points: Mapping[str, ConfigDict], workdir: Path, jobs: int, retry: bool, console: Console
+) -> Iterator[tuple[str, str]]:
+    """(name, state) of each point as it ends."""
+    if jobs == 1 or len(points) == 1:
+        for name, config in points.items():
+            yield name, run_point(config, workdir, name, retry, console)
+            jax.clear_caches()  # each point compiles its own step
+        return
+    before = os.environ.get("NPROC")
+    os.environ["NPROC"] = str(max(1, (os.cpu_count() or 1) // jobs))  # XLA's threads in each
+    context = multiprocessing.get_context("spawn")  # JAX does not survive a fork
+    try:
+        # One point for each process: its memory and its compiled steps go with it.
+        with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
+            futures = {
+                pool.submit(run_point, config, workdir, name, retry): name
+                for name, config in points.items()
+            }
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+    finally:
+        if before is None:
+            del os.environ["NPROC"]
+        else:
+            os.environ["NPROC"] = before
+
+
+def run_point(
+    config: ConfigDict, workdir: Path, name: str, retry: bool, console: Console | None = None
+) -> str:
+    """Run one point in `workdir`/`name` unless it has ended; what became of it."""
+    folder = workdir / name
+    with _lock(workdir / ".locks" / name) as free:
+        if not free:
+            return "running elsewhere"
+        failure = folder / FAILURE
+        if failure.exists():
+            if not retry:
+                return f"failed before: {failure.read_text().splitlines()[-1]}"
+            failure.unlink()
+        if (folder / "result.json").exists() and (folder / "config.json").exists():
+            before, now = json.loads((folder / "config.json").read_text()), config.to_dict()
+            if flatten(before) == flatten(now):
+                return "finished before"
+        try:
+            result = experiment_of(config)(config, folder, console or Console(quiet=True))
+        except Exception as error:  # whatever it is, the other points go on
+            folder.mkdir(parents=True, exist_ok=True)
+            failure.write_text(traceback.format_exc())
+            return f"failed: {' '.join(str(error).split())}"
+        accuracy = result.get("test", {}).get("accuracy")
+        return "finished" if accuracy is None else f"finished: test accuracy {accuracy:.4f}"
+
+
+def _point(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
+    point = copy.deepcopy(config)
+    point.grid, point.seeds = ConfigDict(), ()
+    try:
+        point.update_from_flattened_dict(overrides)
+    except (TypeError, ValueError, KeyError) as error:
+        raise ConfigError(f"the grid's point {dict(overrides)} is wrong: {error}") from error
+    validate(point, len(jax.local_devices()))
+    return point
+
+
+def _short_names(fields: Mapping[str, Any]) -> dict[str, str]:
+    """The fields' last parts where those differ, else the whole."""
+    last = {field: field.rpartition(".")[2] for field in fields}
+    counts = Counter(last.values())
+    return {field: name if counts[name] == 1 else field for field, name in last.items()}
+
+
+@contextmanager
+def _lock(path: Path) -> Iterator[bool]:
+    """Whether this process alone holds the file; freed when the process ends, however it ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True

@@ -1,0 +1,209 @@
+"""Structured sparsity: N of every M consecutive weights, and whole output channels.
+
+Kernels are those of Flax's `Dense` and `Conv`: the last axis is the output, the one before the
+input. Exclude others, such as those of `DenseGeneral`, where that is not so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from cka_sr_jax.sparsity.distributions import check_density
+from cka_sr_jax.sparsity.gradual import all_kept
+from cka_sr_jax.sparsity.masks import (
+    Masks,
+    Params,
+    map_masked,
+    maskable_leaves,
+    masks_from_paths,
+)
+from cka_sr_jax.sparsity.reparametrisation import Reparametrisation, part
+from cka_sr_jax.sparsity.rule import Rule, map_layers, maskable_shapes
+from cka_sr_jax.sparsity.schedules import check_steps, cubic, periodic
+from cka_sr_jax.sparsity.selection import top_k_mask
+
+
+def n_m_masks(params: Params, n: int, m: int, *, exclude: Sequence[str] = ()) -> Masks:
+    """Masks of the n largest |w| in every m consecutive weights along the input axis.
+
+    The pattern that sparse tensor cores run is 2:4. Each group keeps exactly n: of equal weights
+    those of the lowest index, and NaN last. Train with them as `static(n_m_masks(params, 2, 4))`,
+    or see `sr_ste` for masks that move.
+
+    Args:
+      params: pytree; kernels have shape [..., in, out].
+      n, m: whole numbers with 0 < n < m; m divides every layer's input axis.
+      exclude: path patterns of parameters that stay dense, such as "conv_init/kernel".
+
+    Raises:
+      ValueError: n and m that cannot work; an input axis that m does not divide; a pattern that
+        matches nothing.
+    """
+    _check_n_m(n, m)
+    leaves = maskable_leaves(params, exclude)
+    _check_input_axes(leaves, m)
+    masks = {path: _n_m_mask(leaf, n, m) for path, leaf in leaves.items()}
+    return masks_from_paths(params, masks)
+
+
+def sr_ste(
+    n: int = 2, m: int = 4, *, decay: float = 2e-4, exclude: Sequence[str] = ()
+) -> Reparametrisation:
+    """N:M sparsity learned from scratch with SR-STE (Zhou et al. 2021).
+
+      w_eff = mask(w) w,   gradient of w: dL/dw_eff + decay (1 - mask(w)) w
+
+    The mask is that of `n_m_masks`, computed anew at each step. The gradient passes straight
+    through it to all weights, so a pruned weight may come back; the decay, added by `learn_masks`,
+    shrinks the pruned ones, which keeps masks from flipping to and fro. decay=0 is the plain
+    straight-through estimator.
+
+    Args:
+      n, m, exclude: as for `n_m_masks`.
+      decay: of the pruned weights; the default is the authors' (recalled, not verified).
+
+    Raises:
+      ValueError: n, m or decay that cannot work; at `init`, as `n_m_masks`.
+    """
+    _check_n_m(n, m)
+    if not 0 <= decay < float("inf"):
+        raise ValueError(f"decay={decay} is not a number >= 0: pass one, for example 2e-4.")
+
+    def weight_masks(trained: Params) -> Masks:
+        return n_m_masks(part(trained, "weights"), n, m, exclude=exclude)
+
+    def init(params: Params) -> Params:
+        _check_input_axes(maskable_leaves(params, exclude), m)
+        return {"weights": params}
+
+    def weights(trained: Params) -> Params:
+        def straight_through(mask: Array, weight: Array) -> Array:
+            # w + (0 - w) is exactly 0 and w + 0 exactly w, both with slope 1.
+            return weight + jax.lax.stop_gradient(jnp.where(mask, 0, -weight))
+
+        return map_masked(straight_through, weight_masks(trained), part(trained, "weights"))
+
+    def regularise(grads: Params, trained: Params) -> Params:
+        def shrink(mask: Array, grad: Array, weight: Array) -> Array:
+            return jnp.where(mask, grad, grad + decay * weight)
+
+        masks, values = weight_masks(trained), part(trained, "weights")
+        return {**grads, "weights": map_masked(shrink, masks, part(grads, "weights"), values)}
+
+    return Reparametrisation(
+        init, weights, lambda trained: {"weights": weight_masks(trained)}, regularise
+    )
+
+
+def channel_masks(params: Params, density: float, *, exclude: Sequence[str] = ()) -> Masks:
+    """Masks that keep whole output channels: of each layer those whose kernel is largest.
+
+    Each layer keeps round(density * channels) channels and at least one, by the L2 norm of the
+    kernel's slice along the last axis. Exclude the classifier: its channels are the classes. Only
+    kernels are masked: a pruned channel still puts out its bias, or what a normalisation after it
+    adds, until the model is cut down.
+
+    Args:
+      params: pytree; kernels have shape [..., out].
+      density: share of channels kept in each layer, in (0, 1].
+      exclude: path patterns of parameters that stay dense, such as "head/kernel".
+
+    Raises:
+      ValueError: density outside (0, 1]; a pattern that matches nothing.
+    """
+    check_density(density)
+    masks = {}
+    for path, kernel in maskable_leaves(params, exclude).items():
+        count = _final_count(kernel.shape[-1], density)
+        masks[path] = _largest_channels(kernel, count, jnp.ones(kernel.shape[-1], bool))
+    return masks_from_paths(params, masks)
+
+
+def channels(
+    density: float,
+    *,
+    end_step: int,
+    start_step: int = 0,
+    update_every: int = 100,
+    exclude: Sequence[str] = (),
+) -> Rule:
+    """Gradual pruning of whole output channels, along the cubic schedule of `gmp`.
+
+    Starts dense. Each update keeps, of the C channels of every layer,
+
+      n_t = n_f + (C - n_f) (1 - (t - start) / (end - start))^3,   n_f = density C,
+
+    with the largest norms, as `channel_masks` does, where it also says what happens to the
+    classifier and to biases. Pruned channels never return.
+
+    Args:
+      density, exclude: as for `channel_masks`.
+      start_step, end_step: first and last step of the schedule.
+      update_every: steps between updates.
+
+    Raises:
+      ValueError: a density or schedule that cannot work; at `init`, a pattern that matches nothing.
+    """
+    check_density(density)
+    check_steps(update_every, start_step, end_step)
+
+    def init(key: Array, params: Params) -> Masks:
+        return all_kept(params, maskable_shapes(params, exclude))
+
+    def update(
+        key: Array, step: Int[Array, ""], masks: Masks, params: Params, grads: Params
+    ) -> Masks:
+        def layer(path: str, key: Array, mask: Array, param: Array, grad: Array) -> Array:
+            size = mask.shape[-1]
+            count = cubic(size, _final_count(size, density), start_step, end_step)(step)
+            left = jnp.any(mask, axis=range(mask.ndim - 1))
+            return _largest_channels(param, jnp.round(count).astype(jnp.int32), left)
+
+        return masks_from_paths(params, map_layers(layer, key, masks, params, grads))
+
+    return Rule(init, update, periodic(update_every, end_step, start_step))
+
+
+def _n_m_mask(kernel: Float[Array, "..."], n: int, m: int) -> Bool[Array, "..."]:
+    size = jnp.abs(kernel).reshape(-1, m, kernel.shape[-1])
+    size = jnp.where(jnp.isnan(size), -1, size)
+    # A weight's rank in its group is the number of weights that beat it. Jitted, XLA fuses the
+    # comparisons into the sum: no memory, and a hundredth of the time of a sort (m = 4, CPU).
+    own, other = size[:, :, None, :], size[:, None, :, :]
+    earlier = jnp.tri(m, k=-1, dtype=bool)[None, :, :, None]
+    rank = jnp.sum((other > own) | ((other == own) & earlier), axis=2, dtype=jnp.int32)
+    return (rank < n).reshape(kernel.shape)
+
+
+def _largest_channels(
+    kernel: Float[Array, "... out"], count: int | Int[Array, ""], where: Bool[Array, "out"]
+) -> Bool[Array, "... out"]:
+    """Of the channels in `where` the `count` with the largest norm, as a mask of the kernel."""
+    squares = jnp.sum(jnp.square(kernel.astype(jnp.float32)), axis=range(kernel.ndim - 1))
+    chosen = top_k_mask(squares, count, where=where)
+    return jnp.broadcast_to(jnp.expand_dims(chosen, range(kernel.ndim - 1)), kernel.shape)
+
+
+def _final_count(size: int, density: float) -> int:
+    return max(1, round(density * size))
+
+
+def _check_n_m(n: int, m: int) -> None:
+    if not (isinstance(n, int) and isinstance(m, int) and 0 < n < m):
+        raise ValueError(
+            f"n={n} of m={m} is no N:M pattern: pass whole numbers with 0 < n < m, for example 2 "
+            "and 4."
+        )
+
+
+def _check_input_axes(leaves: dict[str, Array], m: int) -> None:
+    for path, leaf in leaves.items():
+        if leaf.shape[-2] % m:
+            raise ValueError(
+                f"the input axis of {path} has length {leaf.shape[-2]}, which m={m} does not "
+                f"divide: keep this layer dense, with {path!r} in exclude."
+            )

@@ -1,0 +1,177 @@
+"""Thresholds learned with the weights: STR, one for each layer, and DST, one for each unit.
+
+The trained tree is {"weights": params, "thresholds": tree}; the second is shaped like the first,
+with one array for each pruned layer and `optax.MaskedNode()` at leaves that stay dense.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float
+
+from cka_sr_jax.sparsity.masks import (
+    Masks,
+    Params,
+    is_dense,
+    map_masked,
+    maskable_leaves,
+    masks_from_paths,
+)
+from cka_sr_jax.sparsity.reparametrisation import Reparametrisation, part
+
+Threshold = Callable[[Array, Array], Array]  # (threshold, weight) -> an array like the weight
+
+
+def str_(*, initial: float = -10.0, exclude: Sequence[str] = ()) -> Reparametrisation:
+    """Soft threshold reparametrisation (Kusupati et al. 2020): one learned threshold per layer.
+
+      w_eff = sign(w) max(|w| - sigmoid(s), 0),   masks |w| > sigmoid(s)
+
+    The scalar s of each layer is trained with the weights. Weight decay pulls s towards 0, which
+    prunes, and the loss holds it back, so more decay gives more sparsity and none hardly any. Let
+    the optimiser decay the whole trained tree:
+    `optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, momentum=0.9))`.
+
+    The loss has a say once s is above about -10, where the slope of the sigmoid is no longer
+    negligible. Further down decay alone moves s, by about -learning_rate * decay * s / (1 -
+    momentum) a step, and nothing is pruned. The authors' ImageNet runs start at -3200, for 500,000
+    steps at decay 2.25e-5 (ResNet-50, 90 % sparse); a short run from there stays dense.
+
+    Args:
+      initial: s at the start; sigmoid(-10) = 4.5e-5.
+      exclude: path patterns of parameters that stay dense, such as "head/kernel".
+
+    Raises:
+      ValueError: `initial` is not finite; at `init`, a pattern that matches nothing.
+    """
+    if not math.isfinite(initial):
+        raise ValueError(f"initial={initial} is not a finite number: pass s, for example -10.0.")
+
+    def start(weight: Array) -> Array:
+        return jnp.full((), initial, _precise(weight))
+
+    def kept(s: Float[Array, ""], weight: Array) -> Bool[Array, "..."]:
+        return jnp.abs(weight) > jax.nn.sigmoid(s)
+
+    def effective(s: Float[Array, ""], weight: Array) -> Array:
+        shrunk = weight - jnp.sign(weight) * jax.nn.sigmoid(s)
+        return jnp.where(kept(s, weight), shrunk, 0).astype(weight.dtype)
+
+    return _thresholded(start, kept, effective, exclude)
+
+
+def dst(alpha: float, *, exclude: Sequence[str] = ()) -> Reparametrisation:
+    """Dynamic sparse training (Liu et al. 2020): one learned threshold per output unit.
+
+      w_eff = w step(|w| - t),   loss + alpha sum_t exp(-t),   masks |w| >= t
+
+    t has one entry for each index of the kernel's last axis (neuron, filter) and starts at 0, where
+    all is kept. The step's slope, which is 0 almost everywhere, is replaced by `step_slope`, so
+    that t learns and a pruned weight may come back. A layer that keeps 1 % of its weights or less
+    has its thresholds reset to 0, exactly; the optimiser's slots stay.
+
+    Args:
+      alpha: strength of the term that raises the thresholds; the authors use 5e-6 for VGG-16 on
+        CIFAR-10 and 5e-4 for LeNet on MNIST. `learn_masks` adds its gradient, so the loss that
+        you log does not contain it.
+      exclude: path patterns of parameters that stay dense, such as "head/kernel".
+
+    Raises:
+      ValueError: `alpha` is not a number >= 0; at `init`, a pattern that matches nothing.
+    """
+    if not (alpha >= 0 and math.isfinite(alpha)):
+        raise ValueError(f"alpha={alpha} is not a number >= 0: pass one, for example 5e-6.")
+
+    def start(weight: Array) -> Array:
+        return jnp.zeros(weight.shape[-1], _precise(weight))
+
+    def distance(t: Float[Array, "out"], weight: Array) -> Float[Array, "..."]:
+        return jnp.abs(weight) - jnp.expand_dims(t, range(weight.ndim - 1))
+
+    def kept(t: Float[Array, "out"], weight: Array) -> Bool[Array, "..."]:
+        return distance(t, weight) >= 0
+
+    def effective(t: Float[Array, "out"], weight: Array) -> Array:
+        return (weight * unit_step(distance(t, weight))).astype(weight.dtype)
+
+    def regularise(grads: Params, trained: Params) -> Params:
+        thresholds = jax.tree.map(
+            lambda grad, t: grad - alpha * jnp.exp(-t),
+            part(grads, "thresholds"),
+            part(trained, "thresholds"),
+        )
+        return {**grads, "thresholds": thresholds}
+
+    def restart(trained: Params) -> Params:
+        def at_layer(t: Float[Array, "out"], weight: Array) -> Array:
+            nearly_empty = jnp.sum(kept(t, weight), dtype=jnp.int32) <= weight.size // 100
+            return jnp.where(nearly_empty, 0, t)
+
+        thresholds = _map_thresholds(at_layer, trained)
+        return {**trained, "thresholds": thresholds}
+
+    method = _thresholded(start, kept, effective, exclude)
+    return method._replace(regularise=regularise, restart=restart)
+
+
+@jax.custom_jvp
+def unit_step(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """1 where x >= 0, else 0; its derivative is taken to be `step_slope`."""
+    return (x >= 0).astype(x.dtype)
+
+
+@unit_step.defjvp
+def _unit_step_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (tangent,) = primals, tangents
+    return unit_step(x), step_slope(x) * tangent
+
+
+def step_slope(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The long-tailed estimator: 2 - 4|x| up to |x| = 0.4, then 0.4 up to |x| = 1, then 0."""
+    size = jnp.abs(x)
+    return jnp.where(size <= 0.4, 2 - 4 * size, jnp.where(size <= 1, 0.4, 0))
+
+
+def _thresholded(
+    start: Callable[[Array], Array], kept: Threshold, effective: Threshold, exclude: Sequence[str]
+) -> Reparametrisation:
+    """The method whose thresholds begin as start(weight) and prune layer by layer."""
+
+    def init(params: Params) -> Params:
+        leaves = maskable_leaves(params, exclude)
+        starts = {path: start(jnp.asarray(leaf)) for path, leaf in leaves.items()}
+        return {"weights": params, "thresholds": masks_from_paths(params, starts)}
+
+    def weights(trained: Params) -> Params:
+        return map_masked(effective, part(trained, "thresholds"), part(trained, "weights"))
+
+    def masks(trained: Params) -> Masks:
+        thresholds = part(trained, "thresholds")
+        return {
+            "weights": _map_thresholds(kept, trained),
+            "thresholds": jax.tree.map(lambda _: optax.MaskedNode(), thresholds),
+        }
+
+    return Reparametrisation(init, weights, masks)
+
+
+def _map_thresholds(function: Threshold, trained: Params) -> Any:
+    """`function(threshold, weight)` at each pruned layer and `optax.MaskedNode()` elsewhere."""
+
+    def at_leaf(threshold: Any, weight: Array) -> Any:
+        return threshold if is_dense(threshold) else function(threshold, weight)
+
+    return jax.tree.map(
+        at_leaf, part(trained, "thresholds"), part(trained, "weights"), is_leaf=is_dense
+    )
+
+
+def _precise(weight: Array) -> Any:
+    """At least float32: a bfloat16 threshold would stand still under small updates."""
+    return jnp.promote_types(weight.dtype, jnp.float32)
