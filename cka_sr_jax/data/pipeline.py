@@ -20,7 +20,7 @@ STATISTICS_CHUNK = 1000  # images; the squares of one chunk are all that is held
 
 
 @functools.lru_cache(maxsize=2)
-def epoch_order(seed: int, epoch: int, num_examples: int) -> Int[np.ndarray, "n"]:
+def epoch_order(seed: int, epoch: int, num_examples: int) -> Int[np.ndarray, " n"]:
     """The order of the examples in an epoch: a permutation of 0..n-1, int32 and read-only.
 
     Raises:
@@ -33,7 +33,7 @@ def epoch_order(seed: int, epoch: int, num_examples: int) -> Int[np.ndarray, "n"
 
 def batch_indices(
     seed: int, step: int, num_examples: int, batch_size: int
-) -> Int[np.ndarray, "batch"]:
+) -> Int[np.ndarray, " batch"]:
     """The examples of training step `step` = 0, 1, ..., as int32 indices.
 
     Each epoch has floor(n / batch_size) steps, which take `epoch_order` from its start; the
@@ -54,7 +54,7 @@ def batch_indices(
 
 def eval_batches(
     num_examples: int, batch_size: int
-) -> Iterator[tuple[Int[np.ndarray, "batch"], Float[np.ndarray, "batch"]]]:
+) -> Iterator[tuple[Int[np.ndarray, " batch"], Float[np.ndarray, " batch"]]]:
     """Every example once and in order: (indices int32, weights float32), all of one size.
 
     The weights are 1, but for the last batch's padding, which has index 0 and weight 0.
@@ -72,7 +72,7 @@ def eval_batches(
 
 def augment(
     key: PRNGKeyArray,
-    indices: Int[Array, "batch"],
+    indices: Int[Array, " batch"],
     images: Shaped[Array, "batch h w c"],
     *,
     flip: bool,

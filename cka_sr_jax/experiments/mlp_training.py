@@ -20,7 +20,7 @@ from cka_sr_jax.data import batch_indices
 from cka_sr_jax.experiments.tasks import Split, Task
 from cka_sr_jax.layer_sparsity import Affine, apply_chain, from_mlp, layer_prox, to_mlp_params
 from cka_sr_jax.models import create_model
-from cka_sr_jax.sparsity import Rule, apply_masks, get_masks
+from cka_sr_jax.sparsity import Rule, apply_masks, get_masks, sparsify
 from cka_sr_jax.training import TrainState, create_optimizer, create_schedule, create_state
 
 Layers = tuple[Affine, ...]
@@ -104,7 +104,10 @@ def make_trainer(
     prox = None
     if strength and layers:
         prox = layer_prox(strength, schedule, [f"hidden{j}" for j in layers])
-    tx = create_optimizer(config.optimizer, schedule, rule, config.seed, last=prox)
+    inner = create_optimizer(config.optimizer, schedule)
+    if prox is not None:
+        inner = optax.chain(inner, prox)
+    tx = sparsify(inner, rule, seed=config.seed)
 
     def init() -> TrainState:
         inputs = jnp.zeros((2, task.train.inputs.shape[1]))

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cka_sr_jax.experiments import layer_sparsity
+from cka_sr_jax.experiments import layer_sparsity, lottery
 from cka_sr_jax.training import run
 
 
@@ -15,4 +15,6 @@ def experiment_of(config: ConfigDict) -> Callable[..., dict[str, Any]]:
     """The function `(config, workdir, console) -> result` that runs what `config` describes."""
     if config.layer_sparsity.strengths:
         return layer_sparsity.run
+    if config.lottery.rounds:
+        return lottery.run
     return run

@@ -180,7 +180,7 @@ def _n_m_mask(kernel: Float[Array, "..."], n: int, m: int) -> Bool[Array, "..."]
 
 
 def _largest_channels(
-    kernel: Float[Array, "... out"], count: int | Int[Array, ""], where: Bool[Array, "out"]
+    kernel: Float[Array, "... out"], count: int | Int[Array, ""], where: Bool[Array, " out"]
 ) -> Bool[Array, "... out"]:
     """Of the channels in `where` the `count` with the largest norm, as a mask of the kernel."""
     squares = jnp.sum(jnp.square(kernel.astype(jnp.float32)), axis=range(kernel.ndim - 1))

@@ -91,13 +91,13 @@ def dst(alpha: float, *, exclude: Sequence[str] = ()) -> Reparametrisation:
     def start(weight: Array) -> Array:
         return jnp.zeros(weight.shape[-1], _precise(weight))
 
-    def distance(t: Float[Array, "out"], weight: Array) -> Float[Array, "..."]:
+    def distance(t: Float[Array, " out"], weight: Array) -> Float[Array, "..."]:
         return jnp.abs(weight) - jnp.expand_dims(t, range(weight.ndim - 1))
 
-    def kept(t: Float[Array, "out"], weight: Array) -> Bool[Array, "..."]:
+    def kept(t: Float[Array, " out"], weight: Array) -> Bool[Array, "..."]:
         return distance(t, weight) >= 0
 
-    def effective(t: Float[Array, "out"], weight: Array) -> Array:
+    def effective(t: Float[Array, " out"], weight: Array) -> Array:
         return (weight * unit_step(distance(t, weight))).astype(weight.dtype)
 
     def regularise(grads: Params, trained: Params) -> Params:
@@ -109,7 +109,7 @@ def dst(alpha: float, *, exclude: Sequence[str] = ()) -> Reparametrisation:
         return {**grads, "thresholds": thresholds}
 
     def restart(trained: Params) -> Params:
-        def at_layer(t: Float[Array, "out"], weight: Array) -> Array:
+        def at_layer(t: Float[Array, " out"], weight: Array) -> Array:
             nearly_empty = jnp.sum(kept(t, weight), dtype=jnp.int32) <= weight.size // 100
             return jnp.where(nearly_empty, 0, t)
 

@@ -10,6 +10,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from cka_sr_jax.sparsity import leaf_paths
+from cka_sr_jax.sparsity.masks import masks_from_paths
+from cka_sr_jax.training.learned_masks import METHODS, create_method
+
 
 class Checkpoints:
     """The checkpoints in a work directory, newest first to be restored.
@@ -95,7 +99,8 @@ def has_checkpoint(workdir: str | Path) -> bool:
 def load_variables(workdir: str | Path) -> dict[str, Any]:
     """{"params", "batch_stats"} of the weights that a run's result is of, for `model.apply`.
 
-    With `eval.select` these are the best ones and not the last. Pruned weights are 0.
+    With `eval.select` these are the best ones and not the last. Pruned weights are 0, also of a
+    rule that learns its masks.
 
     Raises:
       ValueError: `workdir` holds no run with a checkpoint.
@@ -103,7 +108,8 @@ def load_variables(workdir: str | Path) -> dict[str, Any]:
     config = Path(workdir) / "config.json"
     if not config.exists():
         raise ValueError(f"{workdir} holds no run: it has no config.json.")
-    chosen = "state" if json.loads(config.read_text())["eval"]["select"] == "last" else "best"
+    settings = json.loads(config.read_text())
+    chosen = "state" if settings["eval"]["select"] == "last" else "best"
     checkpoints = Checkpoints(workdir)
     try:
         arrays = checkpoints.arrays()
@@ -117,6 +123,13 @@ def load_variables(workdir: str | Path) -> dict[str, Any]:
             for key in keys[:-1]:
                 node = node.setdefault(key, {})
             node[keys[-1]] = array
+    if settings["sparsity"]["rule"] in METHODS:
+        trained = variables["params"]
+        if "thresholds" in trained:  # stored without the marks of the layers that stay dense
+            learned = dict(leaf_paths(trained["thresholds"]))
+            trained["thresholds"] = masks_from_paths(trained["weights"], learned)
+        weights = create_method(settings["sparsity"]).weights(trained)
+        variables["params"] = jax.device_get(weights)
     return variables
 
 

@@ -10,6 +10,7 @@ from ml_collections.config_dict import placeholder
 
 from cka_sr_jax._errors import unknown
 from cka_sr_jax.sparsity import DISTRIBUTIONS, RULES
+from cka_sr_jax.training.learned_masks import METHODS
 from cka_sr_jax.training.pruning import PRUNERS
 
 # Where the reported weights come from: the last step, or the evaluation with the best accuracy.
@@ -68,7 +69,8 @@ def default_config() -> ConfigDict:
     config.optimizer.warmup_epochs = 0.0  # linear from 0
 
     config.sparsity = ConfigDict()
-    config.sparsity.rule = "rst"  # a name in sparsity.RULES, or snip, grasp, synflow
+    # A name in sparsity.RULES; snip, grasp, synflow (masks before training); str, dst, sr_ste.
+    config.sparsity.rule = "rst"
     config.sparsity.density = 0.05
     config.sparsity.distribution = "erk"  # a name in sparsity.DISTRIBUTIONS
     config.sparsity.exclude = ()  # path patterns of parameters that stay dense
@@ -89,6 +91,11 @@ def default_config() -> ConfigDict:
     config.sparsity.soft = placeholder(bool)  # mest: EM&S
     config.sparsity.momentum = placeholder(float)  # snfs
     config.sparsity.rounds = placeholder(int)  # synflow
+    config.sparsity.alpha = placeholder(float)  # dst; its density follows from this
+    config.sparsity.initial = placeholder(float)  # str; its density follows from the weight decay
+    config.sparsity.n = placeholder(int)  # sr_ste: n of m weights
+    config.sparsity.m = placeholder(int)
+    config.sparsity.decay = placeholder(float)  # sr_ste
     config.sparsity.shuffle = placeholder(bool)  # snip, grasp, synflow: their layer ratios only
 
     config.cka = ConfigDict()
@@ -99,6 +106,12 @@ def default_config() -> ConfigDict:
     config.cka.pairs = "group"  # or "all"
     config.cka.reduction = "sum"  # or "mean"
     config.cka.sync = False  # average HSIC over the devices before the ratio
+
+    # Lottery tickets (`experiments.lottery`): rounds of training, pruning and rewinding.
+    config.lottery = ConfigDict()
+    config.lottery.rounds = 0  # after the dense one; 0: an ordinary run
+    config.lottery.prune = 0.2  # share of the remaining weights, in each round
+    config.lottery.rewind_step = 0  # 0: to the initial weights
 
     # Layer sparsity (`experiments.layer_sparsity`): fit along a path, merge layers, refit.
     config.layer_sparsity = ConfigDict()
@@ -179,7 +192,7 @@ def _check_type(field: str, value: Any, default: Any, kind: type) -> None:
 def _check_choices(config: ConfigDict) -> None:
     choices = {
         "data.pad_mode": ("reflect", "zero"),
-        "sparsity.rule": [*(name for name in RULES if name != "static"), *PRUNERS],
+        "sparsity.rule": [*(n for n in RULES if n != "static"), *PRUNERS, *METHODS],
         "sparsity.distribution": [*DISTRIBUTIONS, "global"],  # "global": of gmp
         "model.dtype": ("float32", "bfloat16"),
         "train.parallel": ("pmap", "shard_map"),
@@ -222,6 +235,8 @@ def _check_ranges(config: ConfigDict) -> None:
         "cka.beta": 0,
         "cka.every": 1,
         "cka.batches": 1,
+        "lottery.rounds": 0,
+        "lottery.rewind_step": 0,
         "layer_sparsity.standard_errors": 0,
         "layer_sparsity.refit_l1": 0,
         "layer_sparsity.refit_row_group": 0,

@@ -41,11 +41,27 @@ from cka_sr_jax.report import (
     total_row,
     write_report,
 )
-from cka_sr_jax.sparsity import Rule, density, get_masks, mask_metrics, static
+from cka_sr_jax.sparsity import (
+    Rule,
+    apply_masks,
+    density,
+    get_masks,
+    learn_masks,
+    mask_metrics,
+    rescale_kept,
+    sparsify,
+    static,
+)
 from cka_sr_jax.sparsity.gradual import all_kept
 from cka_sr_jax.sparsity.rule import maskable_shapes
 from cka_sr_jax.training.checkpoints import Checkpoints, has_checkpoint
 from cka_sr_jax.training.config import RESUMABLE, ConfigError, flatten, validate
+from cka_sr_jax.training.learned_masks import (
+    METHODS,
+    ReparametrisedModel,
+    create_method,
+    model_part,
+)
 from cka_sr_jax.training.metrics import MetricWriter, ProgressReporter, mean_metrics
 from cka_sr_jax.training.optimizer import create_optimizer, create_rule, create_schedule
 from cka_sr_jax.training.parallel import map_devices, replicate
@@ -65,7 +81,7 @@ class Experiment(NamedTuple):
     dataset: Dataset
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    model: nn.Module
+    model: Any  # a Linen module or a ReparametrisedModel
     schedule: optax.Schedule
     tx: optax.GradientTransformationExtraArgs
     steps: int
@@ -95,17 +111,15 @@ def run(config: ConfigDict, workdir: str | Path, console: Console | None = None)
         return result
     experiment = prepare(config, workdir)
     _describe(experiment, console)
-    try:
-        experiment.workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--workdir={workdir} cannot be made: {error.strerror}.") from error
-    write_json(experiment.workdir / "config.json", config.to_dict())
     state, seconds, selected = train(experiment, console)
     return finish(experiment, state, seconds, selected, console)
 
 
-def prepare(config: ConfigDict, workdir: str | Path) -> Experiment:
+def prepare(config: ConfigDict, workdir: str | Path, rule: Rule | None = None) -> Experiment:
     """Check the config and build all it names, without writing anything.
+
+    Args:
+      rule: instead of the config's.
 
     Raises:
       ConfigError: in one sentence, for whatever is wrong with it.
@@ -115,12 +129,14 @@ def prepare(config: ConfigDict, workdir: str | Path) -> Experiment:
     validate(config, len(devices))
     check_workdir(config, workdir)
     try:
-        return _build(config, workdir, devices)
+        return _build(config, workdir, devices, rule)
     except ValueError as error:  # each part says in its own words what it cannot work with
         raise ConfigError(str(error)) from error
 
 
-def _build(config: ConfigDict, workdir: Path, devices: list[jax.Device]) -> Experiment:
+def _build(
+    config: ConfigDict, workdir: Path, devices: list[jax.Device], rule: Rule | None
+) -> Experiment:
     # Names and options first: reading a data set may take a while and fill its cache.
     _create_model(config, num_classes=10)
     dataset = load_dataset(config.data)
@@ -137,13 +153,20 @@ def _build(config: ConfigDict, workdir: Path, devices: list[jax.Device]) -> Expe
     steps_per_epoch = examples // config.train.batch_size
     steps = config.train.steps or math.ceil(config.train.epochs * steps_per_epoch)
     schedule = create_schedule(config.optimizer, steps, steps_per_epoch)
-    model = _create_model(config, dataset.num_classes)
+    model: Any = _create_model(config, dataset.num_classes)
     images = normalize(jnp.asarray(dataset.train_images[: config.train.batch_size]), mean, std)
+    inner = create_optimizer(config.optimizer, schedule)
+    prune = rescale_kept if config.sparsity.rescale else apply_masks
     try:
-        rule = _create_rule(config, workdir, dataset, model, steps, mean, std)
-        tx = create_optimizer(config.optimizer, schedule, rule, config.seed)
-        rescale = config.sparsity.rescale
-        state = jax.jit(lambda key: create_state(model, tx, key, images[:2], rescale))(
+        if config.sparsity.rule in METHODS:
+            method = create_method(config.sparsity)
+            model = ReparametrisedModel(model, method)
+            tx = learn_masks(inner, method)
+            prune = lambda params, masks: params  # noqa: E731  (which are the dense weights)
+        else:
+            rule = rule or _create_rule(config, workdir, dataset, model, steps, mean, std)
+            tx = sparsify(inner, rule, seed=config.seed)
+        state = jax.jit(lambda key: create_state(model, tx, key, images[:2], prune))(
             jax.random.key(config.seed)
         )
     except (TypeError, ArithmeticError) as error:
@@ -366,6 +389,13 @@ def within_stage(matrix: np.ndarray | None, groups: dict[str, int]) -> float:
 def train(experiment: Experiment, console: Console) -> tuple[TrainState, float, dict[str, Any]]:
     """The training loop; returns the selected weights' state, the seconds, and the selection."""
     config, dataset = experiment.config, experiment.dataset
+    try:
+        experiment.workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--workdir={experiment.workdir} cannot be made: {error.strerror}."
+        ) from error
+    write_json(experiment.workdir / "config.json", config.to_dict())
     checkpoints = Checkpoints(experiment.workdir, config.checkpoint.keep)
     state, best, seconds = _restore(experiment, checkpoints, console)
     start = int(state.step)
@@ -458,9 +488,10 @@ def train(experiment: Experiment, console: Console) -> tuple[TrainState, float, 
 
 def kernel_positions_of(experiment: Experiment) -> dict[str, int]:
     """{path of each kernel: number of output positions per image}, for FLOPs."""
-    variables = {"params": experiment.state.params, "batch_stats": experiment.state.batch_stats}
+    model, state = experiment.model, experiment.state
+    variables = {"params": model_part(state.params), "batch_stats": state.batch_stats}
     images = jax.ShapeDtypeStruct(experiment.dataset.train_images[:1].shape, jnp.float32)
-    return kernel_positions(experiment.model, variables, images)
+    return kernel_positions(getattr(model, "model", model), variables, images)
 
 
 def sparsity_metrics(state: TrainState, positions: dict[str, int]) -> dict[str, float]:
@@ -476,7 +507,8 @@ def layer_densities(state: TrainState, positions: dict[str, int]) -> dict[str, f
 
 
 def _layer_rows(state: TrainState, positions: dict[str, int]) -> list[LayerRow]:
-    return layer_rows(state.params, jax.device_get(get_masks(state.opt_state)), positions)
+    masks = jax.device_get(get_masks(state.opt_state))
+    return layer_rows(model_part(state.params), model_part(masks), positions)
 
 
 def training_flops(records: Iterable[Mapping[str, Any]], batch_size: int) -> float:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from cka_sr_jax.sparsity import Rule, make_rule, sparsify
+from cka_sr_jax._errors import unknown
+from cka_sr_jax.sparsity import Rule, make_rule
 from cka_sr_jax.sparsity.rules import RULES
 
 
@@ -49,6 +50,8 @@ def create_rule(config: ConfigDict, steps: int) -> Rule:
     Raises:
       ValueError: a field set that the rule does not have, or one that it cannot work with.
     """
+    if config.rule not in RULES:
+        raise ValueError(unknown("sparsity.rule here", config.rule, RULES))
     accepted = inspect.signature(RULES[config.rule]).parameters
     options = rule_options(config, accepted)
     if "end_step" in accepted:
@@ -68,26 +71,15 @@ def rule_options(config: ConfigDict, accepted: Container[str]) -> dict[str, Any]
     }
 
 
-def create_optimizer(
-    config: ConfigDict,
-    schedule: optax.Schedule,
-    rule: Rule,
-    seed: int,
-    last: optax.GradientTransformation | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    """SGD (weight decay added to the gradient, as PyTorch does) or AdamW, inside `sparsify`.
+def create_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """SGD (weight decay added to the gradient, as PyTorch does) or AdamW.
 
     Args:
       config: a run's `config.optimizer`.
-      last: applied to its updates, still inside `sparsify`, such as a `layer_prox`.
     """
     if config.name == "sgd":
-        inner = optax.chain(
+        return optax.chain(
             optax.add_decayed_weights(config.weight_decay),
             optax.sgd(schedule, momentum=config.momentum or None, nesterov=config.nesterov),
         )
-    else:
-        inner = optax.adamw(schedule, weight_decay=config.weight_decay)
-    if last is not None:
-        inner = optax.chain(inner, last)
-    return sparsify(inner, rule, seed=seed)
+    return optax.adamw(schedule, weight_decay=config.weight_decay)

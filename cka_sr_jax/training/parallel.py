@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -67,4 +68,10 @@ def map_devices(
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
     """The tree's arrays on every device, in memory of their own (they may be donated)."""
     sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
-    return jax.tree.map(lambda a: jax.device_put(a, sharding, may_alias=False), tree)
+
+    def put(array: Any) -> jax.Array:
+        # On several devices may_alias=False alone still shares the first one's memory.
+        own = jnp.copy(array) if isinstance(array, jax.Array) else array
+        return jax.device_put(own, sharding, may_alias=False)
+
+    return jax.tree.map(put, tree)

@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from cka_sr_jax.cka import cka_penalty
-from cka_sr_jax.sparsity import apply_masks, get_masks, rescale_kept
+from cka_sr_jax.sparsity import apply_masks, get_masks
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -33,17 +33,16 @@ def create_state(
     tx: optax.GradientTransformationExtraArgs,
     key: Array,
     images: Array,
-    rescale: bool = False,
+    prune: Callable[[Any, Any], Any] = apply_masks,
 ) -> TrainState:
     """Initial parameters (already pruned), statistics and optimiser state.
 
     Args:
       images: any input of the model's shape and type.
-      rescale: give the kept weights the size that the layers' densities ask for (`rescale_kept`).
+      prune: `(params, masks) -> params` at the start, such as `rescale_kept`.
     """
     variables = model.init(key, images, train=False)
     opt_state = tx.init(variables["params"])
-    prune = rescale_kept if rescale else apply_masks
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=prune(variables["params"], get_masks(opt_state)),

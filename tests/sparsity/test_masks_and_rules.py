@@ -16,6 +16,7 @@ from cka_sr_jax.sparsity import (
     layer_counts,
     leaf_paths,
     make_rule,
+    rescale_kept,
     rst,
     static,
 )
@@ -166,5 +167,26 @@ def test_bad_input_is_one_sentence(call, message):
 
 
 def test_every_rule_is_reached_by_its_name():
-    names = ["dense", "gmp", "granet", "mest", "rigl", "rst", "set", "snfs", "static"]
-    assert sorted(RULES) == names
+    names = "channels dense gmp granet mest rigl rst set snfs static"
+    assert sorted(RULES) == names.split()
+
+
+def test_rescaled_weights_keep_the_signal():
+    """In each unit the kept weights grow by sqrt(inputs / inputs kept), unit by unit."""
+    rng = np.random.default_rng(0)
+    params = {"conv": rng.standard_normal((3, 3, 4, 5)).astype(np.float32), "bias": np.ones(5)}
+    masks = {"conv": jnp.asarray(rng.random((3, 3, 4, 5)) < 0.3).at[..., 2].set(False)}
+    masks["bias"] = optax.MaskedNode()
+    scaled = rescale_kept(params, masks)
+    for unit in range(5):
+        kept = np.asarray(masks["conv"][..., unit])
+        factor = np.sqrt(kept.size / max(kept.sum(), 1))
+        expected = np.where(kept, params["conv"][..., unit] * factor, 0)
+        np.testing.assert_allclose(scaled["conv"][..., unit], expected, rtol=1e-6)
+    np.testing.assert_array_equal(scaled["bias"], params["bias"])
+    # A unit's output has the variance of the dense one's, whatever its density.
+    x = rng.standard_normal((20_000, 400)).astype(np.float32)
+    w = rng.standard_normal((400, 3)).astype(np.float32) / 20
+    mask = jnp.asarray(rng.random((400, 3)) < np.array([0.05, 0.3, 1.0]))
+    spread = np.std(x @ np.asarray(rescale_kept({"w": w}, {"w": mask})["w"]), axis=0)
+    np.testing.assert_allclose(spread, 1, atol=0.35)

@@ -1,0 +1,132 @@
+"""Lottery rounds: densities, nested masks, where each round starts, and resuming."""
+
+import io
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from cka_sr_jax.experiments import lottery
+from cka_sr_jax.training import Checkpoints, ConfigError, default_config, loop
+
+LAYERS = ("hidden0", "hidden1", "head")
+
+
+def small_config(**lottery_fields):
+    config = default_config()
+    config.model.options.hidden = (24, 24)
+    config.train.steps = 12
+    config.train.batch_size = 64
+    config.train.log_every = 4
+    config.checkpoint.every = 4
+    config.sparsity.rule = "dense"
+    config.cka.beta = 1e-3
+    config.lottery.update({"rounds": 2, "rewind_step": 3, **lottery_fields})
+    return config
+
+
+def quiet():
+    return Console(file=io.StringIO())
+
+
+def stored(folder, kind):
+    checkpoints = Checkpoints(folder)
+    arrays = checkpoints.arrays()
+    checkpoints.close()
+    prefix = {"masks": "state.opt_state.masks.", "params": "state.params."}[kind]
+    return {layer: arrays[f"{prefix}{layer}.kernel"] for layer in LAYERS}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_device():
+    """One of the fake devices compiles sooner than four."""
+    with pytest.MonkeyPatch.context() as patch:
+        device = jax.devices()[:1]
+        patch.setattr(jax, "local_devices", lambda: device)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("lottery")
+    return workdir, lottery.run(small_config(), workdir, quiet())
+
+
+def test_rounds_keep_the_largest_of_what_is_left(finished):
+    workdir, result = finished
+    size = 64 * 24 + 24 * 24 + 24 * 10
+    kept = [row["density"] * size for row in result["rounds"]]
+    np.testing.assert_allclose(kept, [size, round(0.8 * size), round(0.64 * size)], atol=0.01)
+    for number in (1, 2):
+        before = workdir / f"round{number - 1:02d}"
+        weights, old = stored(before, "params"), stored(before, "masks")
+        new = stored(workdir / f"round{number:02d}", "masks")
+        pool = np.concatenate([np.abs(weights[layer][old[layer]]) for layer in LAYERS])
+        threshold = np.sort(pool)[-round(kept[number])]
+        for layer in LAYERS:
+            expected = old[layer] & (np.abs(weights[layer]) >= threshold)
+            np.testing.assert_array_equal(new[layer], expected)
+            assert not stored(workdir / f"round{number:02d}", "params")[layer][~new[layer]].any()
+
+
+def test_every_round_starts_from_the_rewound_weights(finished, tmp_path, monkeypatch):
+    starts = []
+    train = loop.train
+    monkeypatch.setattr(loop, "train", lambda e, c: (starts.append(e.state), train(e, c))[1])
+    lottery.run(small_config(), tmp_path, quiet())
+    rewound = stored(tmp_path / "rewind", "params")
+    for start, number in zip(starts[1:], range(3), strict=True):  # the first trains up to there
+        assert int(start.step) == 3
+        masks = stored(tmp_path / f"round{number:02d}", "masks")
+        for layer in LAYERS:
+            expected = np.where(masks[layer], rewound[layer], 0)
+            np.testing.assert_array_equal(start.params[layer]["kernel"], expected)
+
+
+def test_an_interrupted_experiment_ends_as_an_uninterrupted_one(finished, tmp_path, monkeypatch):
+    """Stopped inside round 1 and started again: the same masks and weights in the last round."""
+    train = loop.train
+
+    def stop_early(experiment, console):
+        if experiment.workdir.name == "round01":
+            train(experiment._replace(steps=8), console)
+            raise KeyboardInterrupt
+        return train(experiment, console)
+
+    monkeypatch.setattr(loop, "train", stop_early)
+    with pytest.raises(KeyboardInterrupt):
+        lottery.run(small_config(), tmp_path, quiet())
+    trained = []
+    monkeypatch.setattr(
+        loop, "train", lambda e, c: (trained.append(e.workdir.name), train(e, c))[1]
+    )
+    lottery.run(small_config(), tmp_path, quiet())
+    assert trained == ["round01", "round02"]
+    for kind in ("masks", "params"):
+        expected, actual = (stored(d / "round02", kind) for d in (finished[0], tmp_path))
+        for layer in LAYERS:
+            np.testing.assert_array_equal(actual[layer], expected[layer])
+
+
+def test_rewinding_to_the_initial_weights(tmp_path):
+    config = small_config(rewind_step=0, rounds=1)
+    lottery.run(config, tmp_path, quiet())
+    # Again: everything is there.
+    shutil.rmtree(tmp_path / "round01" / "checkpoints")
+    assert len(lottery.run(config, tmp_path, quiet())["rounds"]) == 2
+
+
+def test_mistakes_are_one_sentence(tmp_path):
+    for fields, message in (
+        ({"prune": 1.0}, r"lottery.prune=1.0 is not in \(0, 1\)"),
+        ({"rewind_step": 12}, "lottery.rewind_step=12 is not a step of this run: use 0 to 11"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            lottery.run(small_config(**fields), tmp_path / "run", quiet())
+    config = small_config()
+    config.sparsity.rule = "rst"
+    with pytest.raises(ConfigError, match=r"sparsity.rule is 'rst': use 'dense'"):
+        lottery.run(config, tmp_path / "run", quiet())
+    assert not (tmp_path / "run").exists()

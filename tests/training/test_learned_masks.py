@@ -1,0 +1,77 @@
+"""Runs of the methods that learn their masks."""
+
+import io
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from cka_sr_jax.models import create_model
+from cka_sr_jax.sparsity import dst, n_m_masks, str_
+from cka_sr_jax.training import Checkpoints, ConfigError, default_config, load_variables, run
+
+
+def small_config(rule, **options):
+    config = default_config()
+    config.model.options.hidden = (32, 32)
+    config.train.steps = 60
+    config.train.batch_size = 64
+    config.sparsity.rule = rule
+    config.sparsity.update(options)
+    config.cka.every = 2
+    return config
+
+
+def stored(workdir):
+    checkpoints = Checkpoints(workdir)
+    arrays = checkpoints.arrays()
+    checkpoints.close()
+    return arrays
+
+
+@pytest.mark.parametrize(
+    ("rule", "options"),
+    [
+        ("dst", {"alpha": 1e-3, "exclude": ("head/kernel",)}),
+        ("str", {"initial": -4.0}),
+        ("sr_ste", {"n": 1, "m": 4, "exclude": ("head/kernel",)}),
+    ],
+)
+def test_a_run_and_the_weights_it_gives(rule, options, tmp_path):
+    result = run(small_config(rule, **options), tmp_path, Console(file=io.StringIO()))
+    assert result["test"]["accuracy"] > 0.4  # chance is 0.1
+    assert result["density"] < 1
+    arrays = stored(tmp_path)
+    params = load_variables(tmp_path)["params"]
+    masks = {k.split(".")[-2]: v for k, v in arrays.items() if "masks.weights" in k}
+    assert ("head" in masks) == ("exclude" not in options)
+    kept = sum(int(mask.sum()) for mask in masks.values())
+    assert result["density"] == pytest.approx(kept / sum(mask.size for mask in masks.values()))
+    for layer, mask in masks.items():
+        np.testing.assert_array_equal(params[layer]["kernel"] != 0, mask)
+    # The given weights are the tested ones.
+    dense = arrays["state.params.weights.hidden0.kernel"]
+    if rule == "sr_ste":
+        expected = dense * n_m_masks({"w": jnp.asarray(dense)}, 1, 4)["w"]
+    else:
+        threshold = arrays["state.params.thresholds.hidden0.kernel"]
+        method = dst(1e-3) if rule == "dst" else str_()
+        expected = method.weights({"weights": {"w": dense}, "thresholds": {"w": threshold}})["w"]
+    np.testing.assert_array_equal(params["hidden0"]["kernel"], expected)
+    model = create_model("mlp", 10, hidden=(32, 32))
+    assert model.apply({"params": params}, np.zeros((2, 8, 8, 1)), train=False).shape == (2, 10)
+
+
+def test_mistakes_are_one_sentence(tmp_path):
+    for rule, options, message in (
+        ("dst", {}, "Sparsity rule 'dst' needs the option sparsity.alpha"),
+        ("dst", {"alpha": -1.0}, "alpha=-1.0 is not a number >= 0"),
+        ("str", {"alpha": 1.0}, "Unknown option of sparsity rule 'str': 'alpha'"),
+        ("sr_ste", {"m": 3}, "m=3"),
+        ("sr_ste", {"n": 4, "m": 2}, "n=4"),
+    ):
+        with pytest.raises(ConfigError, match=message) as error:
+            run(small_config(rule, **options), tmp_path / "run")
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
