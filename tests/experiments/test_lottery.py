@@ -50,12 +50,15 @@ def _one_device():
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("lottery")
-    return workdir, lottery.run(small_config(), workdir, quiet())
+    """A finished experiment, its result, and the state that each training started from."""
+    workdir, starts, train = tmp_path_factory.mktemp("lottery"), [], loop.train
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train", lambda e, c: (starts.append(e.state), train(e, c))[1])
+        return workdir, lottery.run(small_config(), workdir, quiet()), starts
 
 
 def test_rounds_keep_the_largest_of_what_is_left(finished):
-    workdir, result = finished
+    workdir, result, _ = finished
     size = 64 * 24 + 24 * 24 + 24 * 10
     kept = [row["density"] * size for row in result["rounds"]]
     np.testing.assert_allclose(kept, [size, round(0.8 * size), round(0.64 * size)], atol=0.01)
@@ -71,15 +74,12 @@ def test_rounds_keep_the_largest_of_what_is_left(finished):
             assert not stored(workdir / f"round{number:02d}", "params")[layer][~new[layer]].any()
 
 
-def test_every_round_starts_from_the_rewound_weights(finished, tmp_path, monkeypatch):
-    starts = []
-    train = loop.train
-    monkeypatch.setattr(loop, "train", lambda e, c: (starts.append(e.state), train(e, c))[1])
-    lottery.run(small_config(), tmp_path, quiet())
-    rewound = stored(tmp_path / "rewind", "params")
+def test_every_round_starts_from_the_rewound_weights(finished):
+    workdir, _, starts = finished
+    rewound = stored(workdir / "rewind", "params")
     for start, number in zip(starts[1:], range(3), strict=True):  # the first trains up to there
         assert int(start.step) == 3
-        masks = stored(tmp_path / f"round{number:02d}", "masks")
+        masks = stored(workdir / f"round{number:02d}", "masks")
         for layer in LAYERS:
             expected = np.where(masks[layer], rewound[layer], 0)
             np.testing.assert_array_equal(start.params[layer]["kernel"], expected)
