@@ -17,34 +17,16 @@ batches is the reference's default. AugCKA-SR: --config.cka.pairs=all --config.c
 --config.cka.beta=0.1 --config.cka.samples=-1 --config.cka.every=1 (it used the biased CKA).
 """
 
-from cka_sr_jax.training import default_config
+from configs.cifar10_resnet20_rst import get_config as cifar10
 
 
 def get_config():
     """The config."""
-    config = default_config()
+    config = cifar10()
     config.data.name = "cifar100"
     config.data.validation = 0.0
     config.data.mean = (0.50708, 0.48655, 0.44092)
     config.data.std = (0.26733, 0.25644, 0.27615)
-    config.data.flip = True
-    config.data.pad = 4
     config.data.pad_mode = "zero"
-    config.model.name = "resnet20"
-    config.model.options.width = 16
-    config.train.epochs = 160.0
-    config.train.batch_size = 128
     config.eval.select = "best-test"
-    config.optimizer.learning_rate = 0.1
-    config.optimizer.momentum = 0.9
-    config.optimizer.nesterov = True
-    config.optimizer.weight_decay = 5e-4
-    config.optimizer.schedule = "step"
-    config.optimizer.decay_at = (0.5, 0.75)
-    config.sparsity.rule = "rst"
-    config.sparsity.density = 0.05
-    config.sparsity.distribution = "erk"
-    config.cka.beta = 1e-4
-    config.cka.samples = 8
-    config.cka.every = 5
     return config
