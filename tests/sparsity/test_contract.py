@@ -24,6 +24,7 @@ from cka_sr_jax.sparsity import (
     sparsify,
     static,
 )
+from cka_sr_jax.training import Checkpoints
 
 
 class Net(nn.Module):
@@ -66,6 +67,7 @@ RULES = {
     "gmp_erk": lambda: make_rule("gmp", **COMMON, distribution="erk"),
     "granet": lambda: make_rule("granet", **COMMON, initial_density=0.6),
     "granet_dense": lambda: make_rule("granet", **COMMON, initial_density=1.0),
+    "channels": lambda: make_rule("channels", **COMMON),
 }
 OPTIMISERS = {
     "sgd": lambda: optax.sgd(0.1),
@@ -110,6 +112,12 @@ def expected_counts(rule, params, updates):
     if rule == "mest_soft" and 0 < last < END:
         share = float(cosine(0.3, END)(last))
         return {p: min(sizes[p], n + int(share * n)) for p, n in erk.items()}
+    if rule == "channels":
+        final = {path: max(1, round(DENSITY * shape[-1])) for path, shape in shapes.items()}
+        return {
+            path: round(n + (shapes[path][-1] - n) * left) * (sizes[path] // shapes[path][-1])
+            for path, n in final.items()
+        }
     if rule == "gmp_erk":
         return {path: round(n + (sizes[path] - n) * left) for path, n in erk.items()}
     if rule in ("gmp", "granet", "granet_dense"):
@@ -245,6 +253,31 @@ def test_masks_are_equal_on_every_device(rule):
     for leaf in jax.tree.leaves(get_masks(many[1])):
         assert (leaf == leaf[:1]).all()
     check(rule, *jax.tree.map(lambda a: a[0], many))
+
+
+@pytest.mark.parametrize("rule", slow_but("rigl"))
+def test_a_checkpoint_resumes_with_the_same_masks_bit_for_bit(rule, tmp_path):
+    tx = sparsify(optax.adam(1e-2), RULES[rule]())
+    update = jit(lambda params, state: tx.update(jax.grad(loss)(params), state, params))
+
+    def go_on(params, opt_state, steps):
+        for _ in range(steps):
+            updates, opt_state = update(params, opt_state)
+            params = optax.apply_updates(params, updates)
+        return params, opt_state
+
+    fresh = variables()["params"], tx.init(variables()["params"])
+    start = apply_masks(fresh[0], get_masks(fresh[1])), fresh[1]
+    stopped = go_on(*start, 3)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(3, stopped)
+    checkpoints.close()
+    checkpoints = Checkpoints(tmp_path)
+    restored = jax.tree.map(jnp.asarray, checkpoints.restore(fresh))
+    checkpoints.close()
+    ends = go_on(*stopped, END - 1), go_on(*restored, END - 1)
+    jax.tree.map(np.testing.assert_array_equal, *ends)
+    check(rule, *ends[1])
 
 
 @pytest.mark.parametrize("optimiser", ["momentum", "adam", "injected", "muon", "lion"])
