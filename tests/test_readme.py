@@ -20,7 +20,8 @@ def test_block_runs(block):
     if "opt_state" not in scope:
         assert scope["matrix"].shape == (2, 2)
         return
-    masks = dict(leaf_paths(get_masks(scope["opt_state"])))
+    masks = get_masks(scope["opt_state"])
+    masks = dict(leaf_paths(masks["weights"] if "trained" in scope else masks))
     values = dict(leaf_paths(scope["params"]))
     assert masks
     for path, mask in masks.items():
