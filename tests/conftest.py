@@ -3,8 +3,13 @@
 import os
 
 # Four fake CPU devices for the multi-device tests; NPROC sizes XLA's thread pool, which hangs on
-# two cores without it. Both are read when jax is first imported.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+# two cores without it. Tests compile far more than they compute, so XLA optimises little. All are
+# read when jax is first imported.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0 "
+    "--xla_llvm_disable_expensive_passes=true",
+)
 os.environ.setdefault("NPROC", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
