@@ -85,7 +85,12 @@ def map_layers(
 ) -> dict[str, Array]:
     """{path: function(path, key, mask, param, grad)} over the masked layers, each with its key."""
     values, slopes = dict(leaf_paths(params)), dict(leaf_paths(grads))
-    return {
-        path: function(path, fold_in_path(key, path), mask, values[path], slopes[path])
-        for path, mask in leaf_paths(masks)
-    }
+    results: dict[str, Array] = {}
+    zero = jnp.zeros(())
+    for path, mask in leaf_paths(masks):
+        # One layer after another, for each begins with a 0 from the last one's result: all at once
+        # their scores and searches would be in memory together.
+        param, grad = (leaf + zero.astype(leaf.dtype) for leaf in (values[path], slopes[path]))
+        results[path] = function(path, fold_in_path(key, path), mask, param, grad)
+        zero = 0.0 * results[path].ravel()[0].astype(jnp.float32)
+    return results

@@ -344,3 +344,15 @@ def test_an_unknown_distribution_is_named_at_init():
     for name in ("gmp", "granet", "rigl"):
         with pytest.raises(ValueError, match="Unknown distribution 'ekr'"):
             make_rule(name, **GOOD, distribution="ekr").init(jax.random.key(0), params)
+
+
+@pytest.mark.parametrize("name", ["rigl", "gmp", "granet", "mest"])
+def test_an_update_needs_less_than_three_times_the_memory_of_the_parameters(name):
+    params = {f"layer{i}": jax.ShapeDtypeStruct((400, 500), jnp.float32) for i in range(5)}
+    rule = make_rule(name, density=0.1, end_step=1000)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    masks = jax.eval_shape(rule.init, key, params)
+    step = jax.ShapeDtypeStruct((), jnp.int32)
+    compiled = jax.jit(rule.update).lower(key, step, masks, params, params).compile()
+    size = 4 * 5 * 400 * 500
+    assert compiled.memory_analysis().temp_size_in_bytes < 3 * size
