@@ -41,11 +41,12 @@ def load_dataset(config: Any) -> Dataset:
           ~/.cache/cka_sr_jax;
         validation: the share of the train split, its last images, held out for validation. (The
           digits' train split is in a fixed random order, so theirs is a random sample.)
+        downsample: 1, or the side of the squares of pixels that are averaged into one.
 
     Raises:
       ValueError: a field is missing or wrong, or the set is not there or cannot be used.
     """
-    for field in ("name", "dir", "cache_dir", "validation"):
+    for field in ("name", "dir", "cache_dir", "validation", "downsample"):
         if field not in config:
             raise ValueError(f"The data configuration has no field {field!r}; add it.")
     if not isinstance(config.name, str) or not config.name:
@@ -59,6 +60,9 @@ def load_dataset(config: Any) -> Dataset:
     else:
         cache = _cache_directory(config.cache_dir)
         train, test, num_classes = load_tfds(config.name, config.dir, cache)
+    train, test = (
+        (_downsample(images, config.downsample), labels) for images, labels in (train, test)
+    )
     train, validation = _hold_out(train, config.validation)
     return Dataset(config.name, *train, *validation, *test, num_classes)
 
@@ -76,6 +80,24 @@ def _cache_directory(cache_dir: str) -> Path:
     if cache_dir:
         return Path(cache_dir).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cka_sr_jax"
+
+
+def _downsample(images: np.ndarray, side: int) -> np.ndarray:
+    """The mean of each square of pixels, rounded; the images themselves for side 1."""
+    if side == 1:
+        return images
+    n, height, width, channels = images.shape
+    if side < 1 or height % side or width % side:
+        raise ValueError(
+            f"data.downsample is {side}, which does not divide images of {height}x{width}; choose "
+            "a divisor of both, such as 2, or 1 to leave them."
+        )
+    squares = (n, height // side, side, width // side, side, channels)
+    result = np.empty((n, height // side, width // side, channels), np.uint8)
+    for i in range(0, n, 1000):  # in parts: the means are eight times the size of the pixels
+        part = images[i : i + 1000].reshape(-1, *squares[1:])
+        result[i : i + 1000] = np.rint(part.mean(axis=(2, 4)))
+    return result
 
 
 def _hold_out(

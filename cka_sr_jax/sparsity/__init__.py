@@ -31,6 +31,7 @@ from cka_sr_jax.sparsity.scores import SCORES, Score, magnitude_and_gradient
 from cka_sr_jax.sparsity.selection import top_k_mask
 from cka_sr_jax.sparsity.sparsify import SparseState, get_masks, mask_metrics, sparsify
 from cka_sr_jax.sparsity.structured import channel_masks, channels, n_m_masks, sr_ste
+from cka_sr_jax.sparsity.tangent import Transferred, ntt, tangent_kernel
 from cka_sr_jax.sparsity.thresholds import dst, str_
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "Rule",
     "Score",
     "SparseState",
+    "Transferred",
     "apply_masks",
     "channel_masks",
     "channels",
@@ -70,6 +72,7 @@ __all__ = [
     "mask_metrics",
     "mest",
     "n_m_masks",
+    "ntt",
     "rescale_kept",
     "rigl",
     "rst",
@@ -81,6 +84,7 @@ __all__ = [
     "static",
     "str_",
     "synflow",
+    "tangent_kernel",
     "top_k_mask",
     "uniform",
     "uniform_plus",

@@ -33,6 +33,7 @@ def default_config() -> ConfigDict:
     config.data.dir = ""  # the folder of TFDS sets prepared as array_record
     config.data.cache_dir = ""  # of decoded images; "": the user's cache folder
     config.data.validation = 0.1  # share of the training split
+    config.data.downsample = 1  # side of the squares of pixels that are averaged into one
     config.data.mean = ()  # per channel, of images in [0, 1]; (): measured on the training images
     config.data.std = ()
     config.data.flip = False  # left-right, at random
@@ -69,7 +70,7 @@ def default_config() -> ConfigDict:
     config.optimizer.warmup_epochs = 0.0  # linear from 0
 
     config.sparsity = ConfigDict()
-    # A name in sparsity.RULES; snip, grasp, synflow (masks before training); str, dst, sr_ste.
+    # A name in sparsity.RULES; snip, grasp, synflow, ntt (before training); str, dst, sr_ste.
     config.sparsity.rule = "rst"
     config.sparsity.density = 0.05
     config.sparsity.distribution = "erk"  # a name in sparsity.DISTRIBUTIONS
@@ -90,7 +91,7 @@ def default_config() -> ConfigDict:
     config.sparsity.gradient_weight = placeholder(float)  # mest
     config.sparsity.soft = placeholder(bool)  # mest: EM&S
     config.sparsity.momentum = placeholder(float)  # snfs
-    config.sparsity.rounds = placeholder(int)  # synflow
+    config.sparsity.rounds = placeholder(int)  # synflow; ntt: batches to train on
     config.sparsity.alpha = placeholder(float)  # dst; its density follows from this
     config.sparsity.initial = placeholder(float)  # str; its density follows from the weight decay
     config.sparsity.n = placeholder(int)  # sr_ste: n of m weights
@@ -223,6 +224,7 @@ def _check_ranges(config: ConfigDict) -> None:
     at_least = {
         "seed": 0,
         "data.pad": 0,
+        "data.downsample": 1,
         "train.steps": 0,
         "train.batch_size": 1,
         "train.log_every": 1,

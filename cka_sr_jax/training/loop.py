@@ -220,10 +220,13 @@ def _create_rule(
     if has_checkpoint(workdir):  # which holds the masks; these only have their shapes
         params = variables["params"]
         return static(all_kept(params, maskable_shapes(params, config.sparsity.exclude)))
-    batch = batch_indices(config.seed, 0, len(labels), config.train.batch_size)
+
+    def batch_at(step: int) -> np.ndarray:
+        return batch_indices(config.seed, step, len(labels), config.train.batch_size)
+
     return static(
         prune_before_training(
-            config.sparsity, model, variables, images, labels, batch, jax.random.fold_in(key, 2)
+            config.sparsity, model, variables, images, labels, batch_at, jax.random.fold_in(key, 2)
         )
     )
 

@@ -14,11 +14,16 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from cka_sr_jax._errors import unknown
-from cka_sr_jax.sparsity import Masks, grasp, snip, synflow
+from cka_sr_jax.sparsity import Masks, grasp, ntt, snip, synflow
 from cka_sr_jax.training.optimizer import rule_options
 from cka_sr_jax.training.step import cross_entropy
 
-PRUNERS: dict[str, Callable[..., Masks]] = {"grasp": grasp, "snip": snip, "synflow": synflow}
+PRUNERS: dict[str, Callable[..., Any]] = {
+    "grasp": grasp,
+    "ntt": ntt,
+    "snip": snip,
+    "synflow": synflow,
+}
 
 # GraSP's authors score 10 images of each class, with logits divided by 200.
 GRASP_IMAGES, GRASP_TEMPERATURE = 10, 200.0
@@ -30,20 +35,21 @@ def prune_before_training(
     variables: dict[str, Any],
     images: Callable[[np.ndarray], Array],
     labels: np.ndarray,
-    batch: np.ndarray,
+    batch_at: Callable[[int], np.ndarray],
     key: Array,
 ) -> Masks:
     """The masks of a run's `config.sparsity` whose rule is in PRUNERS.
 
     SNIP scores the run's first batch, GraSP the first 10 training images of each class, SynFlow one
-    input of ones; the weights are those that training starts from.
+    input of ones, and NTT trains its student on the run's first `config.rounds` batches. The
+    weights are those that training starts from, with NTT too, whose own are left aside.
 
     Args:
       config: a run's `config.sparsity`.
       variables: {"params", "batch_stats"} of the untrained model.
       images: indices -> normalised training images.
       labels: of all training images.
-      batch: the indices of the run's first batch.
+      batch_at: step -> the indices of that step's batch.
       key: for `config.shuffle`.
 
     Raises:
@@ -51,6 +57,8 @@ def prune_before_training(
     """
     prune = PRUNERS[config.rule]
     accepted = set(inspect.signature(prune).parameters) & set(config)
+    if config.rule == "ntt":
+        accepted.add("rounds")
     options = rule_options(config, accepted)
     for name in options:
         if name not in accepted:
@@ -59,13 +67,20 @@ def prune_before_training(
         options["shuffle"] = key
     params, statistics = variables["params"], variables.get("batch_stats", {})
 
+    def outputs(params: Any, inputs: Array) -> Any:
+        return model.apply({"params": params, "batch_stats": statistics}, inputs, train=False)
+
     if config.rule == "synflow":
+        return synflow(outputs, params, images(batch_at(0)[:1]), **options)
+    if config.rule == "ntt":
+        rounds = options.pop("rounds", 0)
+        if rounds < 1:
+            raise ValueError(
+                "sparsity.rounds is not set: NTT trains on that many batches, for example 2000."
+            )
+        return ntt(outputs, params, (images(batch_at(i)) for i in range(rounds)), **options).masks
 
-        def flow(params: Any, inputs: Array) -> Any:
-            return model.apply({"params": params, "batch_stats": statistics}, inputs, train=False)
-
-        return synflow(flow, params, images(batch[:1]), **options)
-
+    batch = batch_at(0)
     temperature = 1.0
     if config.rule == "grasp":
         batch = _first_of_each_class(labels, GRASP_IMAGES)

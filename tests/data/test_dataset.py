@@ -9,7 +9,9 @@ from cka_sr_jax.data import load_dataset, load_digits
 
 
 def data_config(**fields):
-    return ConfigDict({"name": "digits", "dir": "", "cache_dir": "", "validation": 0.0} | fields)
+    return ConfigDict(
+        {"name": "digits", "dir": "", "cache_dir": "", "validation": 0.0, "downsample": 1} | fields
+    )
 
 
 def test_the_digits_are_scikit_learns():
@@ -81,3 +83,16 @@ def test_a_missing_field_is_refused():
     del config.cache_dir
     with pytest.raises(ValueError, match="no field 'cache_dir'; add it"):
         load_dataset(config)
+
+
+def test_downsampling_is_the_mean_of_squares():
+    whole, small = load_dataset(data_config()), load_dataset(data_config(downsample=2))
+    assert small.train_images.shape == (len(whole.train_labels), 4, 4, 1)
+    assert small.train_images.dtype == np.uint8
+    for i, y, x in ((0, 0, 0), (-1, 3, 2)):
+        square = whole.train_images[i, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2, 0].astype(int)
+        assert small.train_images[i, y, x, 0] == np.rint(square.sum() / 4)
+    assert small.test_images.shape[1:] == (4, 4, 1)
+    for side in (3, 16, 0):
+        with pytest.raises(ValueError, match=f"data.downsample is {side}, which does not divide"):
+            load_dataset(data_config(downsample=side))

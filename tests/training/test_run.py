@@ -190,12 +190,17 @@ def test_a_rule_that_changes_its_masks_reports_them(tmp_path):
     assert (tmp_path / "report" / "mask_curves.png").exists()
 
 
-@pytest.mark.parametrize("method", ["snip", "grasp", "synflow"])
+@pytest.mark.parametrize("method", ["snip", "grasp", "synflow", "ntt"])
 def test_pruning_before_training(method, tmp_path, monkeypatch):
     config = small_config(sparsity__rule=method, train__steps=2, cka__beta=0.0)
+    if method in ("synflow", "ntt"):
+        config.sparsity.rounds = 5
     result = run(config, tmp_path)
-    total = 64 * 32 + 2 * 32 * 32 + 32 * 10
-    assert result["parameters_kept"] == round(0.2 * total) + 3 * 32 + 10
+    shapes = {"hidden0": (64, 32), "hidden1": (32, 32), "hidden2": (32, 32), "head": (32, 10)}
+    total = sum(int(np.prod(shape)) for shape in shapes.values())
+    # NTT's counts are those of the distribution, the others rank all layers together.
+    expected = sum(layer_counts(shapes, 0.2).values()) if method == "ntt" else round(0.2 * total)
+    assert result["parameters_kept"] == expected + 3 * 32 + 10
     # A run that resumes has its masks from the checkpoint.
     masks = {k: v for k, v in arrays(tmp_path).items() if ".masks." in k}
     shutil.rmtree(tmp_path / "report")
