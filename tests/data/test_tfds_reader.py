@@ -99,7 +99,7 @@ def examples(count, seed=0, shape=(4, 3, 3)):
 
 def load(directory, cache, name="tiny", validation=0.0):
     fields = {"name": name, "dir": str(directory), "cache_dir": str(cache)}
-    return load_dataset(ConfigDict(fields | {"validation": validation}))
+    return load_dataset(ConfigDict(fields | {"validation": validation, "downsample": 1}))
 
 
 def assert_holds(images, labels, expected):
