@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cka_sr_jax.experiments.grid import grid_points
 from cka_sr_jax.training import ConfigError, default_config, prepare, run
 from cka_sr_jax.training.config import flatten, validate
 from cka_sr_jax.training.optimizer import create_schedule
@@ -121,13 +122,16 @@ def test_a_work_directory_of_something_else(tmp_path):
         prepare(config_with(), tmp_path / "thesis.tex")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.py")), ids=lambda p: p.stem)
 def test_every_config_is_valid_and_says_what_to_expect(path):
     scope = {}
     exec(compile(path.read_text(), path, "exec"), scope)
     config = scope["get_config"]()
     validate(config, devices=4)
-    assert f"--config=configs/{path.name}" in scope["__doc__"]
+    assert f"--config={path.relative_to(ROOT)}" in scope["__doc__"]
+    if config.grid:
+        assert "--grid" in scope["__doc__"]
+        assert grid_points(config)
     assert json.loads(json.dumps(config.to_dict()))
 
 

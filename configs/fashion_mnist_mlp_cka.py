@@ -1,0 +1,26 @@
+"""Fashion-MNIST, a deep sparse MLP: does CKA-SR help, and at which density?
+
+No table of the paper: its claim on a network that a CPU can train many times over.
+
+  python launch.py --config=configs/fashion_mnist_mlp_cka.py --grid --config.data.dir=TFDS_FOLDER
+  python -m cka_sr_jax.experiments.paired runs/fashion_mnist_mlp_cka \\
+    --rows=sparsity.rule,sparsity.density
+
+180 runs of 5,000 steps. The beta is chosen on validation data among three.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.fashion_mnist_mlp_rules import get_config as recipe
+
+
+def get_config():
+    """The config."""
+    config = recipe()
+    config.train.steps = 5000
+    config.cka.samples = 8
+    config.seeds = (0, 1, 2, 3, 4)
+    config.grid.sparsity.rule = ("rst", "rigl", "granet")
+    config.grid.sparsity.density = (0.05, 0.01, 0.005)
+    config.grid.cka = ConfigDict({"beta": (0.0, 1e-4, 1e-3, 1e-2)})
+    return config

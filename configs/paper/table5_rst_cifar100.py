@@ -1,0 +1,25 @@
+"""The paper's table 5: RST, ResNet-20, CIFAR-100 at six sparsities, without and with CKA-SR.
+
+  python launch.py --config=configs/paper/table5_rst_cifar100.py --grid \\
+    --config.data.dir=TFDS_FOLDER
+  python -m cka_sr_jax.experiments.paired runs/table5_rst_cifar100 --value=1e-4
+
+The paper's figures, and what AugCKA-SR needs, are in configs/cifar100_resnet20_rst.py. They are the
+best test accuracies over the epochs; this grid selects on validation data instead. For the paper's
+own selection: --config.data.validation=0.0 --config.eval.select=best-test.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.cifar100_resnet20_rst import get_config as recipe
+
+
+def get_config():
+    """The config."""
+    config = recipe()
+    config.data.validation = 0.1
+    config.eval.select = "best-validation"
+    config.seeds = (0, 1, 2)
+    config.grid.cka = ConfigDict({"beta": (0.0, 1e-4)})
+    config.grid.sparsity = ConfigDict({"density": (0.30, 0.15, 0.10, 0.05, 0.02, 0.002)})
+    return config
