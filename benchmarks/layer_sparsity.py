@@ -43,7 +43,7 @@ def rows_of(label: str, config: Any, depth: int) -> list[list[str]]:
 
     The rules are the config's, and the best validation error among depths up to `depth`.
     """
-    start = time.perf_counter()
+    began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         setup = layer_sparsity.prepare(config, Path(folder))
     path = layer_sparsity.fit_path(setup, Console(stderr=True))
@@ -54,26 +54,29 @@ def rows_of(label: str, config: Any, depth: int) -> list[list[str]]:
         choices[f"depth <= {depth}"] = best
     rows = []
     for choice, chosen in choices.items():
-        networks = layer_sparsity.compare(setup, path[0], chosen)
-        before, _, merged, warm, cold, *oracle = networks
-        after = warm if chosen.refitted is chosen.warm else cold
-        errors = [f"{network.test_error:.4f}" for network in (before, merged, warm, cold)]
+        networks = {n.name: n for n in layer_sparsity.compare(setup, path[0], chosen)}
+        before = networks["no penalty"]
+        after = networks["fitted"]  # where no layer merged
+        if chosen.has_merged:
+            start = "warm" if chosen.refitted is chosen.warm else "cold"
+            after = networks[f"refit, {start}"]
+        names = ("no penalty", "merged", "refit, warm", "refit, cold", "oracle depth")
+        errors = [f"{networks[n].test_error:.4f}" if n in networks else "-" for n in names]
         rows.append(
             [
                 label,
                 str(config.seed),
                 choice,
                 f"{chosen.strength:g}",
-                str(merged.depth),
+                str(after.depth),
                 *errors,
-                f"{oracle[0].test_error:.4f}" if oracle else "",
                 f"{after.multiply_adds / before.multiply_adds:.2f}",
                 f"{after.nonzero_multiply_adds / before.nonzero_multiply_adds:.2f}",
                 f"{after.relative_time:.2f}",
             ]
         )
         print("| " + " | ".join(rows[-1]) + " |", flush=True)
-    print(f"{label}, seed {config.seed}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
+    print(f"{label}, seed {config.seed}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
     return rows
 
 
