@@ -59,10 +59,12 @@ def main(argv: list[str]) -> None:
             )
             if any(state.startswith("failed") for state in states.values()):
                 raise SystemExit(1)
+        elif FLAGS.retry or FLAGS.jobs != 1:
+            fail("--retry and --jobs are for grids: add --grid.")
         elif config.grid or config.seeds:
             fail("This config is a grid of runs: add --grid, or --grid_index=K for one of them.")
         else:
-            experiment_of(config)(config, workdir)
+            experiment_of(config).run(config, workdir)
     except ConfigError as error:
         fail(str(error))
 

@@ -5,10 +5,11 @@
 
 `synthetic`: the config of that name with teachers of 1, 2 and 3 active layers, 5 seeds.
 `fashion_mnist`: the config of that name alone, with CKA-SR, and with RigL at density 0.1, 3 seeds.
-Each run has two rows, for two choices on validation data: the shallowest network within a standard
-error of the best, and the best one of the depth asked for (s + 1 for s active layers; 4). Most of
-`synthetic` is compilation, which JAX_COMPILATION_CACHE_DIR=FOLDER and
-JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 in the environment do once for all seeds.
+Prints Markdown. Each run has a row for the choice on validation data, the shallowest network within
+a standard error of the best, and another where the best one of the depth asked for (s + 1 for s
+active layers; 4) is not the same. Most of `synthetic` is compilation, which
+JAX_COMPILATION_CACHE_DIR=FOLDER and JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 in the environment
+do once for all seeds.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/
 
 from rich.console import Console
-from timing import print_table
 
 from cka_sr_jax.experiments import layer_sparsity
 from configs import layer_sparsity_fashion_mnist, layer_sparsity_synthetic
@@ -38,10 +38,10 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def rows_of(label: str, config: Any, depth: int) -> list[list[str]]:
+def print_rows(label: str, config: Any, depth: int) -> None:
     """A row for each rule of choice: test errors, and ratios of the refitted net to no penalty.
 
-    The rules are the config's, and the best validation error among depths up to `depth`.
+    The rules are one standard error, and the best validation error among depths up to `depth`.
     """
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -51,8 +51,8 @@ def rows_of(label: str, config: Any, depth: int) -> list[list[str]]:
     choices = {"1 std. error": layer_sparsity.choose(path, 1.0)}
     if shallow:
         best = min(shallow, key=lambda point: point.error.mean)
-        choices[f"depth <= {depth}"] = best
-    rows = []
+        if best is not choices["1 std. error"]:
+            choices[f"depth <= {depth}"] = best
     for choice, chosen in choices.items():
         networks = {n.name: n for n in layer_sparsity.compare(setup, path[0], chosen)}
         before = networks["no penalty"]
@@ -62,43 +62,39 @@ def rows_of(label: str, config: Any, depth: int) -> list[list[str]]:
             after = networks[f"refit, {start}"]
         names = ("no penalty", "merged", "refit, warm", "refit, cold", "oracle depth")
         errors = [f"{networks[n].test_error:.4f}" if n in networks else "-" for n in names]
-        rows.append(
-            [
-                label,
-                str(config.seed),
-                choice,
-                f"{chosen.strength:g}",
-                str(after.depth),
-                *errors,
-                f"{after.multiply_adds / before.multiply_adds:.2f}",
-                f"{after.nonzero_multiply_adds / before.nonzero_multiply_adds:.2f}",
-                f"{after.relative_time:.2f}",
-            ]
-        )
-        print("| " + " | ".join(rows[-1]) + " |", flush=True)
+        row = [
+            label,
+            str(config.seed),
+            choice,
+            f"{chosen.strength:g}",
+            str(after.depth),
+            *errors,
+            f"{after.multiply_adds / before.multiply_adds:.2f}",
+            f"{after.nonzero_multiply_adds / before.nonzero_multiply_adds:.2f}",
+            f"{after.relative_time:.2f}",
+        ]
+        print("| " + " | ".join(row) + " |", flush=True)
     print(f"{label}, seed {config.seed}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
-    return rows
 
 
 def main() -> None:
-    """Run all and print one table."""
-    rows = []
+    """Run all and print one table: test errors, and ratios to the network without penalty."""
+    print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS), flush=True)
     if sys.argv[1:2] == ["synthetic"]:
         for active in (1, 2, 3):
             for seed in range(5):
                 config = layer_sparsity_synthetic.get_config()
                 config.seed = seed
                 config.layer_sparsity.teacher.active = active
-                rows += rows_of(f"{active} active", config, active + 1)
+                print_rows(f"{active} active", config, active + 1)
     elif sys.argv[1:2] == ["fashion_mnist"] and len(sys.argv) == 3:
         for label, fields in VARIANTS.items():
             for seed in range(3):
                 config = layer_sparsity_fashion_mnist.get_config()
                 config.update_from_flattened_dict({"data.dir": sys.argv[2], "seed": seed, **fields})
-                rows += rows_of(label, config, 4)
+                print_rows(label, config, 4)
     else:
         raise SystemExit("usage: layer_sparsity.py synthetic, or fashion_mnist TFDS_FOLDER")
-    print_table("Layer sparsity: test errors, and ratios to no penalty", COLUMNS, rows)
 
 
 if __name__ == "__main__":

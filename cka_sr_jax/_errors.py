@@ -10,4 +10,5 @@ def unknown(what: str, value: object, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(value), names, n=1)
     if near:
         return f"Unknown {what} {str(value)!r}: did you mean {near[0]!r}?"
-    return f"Unknown {what} {str(value)!r}: expected one of {', '.join(names)}."
+    expected = f"expected one of {', '.join(names)}" if names else "it has none"
+    return f"Unknown {what} {str(value)!r}: {expected}."

@@ -16,5 +16,6 @@ def get_config():
     """The config."""
     config = recipe()
     config.optimizer.weight_decay = 1e-4
+    config.sparsity.distribution = None
     config.sparsity.rule = "grasp"
     return config

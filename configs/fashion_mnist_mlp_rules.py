@@ -4,7 +4,7 @@ No table of the paper: the comparison of the rules in docs/results.md, without t
 
   python launch.py --config=configs/fashion_mnist_mlp_rules.py --grid --config.data.dir=TFDS_FOLDER
 
-132 runs of 10,000 steps, about half a minute each on two cores. The dense network and GraNet from
+120 runs of 10,000 steps, about half a minute each on two cores. The dense network and GraNet from
 dense are the same grid with other fields:
 
   ... --config.grid.sparsity.rule="('dense',)" --config.grid.sparsity.density="(1.0,)"

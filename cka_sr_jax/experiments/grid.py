@@ -37,14 +37,16 @@ FAILURE = "failed.txt"
 def grid_points(config: ConfigDict) -> dict[str, ConfigDict]:
     """{name: config of one run} for all combinations of `config.grid` and `config.seeds`.
 
-    The last field of the grid changes fastest but for the seeds, which change fastest of all. A
-    name reads "rule=rigl,density=0.05,seed=1".
+    The fields are in alphabetical order and the last changes fastest, but for the seeds, which
+    change fastest of all. A name reads "density=0.05,rule=rigl,seed=1".
 
     Raises:
       ConfigError: no grid and no seeds; a field that does not exist; values that are no tuple, of
         a wrong type, or that make a config which cannot work.
     """
     axes = flatten(config.grid)
+    if config.seeds and "seed" in axes:
+        raise ConfigError("grid.seed and seeds both say which seeds to run: give one of them.")
     if config.seeds:
         axes["seed"] = list(config.seeds)
     if not axes:
@@ -53,6 +55,7 @@ def grid_points(config: ConfigDict) -> dict[str, ConfigDict]:
             "(0.0, 1e-4)}), or seeds, such as --config.seeds='(0, 1, 2)'."
         )
     known = flatten(default_config())
+    del known["seeds"]
     for field, values in axes.items():
         if field not in known and not field.startswith("model.options."):
             raise ConfigError(unknown("config field in the grid:", field, known))
@@ -60,6 +63,8 @@ def grid_points(config: ConfigDict) -> dict[str, ConfigDict]:
             raise ConfigError(
                 f"grid.{field}={values!r} is no tuple of values: write for example ({values!r},)."
             )
+        if any(values.index(value) != i for i, value in enumerate(values)):
+            raise ConfigError(f"grid.{field}={tuple(values)} has a value twice: give each once.")
     names = _short_names(axes)
     points = {}
     for values in itertools.product(*axes.values()):
@@ -81,7 +86,9 @@ def run_grid(
     """Run the points of a grid that are not finished; {name: "finished", "failed", ...}.
 
     A point that fails leaves failed.txt with the reason in its directory and is left alone from
-    then on; the others go on. A point that another process is running is "running elsewhere".
+    then on; the others go on. A mistake in the config is no failure: it ends the grid, and what all
+    points share is checked before the first one runs. A point that another process is running is
+    "running elsewhere".
 
     Args:
       workdir: holds one directory for each point.
@@ -90,7 +97,8 @@ def run_grid(
       retry: run failed points again.
 
     Raises:
-      ConfigError: as `grid_points`; an index outside the grid; fewer than 1 jobs.
+      ConfigError: as `grid_points`; an index outside the grid; fewer than 1 jobs; a point whose
+        config cannot work.
     """
     console = console or Console(soft_wrap=True)
     workdir = Path(workdir)
@@ -105,6 +113,7 @@ def run_grid(
             )
         name = list(points)[index]
         points = {name: points[name]}
+    _check_shared(points, workdir)
     states: dict[str, str] = {}
     for name, state in _run_points(points, workdir, jobs, retry, console):
         states[name] = state
@@ -112,6 +121,13 @@ def run_grid(
     counts = Counter(state.split(":")[0] for state in states.values())
     console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
     return states
+
+
+def _check_shared(points: Mapping[str, ConfigDict], workdir: Path) -> None:
+    """Raise ConfigError for a model, data or optimiser that cannot work, before anything runs."""
+    name, config = next(iter(points.items()))
+    if not (workdir / name).exists():
+        experiment_of(config).prepare(config, workdir / name)
 
 
 def _run_points(
@@ -128,14 +144,15 @@ def _run_points(
     context = multiprocessing.get_context("spawn")  # JAX does not survive a fork
     try:
         # One point for each process: its memory and its compiled steps go with it.
-        with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1) as pool:
-            futures = {
-                pool.submit(run_point, config, workdir, name, retry): name
-                for name, config in points.items()
-            }
-            for future in as_completed(futures):
-                yield futures[future], future.result()
+        pool = ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1)
+        futures = {
+            pool.submit(run_point, config, workdir, name, retry): name
+            for name, config in points.items()
+        }
+        for future in as_completed(futures):
+            yield futures[future], future.result()
     finally:
+        pool.shutdown(cancel_futures=True)  # those that run are waited for, Ctrl-C reaches them
         if before is None:
             del os.environ["NPROC"]
         else:
@@ -153,14 +170,16 @@ def run_point(
         failure = folder / FAILURE
         if failure.exists():
             if not retry:
-                return f"failed before: {failure.read_text().splitlines()[-1]}"
+                return f"failed before: {''.join(failure.read_text().splitlines()[-1:])}"
             failure.unlink()
         if (folder / "result.json").exists() and (folder / "config.json").exists():
             before, now = json.loads((folder / "config.json").read_text()), config.to_dict()
             if flatten(before) == flatten(now):
                 return "finished before"
         try:
-            result = experiment_of(config)(config, folder, console or Console(quiet=True))
+            result = experiment_of(config).run(config, folder, console or Console(quiet=True))
+        except ConfigError:
+            raise
         except Exception as error:  # whatever it is, the other points go on
             folder.mkdir(parents=True, exist_ok=True)
             failure.write_text(traceback.format_exc())
@@ -176,7 +195,8 @@ def _point(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
         point.update_from_flattened_dict(overrides)
     except (TypeError, ValueError, KeyError) as error:
         raise ConfigError(f"the grid's point {dict(overrides)} is wrong: {error}") from error
-    validate(point, len(jax.local_devices()))
+    # As for one device: the process that starts others must not take the accelerator itself.
+    validate(point, devices=1)
     return point
 
 

@@ -4,6 +4,7 @@
      parts of whole layers to 0, and merge the layers that became inactive: the same function.
   2. Refit each merged network: train it again without the layer penalty, once from its weights
      (warm start) and once from fresh ones (cold start); the better on validation data counts.
+     Where no layer merged there is no second training: the fitted network itself counts.
   3. Choose on validation data: the shallowest refitted network whose error is within
      `standard_errors` standard errors of the best.
   4. Compare: depth, parameters, multiply-adds, validation and test error, inference time.
@@ -25,7 +26,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -41,6 +41,7 @@ from cka_sr_jax.experiments.mlp_training import (
     Estimate,
     Layers,
     Setup,
+    Strengths,
     estimate,
     fit,
     is_finite,
@@ -50,14 +51,13 @@ from cka_sr_jax.experiments.mlp_training import (
 from cka_sr_jax.experiments.tasks import Task, load_task
 from cka_sr_jax.layer_sparsity import (
     active_layers,
-    l1_penalty,
+    drop_dead_units,
     merge_layers,
     random_like,
-    row_group_penalty,
     save_mlp,
     to_mlp_params,
 )
-from cka_sr_jax.sparsity import make_rule
+from cka_sr_jax.sparsity import RULES, make_rule
 from cka_sr_jax.training import ConfigError, create_rule
 from cka_sr_jax.training.config import validate
 from cka_sr_jax.training.loop import check_workdir, write_json
@@ -66,7 +66,8 @@ from cka_sr_jax.training.loop import check_workdir, write_json
 class Point(NamedTuple):
     """One strength of the path: its networks, and their errors on validation data.
 
-    The merged network is the fitted one as a function, so they share an error.
+    The merged network is the fitted one as a function, so they share an error. Where no layer
+    merged, `warm` and `cold` are the fitted network too.
     """
 
     strength: float
@@ -77,6 +78,11 @@ class Point(NamedTuple):
     fitted_error: Estimate
     warm_error: Estimate
     cold_error: Estimate
+
+    @property
+    def has_merged(self) -> bool:
+        """Whether there is a shallower network, and so a refit."""
+        return len(self.merged) < len(self.fitted)
 
     @property
     def refitted(self) -> Layers:
@@ -116,6 +122,7 @@ def run(config: ConfigDict, workdir: str | Path, console: Console | None = None)
     networks = compare(setup, path[0], chosen)
     result = {
         "chosen_strength": chosen.strength,
+        "chosen_merged": chosen.has_merged,
         "error": setup.task.error_name,
         "path": [_path_row(setup, point) for point in path],
         "networks": [network._asdict() for network in networks],
@@ -156,6 +163,12 @@ def prepare(config: ConfigDict, workdir: Path) -> Setup:
         steps_per_epoch = examples // config.train.batch_size
         steps = config.train.steps or math.ceil(config.train.epochs * steps_per_epoch)
         hidden = tuple(make_model(config, task, **config.model.options).hidden)
+        if len(hidden) < (1 if task.nonnegative_input else 2):
+            raise ConfigError(
+                f"model.options.hidden={hidden} has no layer that can merge: give two hidden "
+                "layers or more, or one with inputs that are never negative (data.mean=(0.0,) "
+                "and data.std=(1.0,))."
+            )
         setup = Setup(config, workdir, task, hidden, steps, steps_per_epoch)
         _, init, step = make_trainer(setup, hidden, create_rule(config.sparsity, steps))
         batch = jax.tree.map(lambda a: a[: config.train.batch_size], task.train)
@@ -176,6 +189,24 @@ def _check(config: ConfigDict) -> None:
             f"layer_sparsity merges the layers of an MLP and model.name is {config.model.name!r}: "
             "use 'mlp'."
         )
+    available = sorted(RULES.keys() - {"static"})
+    if config.sparsity.rule not in available:
+        raise ConfigError(
+            f"layer_sparsity does not train with sparsity.rule={config.sparsity.rule!r}: use one "
+            f"of {', '.join(available)}."
+        )
+    if config.sparsity.rescale:
+        raise ConfigError("layer_sparsity does not rescale: set sparsity.rescale to False.")
+    if config.eval.select != "last":
+        raise ConfigError(
+            f"layer_sparsity takes the weights of the last step and eval.select is "
+            f"{config.eval.select!r}: set it to 'last'."
+        )
+    if config.lottery.rounds:
+        raise ConfigError(
+            f"layer_sparsity.strengths and lottery.rounds={config.lottery.rounds} are two "
+            "experiments: set lottery.rounds to 0, or the strengths to ()."
+        )
     if config.data.flip or config.data.pad:
         raise ConfigError(
             "layer_sparsity trains on images as they are: set data.flip to False and data.pad to 0."
@@ -194,7 +225,7 @@ def fit_path(setup: Setup, console: Console) -> list[Point]:
     path: list[Point] = []
     for strength in (0.0, *setup.config.layer_sparsity.strengths):
         rule = create_rule(setup.config.sparsity, setup.steps)
-        fitted = fit(setup, setup.hidden, rule, strength=strength)
+        fitted = fit(setup, setup.hidden, rule, strengths=Strengths(layer=strength))
         if not is_finite(fitted):
             if not path:
                 raise ConfigError(
@@ -222,29 +253,27 @@ def _refitted_point(setup: Setup, strength: float, fitted: Layers, path: Sequenc
 
 def _describe(task: Task, point: Point) -> str:
     fitted, warm, cold = (e.mean for e in (point.fitted_error, point.warm_error, point.cold_error))
-    merging = f"strength {point.strength:g}: {len(point.fitted)} layers merge into"
+    start = f"strength {point.strength:g}: {len(point.fitted)} layers"
+    error = f"validation {task.error_name} {fitted:.4f}"
+    if not point.has_merged:
+        return f"{start}, of which none merges; {error}, no refit"
     return (
-        f"{merging} {len(point.merged)}; validation {task.error_name} {fitted:.4f}, refitted "
-        f"{warm:.4f} (warm start), {cold:.4f} (cold start)"
+        f"{start} merge into {len(point.merged)}; {error}, refitted {warm:.4f} (warm start), "
+        f"{cold:.4f} (cold start)"
     )
 
 
 def refit(setup: Setup, merged: Layers, *, cold: bool = False) -> Layers:
     """The merged network trained again without the layer penalty.
 
-    It starts from the merged weights or, `cold`, from fresh ones; the config may ask for an l1 or
-    a row-group penalty, and that merged weights of 0 stay 0. Where training diverges the start is
-    returned.
+    It starts from the merged weights or, `cold`, from fresh ones; the config may ask for connection
+    and node sparsity, after which dead units are dropped, and that merged weights of 0 stay 0.
+    Where training diverges the start is returned.
     """
     options = setup.config.layer_sparsity
     start = merged
     if cold:
         start = random_like(merged, jax.random.fold_in(jax.random.key(setup.config.seed), 1))
-
-    def penalty(chain: Layers) -> Array:
-        l1, groups = l1_penalty(chain), row_group_penalty(chain)
-        return options.refit_l1 * l1 + options.refit_row_group * groups
-
     hidden, params = to_mlp_params(merged)
     rule = make_rule("dense")
     if options.refit_keep_zeros:
@@ -253,9 +282,11 @@ def refit(setup: Setup, merged: Layers, *, cold: bool = False) -> Layers:
             for name, layer in params.items()
         }
         rule = make_rule("static", masks=masks)
-    penalised = options.refit_l1 > 0 or options.refit_row_group > 0
-    refitted = fit(setup, hidden, rule, start=start, penalty=penalty if penalised else None)
-    return refitted if is_finite(refitted) else start
+    strengths = Strengths(l1=options.refit_l1, unit=options.refit_row_group)
+    refitted = fit(setup, hidden, rule, start=start, strengths=strengths)
+    if not is_finite(refitted):
+        return start
+    return drop_dead_units(refitted) if any(strengths) else refitted
 
 
 def choose(path: Sequence[Point], standard_errors: float) -> Point:
@@ -275,10 +306,13 @@ def compare(setup: Setup, baseline: Point, chosen: Point) -> list[Network]:
     chains: dict[str, Layers] = {
         "no penalty": baseline.fitted,
         "fitted": chosen.fitted,
-        "merged": chosen.merged,
-        "refit, warm": chosen.warm,
-        "refit, cold": chosen.cold,
     }
+    if chosen.has_merged:
+        chains |= {
+            "merged": chosen.merged,
+            "refit, warm": chosen.warm,
+            "refit, cold": chosen.cold,
+        }
     if setup.task.teacher_layers is not None:
         oracle = setup.hidden[:1] * setup.task.teacher_layers
         chains["oracle depth"] = fit(setup, oracle, create_rule(setup.config.sparsity, setup.steps))
@@ -308,14 +342,16 @@ def _measure(task: Task, name: str, chain: Layers, seconds: float, reference: fl
 
 
 def _path_row(setup: Setup, point: Point) -> dict[str, Any]:
+    """The errors of the refit are None where no layer merged."""
+    warm, cold = point.warm_error.mean, point.cold_error.mean
     return {
         "strength": point.strength,
         "active": list(active_layers(point.fitted, nonnegative_input=setup.task.nonnegative_input)),
         "depth": len(point.merged),
         "multiply_adds": _multiply_adds(point.merged),
         "validation_error": point.fitted_error.mean,
-        "warm_validation_error": point.warm_error.mean,
-        "cold_validation_error": point.cold_error.mean,
+        "warm_validation_error": warm if point.has_merged else None,
+        "cold_validation_error": cold if point.has_merged else None,
         "standard_error": point.error.standard_error,
     }
 

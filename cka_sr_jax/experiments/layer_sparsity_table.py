@@ -59,7 +59,7 @@ def inference_seconds(
 def path_table(result: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
     """(title, columns, rows) of the path of strengths; a star marks the chosen one."""
     columns = [
-        "strength", "depth", "active layers", "MACs", "fitted", "warm", "cold", "s.e.",
+        "strength", "depth", "active", "MACs", "fitted", "warm", "cold", "s.e.",
     ]  # fmt: skip
     rows = [
         [
@@ -68,13 +68,15 @@ def path_table(result: Mapping[str, Any]) -> tuple[str, list[str], list[list[str
             " ".join(map(str, row["active"])) or "none",
             f"{row['multiply_adds']:,}",
             f"{row['validation_error']:.4f}",
-            f"{row['warm_validation_error']:.4f}",
-            f"{row['cold_validation_error']:.4f}",
+            *(
+                "-" if row[error] is None else f"{row[error]:.4f}"
+                for error in ("warm_validation_error", "cold_validation_error")
+            ),
             f"{row['standard_error']:.4f}",
         ]
         for row in result["path"]
     ]
-    title = f"Path: validation {result['error']}, fitted and refitted from warm and cold starts"
+    title = f"Path: validation {result['error']}, fitted and refitted (warm, cold start)"
     return title, columns, rows
 
 
@@ -97,21 +99,27 @@ def networks_table(result: Mapping[str, Any]) -> tuple[str, list[str], list[list
         ]
         for row in result["networks"]
     ]
+    merged = "" if result["chosen_merged"] else ", no layer merged"
     title = (
-        f"Strength {result['chosen_strength']:g}: {result['error']}, and time for a batch of "
-        f"{result['inference_batch']} on {result['device']}"
+        f"Strength {result['chosen_strength']:g}{merged}: {result['error']}, and time for a "
+        f"batch of {result['inference_batch']} on {result['device']}"
     )
     return title, columns, rows
 
 
 def print_table(title: str, columns: list[str], rows: list[list[str]], console: Console) -> None:
-    """To the terminal."""
-    table = Table(title=title, box=box.SIMPLE, pad_edge=False)
+    """To the terminal, in full: where it is too narrow, lines get too long and nothing is cut."""
+    table = Table(
+        title=title, box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False
+    )
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
-    console.print(table)
+    needed = console.measure(table, options=console.options.update(width=1000)).maximum
+    table.width = needed if needed > console.width else None
+    console.print(table, crop=False)
+    console.print()
 
 
 def to_markdown(title: str, columns: list[str], rows: list[list[str]]) -> str:

@@ -46,6 +46,7 @@ def run(config: ConfigDict, workdir: str | Path, console: Console | None = None)
     workdir = Path(workdir)
     start = prepare(config, workdir)
     workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / "config.json", config.to_dict())
     rewound = _train_to_rewind_step(start, workdir / "rewind", console)
     masks, rows = get_masks(rewound.opt_state), []
     for number in range(config.lottery.rounds + 1):
@@ -81,8 +82,12 @@ def prepare(config: ConfigDict, workdir: Path) -> Experiment:
             f"lottery.prune={config.lottery.prune} is not in (0, 1): it is the share of the "
             "remaining weights that each round prunes, for example 0.2."
         )
-    if workdir.exists() and not (workdir / "rewind").exists():
-        loop.check_workdir(config, workdir)
+    if config.sparsity.rescale:
+        raise ConfigError(
+            "sparsity.rescale=True has no meaning for lottery tickets, which start dense: leave it "
+            "False."
+        )
+    loop.check_workdir(config, workdir)
     experiment = loop.prepare(config, workdir / "rewind")
     if not 0 <= config.lottery.rewind_step < experiment.steps:
         raise ConfigError(

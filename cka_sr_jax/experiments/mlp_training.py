@@ -18,13 +18,20 @@ from ml_collections import ConfigDict
 from cka_sr_jax.cka import cka_penalty
 from cka_sr_jax.data import batch_indices
 from cka_sr_jax.experiments.tasks import Split, Task
-from cka_sr_jax.layer_sparsity import Affine, apply_chain, from_mlp, layer_prox, to_mlp_params
+from cka_sr_jax.layer_sparsity import (
+    Affine,
+    apply_chain,
+    from_mlp,
+    l1_prox,
+    layer_prox,
+    to_mlp_params,
+    unit_prox,
+)
 from cka_sr_jax.models import create_model
 from cka_sr_jax.sparsity import Rule, apply_masks, get_masks, sparsify
 from cka_sr_jax.training import TrainState, create_optimizer, create_schedule, create_state
 
 Layers = tuple[Affine, ...]
-Penalty = Callable[[Layers], Array]
 
 
 class Setup(NamedTuple):
@@ -36,6 +43,20 @@ class Setup(NamedTuple):
     hidden: tuple[int, ...]
     steps: int
     steps_per_epoch: int
+
+
+class Strengths(NamedTuple):
+    """Of the penalties, each of which acts by proximal steps.
+
+    Attributes:
+      layer: on the negative part of each hidden layer that may become inactive.
+      l1: on all kernels.
+      unit: on the incoming weights of each hidden unit.
+    """
+
+    layer: float = 0.0
+    l1: float = 0.0
+    unit: float = 0.0
 
 
 class Estimate(NamedTuple):
@@ -51,19 +72,16 @@ def fit(
     rule: Rule,
     *,
     start: Layers | None = None,
-    strength: float = 0.0,
-    penalty: Penalty | None = None,
+    strengths: Strengths = Strengths(),  # noqa: B008
 ) -> Layers:
     """Train an MLP of these hidden layers as the config says, and return its chain.
 
     Args:
       rule: of sparse training.
       start: initial weights; None: the model's own, from the config's seed.
-      strength: of `layer_prox` on every layer that may become inactive.
-      penalty: added to the loss, a function of the chain.
     """
     data, batch_size = setup.task.train, setup.config.train.batch_size
-    tx, init, step = make_trainer(setup, hidden, rule, strength, penalty)
+    tx, init, step = make_trainer(setup, hidden, rule, strengths)
     state = init()  # not jit: its compilation takes longer than a small network's training
     if start is not None:
         opt_state = tx.init(to_mlp_params(start)[1])
@@ -89,8 +107,7 @@ def make_trainer(
     setup: Setup,
     hidden: Sequence[int],
     rule: Rule,
-    strength: float = 0.0,
-    penalty: Penalty | None = None,
+    strengths: Strengths = Strengths(),  # noqa: B008
 ) -> tuple[
     optax.GradientTransformationExtraArgs,
     Callable[[], TrainState],
@@ -100,26 +117,27 @@ def make_trainer(
     config, task = setup.config, setup.task
     model = make_model(config, task, hidden=tuple(hidden))
     schedule = create_schedule(config.optimizer, setup.steps, setup.steps_per_epoch)
-    layers = range(0 if task.nonnegative_input else 1, len(hidden))
-    prox = None
-    if strength and layers:
-        prox = layer_prox(strength, schedule, [f"hidden{j}" for j in layers])
-    inner = create_optimizer(config.optimizer, schedule)
-    if prox is not None:
-        inner = optax.chain(inner, prox)
-    tx = sparsify(inner, rule, seed=config.seed)
+    names = [f"hidden{j}" for j in range(len(hidden))]
+    steps = [  # the l1 step before that of the units: together they are the step of the sum
+        (layer_prox, strengths.layer, names if task.nonnegative_input else names[1:]),
+        (l1_prox, strengths.l1, [*names, "head"]),
+        (unit_prox, strengths.unit, names),
+    ]
+    parts = [create_optimizer(config.optimizer, schedule)]
+    parts += [prox(r, schedule, layers) for prox, r, layers in steps if r and layers]
+    tx = sparsify(optax.chain(*parts) if parts[1:] else parts[0], rule, seed=config.seed)
 
     def init() -> TrainState:
         inputs = jnp.zeros((2, task.train.inputs.shape[1]))
         return create_state(model, tx, jax.random.key(config.seed), inputs)
 
-    return tx, init, _make_step(setup, model, tx, penalty)
+    return tx, init, _make_step(setup, model, tx)
 
 
 def _make_step(
-    setup: Setup, model: Any, tx: optax.GradientTransformationExtraArgs, penalty: Penalty | None
+    setup: Setup, model: Any, tx: optax.GradientTransformationExtraArgs
 ) -> Callable[[TrainState, Split], TrainState]:
-    """Minimises loss + beta * CKA-SR + penalty; CKA-SR only where there are two hidden layers."""
+    """Minimises loss + beta * CKA-SR; CKA-SR only where there are two hidden layers."""
     cka, task = setup.config.cka, setup.task
     options = {
         "samples": None if cka.samples == -1 else cka.samples,
@@ -141,7 +159,7 @@ def _make_step(
                     lambda features: jnp.zeros(()),
                     sown["features"],
                 )
-            return loss if penalty is None else loss + penalty(from_mlp(params))
+            return loss
 
         grads = jax.grad(loss_fn)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)

@@ -20,7 +20,7 @@ import numpy as np
 from scipy import stats
 
 from cka_sr_jax._errors import unknown
-from cka_sr_jax.experiments.table import Row, read_runs
+from cka_sr_jax.experiments.table import Row, check_alike, read_runs
 
 BOOTSTRAP_SAMPLES = 10_000
 
@@ -82,8 +82,10 @@ def choose_and_compare(
       value: compare this one; None: choose on validation data.
 
     Raises:
-      ValueError: no run at the baseline or at another value; no validation accuracy to choose by.
+      ValueError: no run at the baseline or at another value; no validation accuracy to choose by;
+        runs that differ in more than `field` and seed.
     """
+    check_alike(rows, allowed=[field, "seed"])
     by_value: dict[Any, dict[Any, Row]] = defaultdict(dict)
     for row in rows:
         by_value[row[field]][row.get("seed", 0)] = row

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from types import ModuleType
 
 from ml_collections import ConfigDict
 
 from cka_sr_jax.experiments import layer_sparsity, lottery
-from cka_sr_jax.training import run
+from cka_sr_jax.training import ConfigError, loop
 
 
-def experiment_of(config: ConfigDict) -> Callable[..., dict[str, Any]]:
-    """The function `(config, workdir, console) -> result` that runs what `config` describes."""
+def experiment_of(config: ConfigDict) -> ModuleType:
+    """The module whose `run(config, workdir, console)` does what `config` describes.
+
+    Its `prepare(config, workdir)` checks all of that without writing anything.
+
+    Raises:
+      ConfigError: the config describes two experiments.
+    """
+    if config.layer_sparsity.strengths and config.lottery.rounds:
+        raise ConfigError(
+            "layer_sparsity.strengths and lottery.rounds are two experiments: set one of them."
+        )
     if config.layer_sparsity.strengths:
-        return layer_sparsity.run
-    if config.lottery.rounds:
-        return lottery.run
-    return run
+        return layer_sparsity
+    return lottery if config.lottery.rounds else loop

@@ -81,23 +81,47 @@ def summary_table(
 ) -> str:
     """A Markdown table of mean +- sample standard deviation (runs) of `scale` times a value.
 
+    Runs without the value, such as "explored" of fixed masks, leave their cell empty.
+
     Args:
       rows: of `read_runs`.
       by_row: fields whose combinations are the rows.
       by_column: field whose values are the columns; None: one column.
       value: a name in RESULTS.
+
+    Raises:
+      ValueError: runs of one cell differ in more than their seed.
     """
-    cells: dict[tuple[Any, ...], dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
+    groups: dict[tuple[Any, ...], dict[Any, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         key = tuple(row.get(field) for field in by_row)
-        column = row.get(by_column) if by_column else value
-        cells[key][column].append(scale * float(row[value]))
-    columns = sorted({column for line in cells.values() for column in line}, reverse=True)
+        groups[key][row.get(by_column) if by_column else value].append(row)
+    cells: dict[tuple[Any, ...], dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for key, columns_of_key in groups.items():
+        for column, runs in columns_of_key.items():
+            check_alike(runs, allowed=["seed"])
+            cells[key][column] = [scale * float(r[value]) for r in runs if r[value] is not None]
+    columns = sorted(
+        {column for line in cells.values() for column in line},
+        key=lambda c: (isinstance(c, int | float), c if isinstance(c, int | float) else str(c)),
+        reverse=True,
+    )
     header = [*(field.rpartition(".")[2] for field in by_row), *map(_text, columns)]
     lines = [header, ["---"] * len(by_row) + ["---:"] * len(columns)]
     for key, line in cells.items():
         lines.append([*map(_text, key), *(_mean_and_deviation(line[c]) for c in columns)])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def check_alike(rows: Sequence[Row], allowed: Sequence[str]) -> None:
+    """Raise ValueError where the rows differ in a field of the config that is not `allowed`."""
+    for field in rows[0]:
+        values = {str(row.get(field)) for row in rows}
+        if field not in (*RESULTS, *allowed) and len(values) > 1:
+            raise ValueError(
+                f"runs that are compared differ in {field} ({', '.join(sorted(values))}): name it "
+                "in --rows."
+            )
 
 
 def _mean_and_deviation(values: Sequence[float]) -> str:
@@ -114,6 +138,8 @@ def _text(value: Any) -> str:
 def _read_folder(folder: Path) -> list[Row]:
     rows = []
     for result in sorted(folder.glob("*/result.json")):
+        if not (result.parent / "config.json").exists():
+            continue
         config = flatten(json.loads((result.parent / "config.json").read_text()))
         results = flatten(json.loads(result.read_text()))
         kept = {field: value for field, value in config.items() if field not in PLACES}
@@ -163,7 +189,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for field in fields:
         if not any(field in row for row in rows):
             sys.exit("error: " + unknown("field of these runs:", field, rows[0]))
-    print(summary_table(rows, by_row, options.columns, options.value, options.scale))
+    try:
+        print(summary_table(rows, by_row, options.columns, options.value, options.scale))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

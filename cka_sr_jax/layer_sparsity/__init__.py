@@ -29,10 +29,15 @@ from cka_sr_jax.layer_sparsity.penalty import (
 )
 from cka_sr_jax.layer_sparsity.prox import (
     LayerProxState,
+    l1_prox,
     layer_prox,
+    prox_l1,
     prox_negative_part,
+    prox_units,
+    unit_prox,
 )
 from cka_sr_jax.layer_sparsity.refit import (
+    drop_dead_units,
     l1_penalty,
     random_like,
     row_group_penalty,
@@ -48,6 +53,7 @@ __all__ = [
     "check_activation",
     "check_chain",
     "compose",
+    "drop_dead_units",
     "drop_negative_parts",
     "fold_batch_norm",
     "from_linen",
@@ -55,14 +61,18 @@ __all__ = [
     "from_nnx",
     "from_params",
     "l1_penalty",
+    "l1_prox",
     "layer_penalty",
     "layer_prox",
     "load_mlp",
     "merge_layers",
     "negative_norm",
+    "prox_l1",
     "prox_negative_part",
+    "prox_units",
     "random_like",
     "row_group_penalty",
     "save_mlp",
     "to_mlp_params",
+    "unit_prox",
 ]

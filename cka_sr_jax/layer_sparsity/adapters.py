@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -16,11 +17,23 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
-from cka_sr_jax.layer_sparsity.chain import Affine, Chain, check_chain, compose, like, to_float64
+from cka_sr_jax.layer_sparsity.chain import (
+    Affine,
+    Chain,
+    apply_affine,
+    check_chain,
+    compose,
+    like,
+    to_float64,
+)
 
-# How far the input of a layer may be from what the layer before gave, as a share of its size.
+# How far what reaches a layer may be from what the layer before gave, as a share of each value.
 _TOLERANCE = 1e-4
-_PROBE_SCALE = 10.0  # tells relu6 and clipping from relu
+# How far what a layer gives may be from kernel and bias, as a share of the largest value.
+_LAYER_TOLERANCE = 1e-2
+# Signs and sizes of the random values that probe a model: small ones tell gelu from relu, large
+# ones relu6 and clipping (float16 ends at 6e4).
+_PROBES = ((1, 1.0), (-1, 1.0), (1, 1e4), (-1, 1e4))
 
 _REFUSED = {
     "leaky_relu": "leaky_relu is linear on non-negative values only, and gives negative ones on",
@@ -49,7 +62,11 @@ def check_activation(activation: str | Callable[..., Any] | None) -> str:
     Raises:
       ValueError: any other activation, with the reason.
     """
-    name = activation if isinstance(activation, str) else getattr(activation, "__name__", None)
+    while isinstance(activation, partial):
+        activation = activation.func
+    name = activation
+    if not isinstance(activation, str):
+        name = getattr(activation, "__name__", type(activation).__name__)
     if activation is None or name in ("linear", "identity"):
         return "linear"
     if name == "relu":
@@ -65,7 +82,9 @@ def from_params(params: Mapping[str, Any], layers: Sequence[str]) -> tuple[Affin
     `jit` and `grad`, so `layer_penalty(from_params(params, layers))` is a loss term.
 
     Args:
-      layers: paths of dicts with a "kernel", and a "bias" or none: "hidden0", "block/dense".
+      params: of a Linen model, or the `nnx.state` of an NNX one.
+      layers: paths of dicts with a "kernel", and a "bias" or none: "hidden0", "block/dense",
+        "layers/0".
 
     Raises:
       ValueError: a path without a kernel; layers that do not follow one another.
@@ -74,15 +93,28 @@ def from_params(params: Mapping[str, Any], layers: Sequence[str]) -> tuple[Affin
     for path in layers:
         node: Any = params
         for name in path.split("/"):
-            node = node.get(name) if isinstance(node, Mapping) else None
-        if not isinstance(node, Mapping) or "kernel" not in node:
+            # Keys are integers in the lists of an `nnx.State`.
+            node = {str(key): value for key, value in node.items()} if _is_tree(node) else {}
+            node = node.get(name)
+        if not _is_tree(node) or "kernel" not in node:
             raise ValueError(
                 f"the parameters have no layer {path!r} with a kernel: they have "
                 f"{', '.join(map(str, params))}; pass variables['params'] and paths in it."
             )
-        chain.append(_affine(node["kernel"], node.get("bias")))
+        chain.append(_affine(_array(node["kernel"]), _array(node.get("bias"))))
     check_chain(chain)
     return tuple(chain)
+
+
+def _is_tree(node: Any) -> bool:
+    return isinstance(node, Mapping) and not isinstance(node, nnx.Variable)
+
+
+def _array(value: Any) -> Any:
+    """The array of an NNX variable; other values as they are, and None for an empty variable."""
+    if not isinstance(value, nnx.Variable):
+        return value
+    return value[...] if jax.tree.leaves(value) else None
 
 
 def from_mlp(params: Mapping[str, Any]) -> tuple[Affine, ...]:
@@ -133,12 +165,21 @@ def fold_batch_norm(
 
       s = scale / sqrt(var + eps);   kernel * s,   (b - mean) s + bias.
 
-    Computed in float64 on the host.
+    The vectors have one number for each output of the layer, or are one number for all. Computed
+    in float64 on the host.
 
     Raises:
-      ValueError: as `check_chain`, with values.
+      ValueError: as `check_chain`, with values; vectors of another length; inside jit or grad.
     """
+    vectors = {"scale": scale, "bias": bias, "mean": mean, "var": var}
+    _check_concrete("fold_batch_norm", (layer, vectors), "from_params without the BatchNorm")
     check_chain((layer,), values=True)
+    for name, vector in vectors.items():
+        if np.shape(vector) not in ((), layer.bias.shape):
+            raise ValueError(
+                f"{name} has shape {np.shape(vector)} and the layer {layer.bias.size} outputs: "
+                "pass the statistics of the BatchNorm over these outputs, one number for each."
+            )
     factor = to_float64(scale) / np.sqrt(to_float64(var) + eps)
     shift = (to_float64(layer.bias) - to_float64(mean)) * factor + to_float64(bias)
     kernel = to_float64(layer.kernel) * factor
@@ -153,14 +194,15 @@ def from_linen(
 ) -> tuple[Affine, ...]:
     """The chain that a Linen model of `Dense` (or `Conv`) layers computes, in execution order.
 
-    Runs the model on x and -x with random signed values in place of each layer's output, so that
-    what lies between two layers shows whatever the weights are. The model is accepted only if
-    each layer's input is the ReLU of the output of the layer before, or that output itself (these
-    two layers are merged at once). A BatchNorm right after a layer is folded into it. The input
-    may be flattened first.
+    Runs the model on random values, with others in place of each layer's output, so that what lies
+    between two layers shows whatever the weights are. The model is accepted only if each layer's
+    input is the ReLU of the output of the layer before, or that output itself (these two layers
+    are merged at once). A BatchNorm right after a layer is folded into it. The input may be
+    flattened first.
 
     Args:
-      x: an input batch, as for `module.apply`.
+      variables: {"params": ..., "batch_stats": ...}, as for `module.apply`.
+      x: an input batch, of which only shape and type count.
       **kwargs: more arguments of the model, such as `train=False`.
 
     Raises:
@@ -168,16 +210,32 @@ def from_linen(
         between the layers; something before the first or after the last; strides, padding,
         dilation or groups that forbid merging; NaN weights.
     """
-    x = jnp.asarray(x)
-    runs, outputs = zip(
-        *(_record(module, variables, sign * x, kwargs, sign) for sign in (1, -1)), strict=True
-    )
-    if not runs[0]:
-        raise ValueError("the model has no nn.Dense or nn.Conv layer, so it is no chain of them.")
-    if not all(_same(run[0].x, sign * x) for run, sign in zip(runs, (1, -1), strict=True)):
+    if isinstance(variables, Mapping) and variables and "params" not in variables:
         raise ValueError(
-            f"the first layer, {runs[0][0].name}, is not applied to the model's input: do what "
-            "comes before it outside of the model."
+            f"the variables have no 'params' but {', '.join(map(str, variables))}: pass what "
+            "module.init returns, {'params': params}."
+        )
+    _check_concrete("from_linen", (variables, x), "from_params(variables['params'], LAYER_NAMES)")
+    if jnp.size(x) == 0:
+        raise ValueError(f"the input batch has shape {jnp.shape(x)}: pass one example at least.")
+    inputs = [_probe(jnp.asarray(x), sign, scale, 0) for sign, scale in _PROBES]
+    others: list[str] = []
+    runs, outputs = zip(
+        *(
+            _record(module, variables, probe, kwargs, sign, scale, others)
+            for probe, (sign, scale) in zip(inputs, _PROBES, strict=True)
+        ),
+        strict=True,
+    )
+    hint = f" (it has {others[0]}, which is neither)" if others else ""
+    if not runs[0]:
+        raise ValueError(
+            f"the model has no nn.Dense or nn.Conv layer{hint}, so it is no chain of them."
+        )
+    if not all(_same(run[0].x, probe) for run, probe in zip(runs, inputs, strict=True)):
+        raise ValueError(
+            f"the first nn.Dense or nn.Conv layer, {runs[0][0].name}, is not applied to the "
+            f"model's input{hint}: do what comes before it outside of the model."
         )
     chain: list[Affine] = []
     for i, call in enumerate(runs[0]):
@@ -196,7 +254,8 @@ def from_nnx(model: nnx.Sequential | Iterable[Any]) -> tuple[Affine, ...]:
     """The chain of an `nnx.Sequential`, or of its parts in the order of execution.
 
     Parts are `nnx.Linear`, `nnx.Conv`, `nnx.BatchNorm` (folded in), `nnx.Dropout` (left out),
-    activation functions, and more sequences; layers without an activation between are merged.
+    activation functions, and more sequences; not subclasses of these, which may compute anything.
+    Layers without an activation between are merged.
 
     Raises:
       ValueError: any other part; an activation other than ReLU, or one after the last layer or
@@ -206,9 +265,9 @@ def from_nnx(model: nnx.Sequential | Iterable[Any]) -> tuple[Affine, ...]:
     step = "linear"
     for i, part in enumerate(_parts(model)):
         name = f"{type(part).__name__} {i}"
-        if isinstance(part, nnx.Dropout):
+        if type(part) is nnx.Dropout:
             continue
-        if isinstance(part, nnx.Linear | nnx.Conv | nnx.BatchNorm):
+        if type(part) in (nnx.Linear, nnx.Conv, nnx.BatchNorm):
             _extend(chain, name, _nnx_layer(name, part), step)
             step = "linear"
         elif isinstance(part, nnx.Module):
@@ -255,30 +314,68 @@ def _extend(chain: list[Affine], name: str, layer: _Layer, step: str) -> None:
 
 
 def _record(
-    module: nn.Module, variables: Any, x: jax.Array, kwargs: Mapping[str, Any], sign: int
+    module: nn.Module,
+    variables: Any,
+    x: jax.Array,
+    kwargs: Mapping[str, Any],
+    sign: int,
+    scale: float,
+    others: list[str],
 ) -> tuple[list[_Call], jax.Array]:
     """The calls of the model's layers in the order of execution, and its output.
 
-    Each layer's output is replaced by random values, times the sign.
+    Each layer's output is replaced by random values; `others` receives the modules with parameters
+    that are no such layer.
     """
     calls: list[_Call] = []
 
     def interceptor(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         y = call(*args, **kwargs)
         layer = context.module
-        if context.method_name == "__call__" and isinstance(
-            layer, nn.Dense | nn.Conv | nn.BatchNorm
-        ):
-            noise = np.random.default_rng(len(calls)).normal(size=y.shape)
-            y = jnp.asarray(sign * _PROBE_SCALE * noise, y.dtype)
-            name = "/".join(layer.path) or type(layer).__name__
+        if context.method_name != "__call__":
+            return y
+        name = "/".join(layer.path) or type(layer).__name__
+        if isinstance(layer, nn.Dense | nn.Conv | nn.BatchNorm):
             x = args[0] if args else next(iter(kwargs.values()))
-            calls.append(_Call(name, _linen_layer(name, layer), x, y))
+            affine = _linen_layer(name, layer, jnp.ndim(x))
+            _check_computes(name, layer, affine, x, y)
+            y = _probe(y, sign, scale, 1 + len(calls))
+            calls.append(_Call(name, affine, x, y))
+        elif any(not isinstance(p, Mapping) for p in layer.variables.get("params", {}).values()):
+            others.append(f"the {type(layer).__name__} {name}")
         return y
 
     with nn.intercept_methods(interceptor):
         output: Any = module.apply(variables, x, **kwargs)
     return calls, output
+
+
+def _probe(like: jax.Array, sign: int, scale: float, seed: int) -> jax.Array:
+    """Random values of this shape and type, of both signs where the type has them."""
+    rng = np.random.default_rng(seed)
+    if jnp.issubdtype(like.dtype, jnp.inexact):
+        return jnp.asarray(sign * scale * rng.normal(size=like.shape), like.dtype)
+    return jnp.asarray(rng.integers(0, 2 if like.dtype == bool else 128, like.shape), like.dtype)
+
+
+def _check_computes(name: str, module: nn.Module, layer: _Layer, x: Any, y: Any) -> None:
+    """Raise ValueError where a layer, such as one of a subclass, computes something else."""
+    x = jnp.asarray(x, y.dtype)
+    if not isinstance(layer, Affine):
+        width = x.shape[-1]
+        layer = layer(Affine(np.eye(width), np.zeros(width)))
+    layer = Affine(*(jnp.asarray(array, y.dtype) for array in layer))
+    if layer.kernel.ndim == 4:
+        x = x.reshape(-1, *x.shape[-3:])
+    expected = to_float64(apply_affine(layer, x)).ravel()
+    if not np.isfinite(expected).all():
+        return  # NaN weights get a sentence of their own, and float16 overflows on large values
+    limit = max(_LAYER_TOLERANCE, 4 * float(jnp.finfo(y.dtype).eps)) * np.abs(expected).max()
+    if not np.all(np.abs(to_float64(y).ravel() - expected) <= limit):
+        raise ValueError(
+            f"the {type(module).__name__} {name} does not compute what its kernel and bias say: "
+            "use a plain nn.Dense, nn.Conv or nn.BatchNorm."
+        )
 
 
 def _step_before(runs: Sequence[Sequence[_Call]]) -> str:
@@ -329,12 +426,22 @@ _RESIDUAL_SUMS = (
 def _same(x: ArrayLike, y: ArrayLike) -> bool:
     """Whether two arrays hold the same values, flattened or not, but for rounding."""
     a, b = to_float64(x).ravel(), to_float64(y).ravel()
-    return a.size == b.size and bool(np.all(np.abs(a - b) <= _TOLERANCE * np.abs(b).max(initial=0)))
+    with np.errstate(invalid="ignore"):  # infinite values of float16 differ
+        return a.size == b.size and bool(np.all(np.abs(a - b) <= _TOLERANCE * np.abs(b)))
 
 
-def _linen_layer(name: str, module: nn.Module) -> _Layer:
+def _check_concrete(caller: str, tree: Any, instead: str) -> None:
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(tree)):
+        raise ValueError(
+            f"{caller} looks at the weights' values, which jit and grad hide: call it outside of "
+            f"them; for a penalty in the loss use {instead}."
+        )
+
+
+def _linen_layer(name: str, module: nn.Module, rank: int) -> _Layer:
     params = module.variables.get("params", {})
     if isinstance(module, nn.BatchNorm):
+        _check_axis(name, module.axis, rank)
         return _folding(params, module.variables["batch_stats"], module.epsilon)
     if isinstance(module, nn.Conv):
         _check_convolution(name, module)
@@ -343,13 +450,21 @@ def _linen_layer(name: str, module: nn.Module) -> _Layer:
 
 def _nnx_layer(name: str, module: Any) -> _Layer:
     def value(attribute: str) -> Any:
-        variable = getattr(module, attribute, None)
-        return None if variable is None or not jax.tree.leaves(variable) else variable[...]
+        return _array(getattr(module, attribute, None))
 
+    _check_concrete(
+        "from_nnx", nnx.state(module), "from_params(nnx.state(model), ['layers/0', ...])"
+    )
     if isinstance(module, nnx.BatchNorm):
         arrays = {key: value(key) for key in ("scale", "bias", "mean", "var")}
         arrays = {key: array for key, array in arrays.items() if array is not None}
-        return _folding(arrays, arrays, module.epsilon)
+        fold = _folding(arrays, arrays, module.epsilon)
+
+        def fold_over_last(layer: Affine) -> Affine:
+            _check_axis(name, module.axis, layer.kernel.ndim)
+            return fold(layer)
+
+        return fold_over_last
     if isinstance(module, nnx.Conv):
         _check_convolution(name, module)
     return _affine(value("kernel"), value("bias"))
@@ -363,6 +478,14 @@ def _folding(
         return fold_batch_norm(layer, scale, bias, stats["mean"], stats["var"], eps)
 
     return fold
+
+
+def _check_axis(name: str, axis: Any, rank: int) -> None:
+    if any(a not in (-1, rank - 1) for a in np.atleast_1d(axis)):
+        raise ValueError(
+            f"the BatchNorm {name} has axis {axis}: only one over the last axis, which holds a "
+            "layer's outputs, folds into the layer."
+        )
 
 
 def _check_convolution(name: str, module: Any) -> None:
@@ -400,10 +523,22 @@ def _affine(kernel: Any, bias: Any) -> Affine:
 
 def _parts(model: Any) -> Iterator[Any]:
     """The parts of nested sequences, in order."""
-    if isinstance(model, nnx.Sequential):
+    if type(model) is nnx.Sequential:
         model = model.layers
+    elif not _is_sequence(model):
+        raise ValueError(
+            f"a {type(model).__name__} is no sequence of layers: pass a Sequential or the list of "
+            "its parts in the order of execution."
+        )
     for part in model:
-        if isinstance(part, nnx.Sequential | list | tuple | nnx.List):
+        if type(part) is nnx.Sequential or _is_sequence(part):
             yield from _parts(part)
         else:
             yield part
+
+
+def _is_sequence(model: Any) -> bool:
+    """Subclasses of Sequential may compute anything, and are none."""
+    if isinstance(model, nnx.Module):
+        return isinstance(model, nnx.List)
+    return isinstance(model, Iterable) and not isinstance(model, str | Mapping)

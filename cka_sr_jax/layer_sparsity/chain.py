@@ -170,8 +170,8 @@ def to_float64(array: ArrayLike) -> np.ndarray:
     """
     if isinstance(array, jax.core.Tracer):
         raise ValueError(
-            "the depth of a chain depends on its weights' values, which jit and grad hide: call "
-            "this outside of them."
+            "this needs the weights' values, which jit and grad hide: call it outside of them; "
+            "inside, layer_penalty takes the chain of from_params or from_mlp."
         )
     return np.asarray(array).astype(np.float64)
 

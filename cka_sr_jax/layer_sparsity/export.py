@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,21 @@ from cka_sr_jax.layer_sparsity.chain import Chain
 def save_mlp(path: str | Path, chain: Chain) -> None:
     """Write a chain of dense layers: "hidden0.kernel", "hidden0.bias", ..., "head.bias".
 
+    The file has exactly this name. NumPy has no bfloat16, so such weights come back as float32.
+
     Raises:
       ValueError: as `to_mlp_params`.
     """
     _, params = to_mlp_params(chain)
-    arrays = {
-        f"{n}.{key}": np.asarray(a) for n, layer in params.items() for key, a in layer.items()
-    }
-    np.savez(path, **arrays)  # type: ignore[arg-type]
+    arrays = {f"{n}.{key}": _storable(a) for n, layer in params.items() for key, a in layer.items()}
+    with open(path, "wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def _storable(array: Any) -> np.ndarray:
+    """The array, in float32 if its type is none of NumPy's own, which would load as raw bytes."""
+    array = np.asarray(array)
+    return array if array.dtype.kind == "f" else array.astype(np.float32)
 
 
 def load_mlp(path: str | Path) -> tuple[tuple[int, ...], dict[str, dict[str, Any]]]:
@@ -31,9 +39,12 @@ def load_mlp(path: str | Path) -> tuple[tuple[int, ...], dict[str, dict[str, Any
       outputs = MLP(len(params["head"]["bias"]), hidden).apply({"params": params}, x, train=False)
 
     Raises:
-      ValueError: the file holds other arrays than those of an MLP.
+      ValueError: the file holds something else than the arrays of an MLP.
     """
     params: dict[str, dict[str, Any]] = {}
+    if not zipfile.is_zipfile(path):
+        Path(path).stat()  # a file that is not there has its own error
+        raise ValueError(f"{path} is no file of save_mlp: it is not an .npz archive.")
     with np.load(path) as arrays:
         for name, array in arrays.items():
             layer, _, key = name.partition(".")

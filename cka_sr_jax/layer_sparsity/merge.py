@@ -36,9 +36,11 @@ def active_layers(
     On signed input the first hidden layer is active whatever its weights are.
 
     Raises:
-      ValueError: as `check_chain`, with values.
+      ValueError: as `check_chain`, with values; tol negative or NaN.
     """
     check_chain(chain, values=True)
+    if not tol >= 0:
+        raise ValueError(f"tol={tol} must be a number >= 0.")
     candidates = candidate_layers(chain, nonnegative_input)
     return tuple(
         j for j in range(len(chain) - 1) if j not in candidates or _negative_norm(chain[j]) > tol
@@ -106,7 +108,8 @@ def drop_negative_parts(
 
     Raises:
       ValueError: as `check_chain`, with values; tol or input_norm negative; convolutions without
-        `inputs`, since their biases count once for each position; inputs that do not fit.
+        `inputs`, since their biases count once for each position; inputs that do not fit, none, not
+        finite, or negative ones with `nonnegative_input`.
     """
     if not (tol >= 0 and input_norm >= 0):
         raise ValueError(f"tol={tol} and input_norm={input_norm} must be numbers >= 0.")
@@ -118,6 +121,7 @@ def drop_negative_parts(
     old, after = _in_float64(chain), _in_float64(new)
     if inputs is not None:
         check_input(chain, inputs)
+        _check_examples(inputs, nonnegative_input)
         return new, _bound_on(old, after, to_float64(inputs))
     if chain[0].kernel.ndim == 4:
         raise ValueError(
@@ -178,6 +182,20 @@ def _size_after(layers: Chain, size: float) -> float:
         shift = np.maximum(to_float64(bias), 0)
         size = spectral_norm(kernel) * size + float(np.linalg.norm(shift))
     return size
+
+
+def _check_examples(inputs: ArrayLike, nonnegative: bool) -> None:
+    values = to_float64(inputs)
+    if not len(values) or not np.isfinite(values).all():
+        raise ValueError(
+            f"the inputs, of shape {values.shape}, are empty or not all finite: pass examples of "
+            "what the network is applied to."
+        )
+    if nonnegative and values.min() < 0:
+        raise ValueError(
+            f"an input is {values.min():g} and nonnegative_input says that none is below 0: leave "
+            "it False for these inputs."
+        )
 
 
 def _in_float64(chain: Chain) -> list[Affine]:

@@ -76,10 +76,12 @@ def layer_penalty(
     candidates = candidate_layers(chain, nonnegative_input)
     if weights is None:
         weights = [1.0] * len(candidates)
-    if len(weights) != len(candidates):
+    single = not isinstance(weights, Sequence) and jnp.ndim(weights) != 1
+    if single or len(weights) != len(candidates):
+        count = f"weights={weights}" if single else f"{len(weights)} weights"
         raise ValueError(
-            f"{len(weights)} weights for {len(candidates)} penalised layers: pass one for each of "
-            f"the layers {list(candidates)} of the chain."
+            f"{count} for {len(candidates)} penalised layers: pass one weight for each of the "
+            f"layers {list(candidates)} of the chain, or multiply the penalty by one strength."
         )
     groups = _normalised(chain) if scale_invariant else list(chain)
     terms = [r * negative_norm(groups[j]) for r, j in zip(weights, candidates, strict=True)]

@@ -1,21 +1,24 @@
-"""The proximal step of the layer penalty, which sets whole negative parts to exactly 0.
+"""Proximal steps, which reach exactly 0: negative parts of layers, connections and units.
 
 A gradient step on a norm only shrinks it; the proximal step of the same norm reaches 0. The closed
-form is derived here (it is that of the group lasso on the negative part alone).
+form for the layer penalty is derived here: it is that of the group lasso, on the negative part
+alone. Those of connections and units are the lasso's and the group lasso's own.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from cka_sr_jax.layer_sparsity.penalty import negative_norm
+from cka_sr_jax.layer_sparsity.penalty import negative_norm, safe_norm
 from cka_sr_jax.sparsity.masks import leaf_paths, matches
 
 
@@ -24,7 +27,11 @@ def prox_negative_part(group: Any, t: float | Float[Array, ""]) -> Any:
 
     Positive entries stay; negative ones are multiplied by max(0, 1 - t / ||min(w, 0)||_F), so all
     are exactly 0 where the norm is at most t.
+
+    Raises:
+      ValueError: t is negative or NaN.
     """
+    _check_threshold(t)
     norm = negative_norm(group)
     keep = norm > t
     factor = 1 - t / jnp.where(keep, norm, 1)
@@ -36,8 +43,41 @@ def prox_negative_part(group: Any, t: float | Float[Array, ""]) -> Any:
     return jax.tree.map(shrink, group)
 
 
+def prox_l1(w: Float[Array, "..."], t: float | Float[Array, ""]) -> Float[Array, "..."]:
+    """argmin_v 1/2 ||v - w||^2 + t ||v||_1: every entry moves by t towards 0, and not past it.
+
+    Raises:
+      ValueError: t is negative or NaN.
+    """
+    _check_threshold(t)
+    w = jnp.asarray(w)
+    return jnp.where(jnp.abs(w) > t, w - jnp.sign(w) * t, 0).astype(w.dtype)
+
+
+def prox_units(kernel: Float[Array, "*in out"], t: float | Float[Array, ""]) -> Float[Array, "..."]:
+    """argmin_v 1/2 ||v - w||_F^2 + t sum_u ||v_u||_2 over the units u, the kernel's last axis.
+
+    The incoming weights of a unit are multiplied by max(0, 1 - t / their norm), so those of a unit
+    whose norm is at most t are exactly 0.
+
+    Raises:
+      ValueError: t is negative or NaN.
+    """
+    _check_threshold(t)
+    kernel = jnp.asarray(kernel)
+    norms = jax.vmap(safe_norm, in_axes=-1)(kernel)
+    keep = norms > t
+    factors = jnp.where(keep, 1 - t / jnp.where(keep, norms, 1), 0)
+    return (kernel * jnp.broadcast_to(factors, kernel.shape)).astype(kernel.dtype)
+
+
+def _check_threshold(t: Any) -> None:
+    if not isinstance(t, jax.core.Tracer) and (np.ndim(t) or not t >= 0):
+        raise ValueError(f"t={t} is not one number >= 0.")
+
+
 class LayerProxState(NamedTuple):
-    """State of `layer_prox`: the step, for a learning-rate schedule."""
+    """State of `layer_prox` and the like: the step, for a learning-rate schedule."""
 
     step: Int[Array, ""]
 
@@ -67,11 +107,51 @@ def layer_prox(
         so `[str(j) for j in candidate_layers(chain)]`.
 
     Raises:
-      ValueError: a negative or NaN strength; at `init`, a pattern that matches no layer; at
-        `update`, no parameters.
+      ValueError: a strength or learning rate that is negative or not a finite number; at `init`, a
+        pattern that matches no layer; at `update`, no parameters.
     """
-    if not (strength >= 0 and math.isfinite(strength)):
-        raise ValueError(f"strength={strength} is not a number >= 0.")
+    return _proximal(prox_negative_part, strength, learning_rate, layers)
+
+
+def l1_prox(
+    strength: float, learning_rate: float | Callable[[Any], Any], layers: str | Sequence[str]
+) -> optax.GradientTransformation:
+    """As `layer_prox`, for connection sparsity: `prox_l1` of the layers' kernels.
+
+    Kernels get weights of exactly 0; biases stay as they are. Before a `unit_prox` of the same
+    layers it makes the proximal step of the sum of both penalties.
+    """
+    return _proximal(partial(_on_kernels, prox_l1), strength, learning_rate, layers)
+
+
+def unit_prox(
+    strength: float, learning_rate: float | Callable[[Any], Any], layers: str | Sequence[str]
+) -> optax.GradientTransformation:
+    """As `layer_prox`, for node sparsity: `prox_units` of the layers' kernels.
+
+    All incoming weights of a unit become exactly 0 at once; `drop_dead_units` then removes it. The
+    layers are hidden ones: the output layer's units are the network's outputs.
+    """
+    return _proximal(partial(_on_kernels, prox_units), strength, learning_rate, layers)
+
+
+def _on_kernels(prox: Callable[[Array, Any], Array], group: list[Array], t: Any) -> list[Array]:
+    return [prox(w, t) if w.ndim >= 2 else w for w in group]
+
+
+def _proximal(
+    prox: Callable[[list[Array], Any], list[Array]],
+    strength: float,
+    learning_rate: float | Callable[[Any], Any],
+    layers: str | Sequence[str],
+) -> optax.GradientTransformation:
+    """The transform whose updates lead to prox(params + updates, strength * learning_rate)."""
+    numbers = {"strength": strength}
+    if not callable(learning_rate):
+        numbers["learning_rate"] = learning_rate
+    for name, number in numbers.items():
+        if np.ndim(number) or not (number >= 0 and math.isfinite(number)):
+            raise ValueError(f"{name}={number} is not a number >= 0.")
     patterns = (layers,) if isinstance(layers, str) else tuple(layers)
 
     def init(params: Any) -> LayerProxState:
@@ -84,7 +164,7 @@ def layer_prox(
     ) -> tuple[Any, LayerProxState]:
         if params is None:
             raise ValueError(
-                "layer_prox needs the parameters: call tx.update(grads, state, params)."
+                "a proximal step needs the parameters: call tx.update(grads, state, params)."
             )
         step_size = learning_rate(state.step) if callable(learning_rate) else learning_rate
         old = jax.tree.leaves(params)
@@ -92,10 +172,10 @@ def layer_prox(
         new = treedef.flatten_up_to(updates)
         for places in find_layers(params, patterns).values():
             wanted = [old[i] + new[i] for i in places]
-            shrunk = prox_negative_part(wanted, strength * step_size)
+            shrunk = prox(wanted, strength * step_size)
             for i, aim, target in zip(places, wanted, shrunk, strict=True):
                 # x + (0 - x) is exactly 0; where nothing shrinks, the update stays as it is.
-                new[i] = jnp.where(aim < 0, target - old[i], new[i])
+                new[i] = jnp.where(aim == target, new[i], target - old[i])
         return jax.tree.unflatten(treedef, new), LayerProxState(optax.safe_increment(state.step))
 
     return optax.GradientTransformation(init, update)

@@ -1,5 +1,7 @@
 """What the refit of a merged chain may add: node and connection sparsity, and a cold start.
 
+`l1_prox` and `unit_prox` train with these penalties such that weights become exactly 0.
+
 The refit is ordinary training of the merged layers without the layer penalty. That it comes in
 these variants is recalled from Hebiri and Lederer (arXiv 2006.15604), not read.
 """
@@ -7,12 +9,14 @@ these variants is recalled from Hebiri and Lederer (arXiv 2006.15604), not read.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from cka_sr_jax.layer_sparsity.chain import Affine, Chain, check_chain
+from cka_sr_jax.layer_sparsity.chain import Affine, Chain, check_chain, like, to_float64
 from cka_sr_jax.layer_sparsity.penalty import safe_norm
 
 
@@ -39,6 +43,41 @@ def l1_penalty(chain: Chain) -> Float[Array, ""]:
     """
     check_chain(chain)
     return sum((jnp.sum(jnp.abs(layer.kernel)) for layer in chain), start=jnp.zeros(()))
+
+
+def drop_dead_units(chain: Chain) -> tuple[Affine, ...]:
+    """The same function without the hidden units that do nothing: narrower layers.
+
+    A unit whose incoming weights are all 0 has the value relu(b) on every input, which goes into
+    the next layer's bias; one whose outgoing weights are all 0 is not used. A layer keeps one unit
+    at least. On the host, with the biases summed in float64.
+
+    Raises:
+      ValueError: as `check_chain`, with values.
+    """
+    check_chain(chain, values=True)
+    layers = [tuple(np.asarray(array) for array in layer) for layer in chain]
+    for j in range(len(layers) - 1):
+        (kernel, bias), (outgoing, shift) = layers[j : j + 2]
+        keep = _one_at_least(kernel.any(axis=tuple(range(kernel.ndim - 1))))
+        constant = np.maximum(to_float64(bias), 0)[~keep]
+        gain = to_float64(outgoing).sum(axis=tuple(range(kernel.ndim - 2)))[~keep]
+        layers[j] = kernel[..., keep], bias[keep]
+        shift = (to_float64(shift) + constant @ gain).astype(shift.dtype)
+        layers[j + 1] = outgoing[..., keep, :], shift
+    for j in reversed(range(len(layers) - 1)):
+        (kernel, bias), (outgoing, shift) = layers[j : j + 2]
+        keep = _one_at_least(outgoing.any(axis=(*range(kernel.ndim - 2), kernel.ndim - 1)))
+        layers[j] = kernel[..., keep], bias[keep]
+        layers[j + 1] = outgoing[..., keep, :], shift
+    return tuple(
+        Affine(*(like(a, source) for a, source in zip(layer, old, strict=True)))
+        for layer, old in zip(layers, chain, strict=True)
+    )
+
+
+def _one_at_least(keep: Any) -> np.ndarray:
+    return keep if keep.any() else np.arange(len(keep)) == 0
 
 
 def random_like(chain: Chain, key: Array) -> tuple[Affine, ...]:

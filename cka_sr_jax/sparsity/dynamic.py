@@ -152,6 +152,8 @@ def mest(
 
     Arguments and errors as for `set_`.
     """
+    if not gradient_weight >= 0:
+        raise ValueError(f"gradient_weight={gradient_weight} is not a number of 0 or more.")
     share = drop_schedule(drop_fraction, schedule, end_step, final_drop_fraction)
     drop = magnitude_and_gradient(gradient_weight) if gradient_weight else get_score("magnitude")
     if soft:

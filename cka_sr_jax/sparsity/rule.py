@@ -92,5 +92,5 @@ def map_layers(
         # their scores and searches would be in memory together.
         param, grad = (leaf + zero.astype(leaf.dtype) for leaf in (values[path], slopes[path]))
         results[path] = function(path, fold_in_path(key, path), mask, param, grad)
-        zero = 0.0 * results[path].ravel()[0].astype(jnp.float32)
+        zero = jnp.where(results[path].ravel()[0] > 0, 0.0, -0.0)  # also of a NaN or infinity
     return results

@@ -26,6 +26,17 @@ RULES: dict[str, Callable[..., Rule]] = {
     "static": static,
 }
 
+# Methods of other kinds, and how they are used.
+ELSEWHERE = {
+    "dst": "learn_masks(optimizer, dst(alpha=...))",
+    "grasp": "static(grasp(loss, params, batch, density))",
+    "ntt": "static(ntt(model, params, batches, density).masks)",
+    "snip": "static(snip(loss, params, batch, density))",
+    "sr_ste": "learn_masks(optimizer, sr_ste(n=2, m=4))",
+    "str": "learn_masks(optimizer, str_())",
+    "synflow": "static(synflow(model, params, inputs, density))",
+}
+
 
 def make_rule(name: str, **options: Any) -> Rule:
     """The rule of this name: `make_rule("rst", density=0.05)` is `rst(density=0.05)`.
@@ -33,6 +44,8 @@ def make_rule(name: str, **options: Any) -> Rule:
     Raises:
       ValueError: an unknown rule; an option that the rule does not have, or one that it misses.
     """
+    if name in ELSEWHERE:
+        raise ValueError(f"{name!r} is no rule: write {ELSEWHERE[name]}.")
     if name not in RULES:
         raise ValueError(unknown("sparsity rule", name, RULES))
     signature = inspect.signature(RULES[name])

@@ -115,6 +115,11 @@ def check_steps(update_every: int, start_step: int, end_step: int) -> None:
             f"end_step={end_step} does not come after start_step={start_step}: the masks would "
             "never change."
         )
+    if update_every > end_step - start_step:
+        raise ValueError(
+            f"update_every={update_every} is more than the {end_step - start_step} steps from "
+            f"start_step={start_step} to end_step={end_step}: update more often or train longer."
+        )
 
 
 def _check_decay(initial: float, end_step: int, floor: float) -> None:

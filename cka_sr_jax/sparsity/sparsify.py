@@ -121,11 +121,9 @@ def sparsify(
             kept, state = jax.lax.cond(
                 rule.due(state.step - 1), change, lambda state: (state.masks, state), state
             )
+        # -param in its own type: rounded to a narrower update's it would not lead to exactly 0.
         updates = map_masked(
-            lambda mask, update, param: jnp.where(mask, update, -param.astype(update.dtype)),
-            kept,
-            updates,
-            params,
+            lambda mask, update, param: jnp.where(mask, update, -param), kept, updates, params
         )
         return updates, state
 

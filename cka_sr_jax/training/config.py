@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Container
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -11,7 +13,8 @@ from ml_collections.config_dict import placeholder
 from cka_sr_jax._errors import unknown
 from cka_sr_jax.sparsity import DISTRIBUTIONS, RULES
 from cka_sr_jax.training.learned_masks import METHODS
-from cka_sr_jax.training.pruning import PRUNERS
+from cka_sr_jax.training.optimizer import rule_options
+from cka_sr_jax.training.pruning import PRUNERS, pruner_options
 
 # Where the reported weights come from: the last step, or the evaluation with the best accuracy.
 SELECTIONS = ("last", "best-validation", "best-test")
@@ -72,13 +75,13 @@ def default_config() -> ConfigDict:
     config.sparsity = ConfigDict()
     # A name in sparsity.RULES; snip, grasp, synflow, ntt (before training); str, dst, sr_ste.
     config.sparsity.rule = "rst"
-    config.sparsity.density = 0.05
-    config.sparsity.distribution = "erk"  # a name in sparsity.DISTRIBUTIONS
+    config.sparsity.density = 0.05  # dense, str, dst and sr_ste have none or their own
     config.sparsity.exclude = ()  # path patterns of parameters that stay dense
-    config.sparsity.exact = True  # exact counts per layer, or Bernoulli draws
     config.sparsity.rescale = False  # initial weights by 1/sqrt(density): deep nets without norms
     config.sparsity.end = 0.75  # share of the run after which no rule changes the masks
     # Options of some rules, under the names they have there; None: the rule's own default.
+    config.sparsity.distribution = placeholder(str)  # in sparsity.DISTRIBUTIONS; gmp: or "global"
+    config.sparsity.exact = placeholder(bool)  # rst: exact counts per layer, or Bernoulli draws
     config.sparsity.update_every = placeholder(int)  # steps
     config.sparsity.start_step = placeholder(int)  # gmp, granet
     config.sparsity.prune_end_step = placeholder(int)  # granet
@@ -194,7 +197,7 @@ def _check_choices(config: ConfigDict) -> None:
     choices = {
         "data.pad_mode": ("reflect", "zero"),
         "sparsity.rule": [*(n for n in RULES if n != "static"), *PRUNERS, *METHODS],
-        "sparsity.distribution": [*DISTRIBUTIONS, "global"],  # "global": of gmp
+        "sparsity.distribution": [*DISTRIBUTIONS, "global", None],
         "model.dtype": ("float32", "bfloat16"),
         "train.parallel": ("pmap", "shard_map"),
         "eval.select": SELECTIONS,
@@ -206,11 +209,35 @@ def _check_choices(config: ConfigDict) -> None:
     values = flatten(config)
     for field, known in choices.items():
         if values[field] not in known:
-            raise ConfigError(unknown(field, values[field], known))
+            raise ConfigError(unknown(field, values[field], filter(None, known)))
+    _check_rule(config)
     if config.eval.select == "best-validation" and config.data.validation == 0:
         raise ConfigError(
             "eval.select='best-validation' needs validation data and data.validation is 0: "
             "hold some out, for example data.validation=0.1, or use eval.select='last'."
+        )
+
+
+def _check_rule(config: ConfigDict) -> None:
+    """Options that the rule does not have, before any data is read."""
+    rule = config.sparsity.rule
+    if rule in PRUNERS:
+        parameters: Container[str] = pruner_options(rule)
+    else:
+        parameters = inspect.signature({**RULES, **METHODS}[rule]).parameters
+    try:
+        rule_options(config.sparsity, parameters)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if rule in METHODS and config.sparsity.rescale:
+        raise ConfigError(
+            f"sparsity.rescale=True is for masks that are there from the start, and {rule!r} "
+            "trains all weights: leave it False."
+        )
+    if rule in METHODS and config.eval.select != "last":
+        raise ConfigError(
+            f"eval.select={config.eval.select!r} would choose by accuracy among densities, which "
+            f"change all along with {rule!r}: use 'last'."
         )
 
 

@@ -10,7 +10,6 @@ import flax.linen as nn
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from cka_sr_jax._errors import unknown
 from cka_sr_jax.sparsity import Reparametrisation, dst, sr_ste, str_
 from cka_sr_jax.training.optimizer import rule_options
 
@@ -27,9 +26,6 @@ def create_method(config: ConfigDict | Mapping[str, Any]) -> Reparametrisation:
     rule = config["rule"]
     parameters = inspect.signature(METHODS[rule]).parameters
     options = rule_options(config, parameters)
-    for name in options:
-        if name not in parameters:
-            raise ValueError(unknown(f"option of sparsity rule {rule!r}:", name, parameters))
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in options:
             raise ValueError(f"Sparsity rule {rule!r} needs the option sparsity.{name}.")

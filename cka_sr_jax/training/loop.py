@@ -7,7 +7,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -86,6 +86,7 @@ class Experiment(NamedTuple):
     tx: optax.GradientTransformationExtraArgs
     steps: int
     steps_per_epoch: int
+    mask_updates: np.ndarray  # [steps] bool: the steps at whose end the masks may change
     state: TrainState
 
 
@@ -162,10 +163,12 @@ def _build(
             method = create_method(config.sparsity)
             model = ReparametrisedModel(model, method)
             tx = learn_masks(inner, method)
+            mask_updates = np.ones(steps, bool)
             prune = lambda params, masks: params  # noqa: E731  (which are the dense weights)
         else:
             rule = rule or _create_rule(config, workdir, dataset, model, steps, mean, std)
             tx = sparsify(inner, rule, seed=config.seed)
+            mask_updates = np.broadcast_to(np.asarray(rule.due(jnp.arange(steps))), (steps,))
         state = jax.jit(lambda key: create_state(model, tx, key, images[:2], prune))(
             jax.random.key(config.seed)
         )
@@ -173,7 +176,7 @@ def _build(
         raise _bad_options(config, error) from error
     experiment = Experiment(
         config, workdir, devices, dataset, mean, std, model, schedule, tx, steps, steps_per_epoch,
-        state,
+        mask_updates, state,
     )  # fmt: skip
     # Tracing the step finds what only shows there, such as a model without a pair of features.
     shard = {"image": images[: len(images) // len(devices)]}
@@ -400,7 +403,7 @@ def train(experiment: Experiment, console: Console) -> tuple[TrainState, float, 
         ) from error
     write_json(experiment.workdir / "config.json", config.to_dict())
     checkpoints = Checkpoints(experiment.workdir, config.checkpoint.keep)
-    state, best, seconds = _restore(experiment, checkpoints, console)
+    state, best, seconds, flops = _restore(experiment, checkpoints, console)
     start = int(state.step)
     state = replicate(state, experiment.devices)
     data = replicate(
@@ -415,6 +418,8 @@ def train(experiment: Experiment, console: Console) -> tuple[TrainState, float, 
     began = time.perf_counter()
     logged = began
     pending: list[dict[str, jax.Array]] = []
+    step_flops = flops_of_step(experiment, state, positions)
+    final_masks = 1 + max(np.flatnonzero(experiment.mask_updates), default=-1)
     with ProgressReporter(experiment.steps, start, console) as progress, _stop_signals() as stop:
         for step in range(start, experiment.steps):
             indices = batch_indices(
@@ -424,8 +429,13 @@ def train(experiment: Experiment, console: Console) -> tuple[TrainState, float, 
             pending.append(metrics)
             done = step + 1
             last = done == experiment.steps
+            logs = done % config.train.log_every == 0 or last
+            flops += step_flops
+            # Masks that change in every step are counted when they are logged.
+            if experiment.mask_updates[step] and (logs or not experiment.mask_updates.all()):
+                step_flops = flops_of_step(experiment, state, positions)
             epoch = done / experiment.steps_per_epoch
-            if done % config.train.log_every == 0 or last:
+            if logs:
                 values = mean_metrics(jax.device_get(pending))  # waits for the device
                 now = time.perf_counter()
                 rate = len(pending) / (now - logged)
@@ -439,6 +449,7 @@ def train(experiment: Experiment, console: Console) -> tuple[TrainState, float, 
                         **values,
                         "learning_rate": float(experiment.schedule(step)),
                         **sparsity_metrics(state, positions),
+                        "training_flops": flops,
                         "steps_per_second": rate,
                     },
                 )
@@ -449,7 +460,8 @@ def train(experiment: Experiment, console: Console) -> tuple[TrainState, float, 
                 split, images, labels = _selection_data(experiment)
                 if len(labels):
                     values = evaluate(state, images, labels)
-                    best = _update_best(best, values["accuracy"], state)
+                    if done >= final_masks:  # what is selected has the density that was asked for
+                        best = _update_best(best, values["accuracy"], state)
                     values["cka_within_stage"] = within_stage(cka_of(state), groups)
                     writer.write(split, done, {"epoch": epoch, **values})
                     console.print(
@@ -466,6 +478,7 @@ def train(experiment: Experiment, console: Console) -> tuple[TrainState, float, 
                         "state": state,
                         "best": best,
                         "seconds": np.array(seconds + time.perf_counter() - began),
+                        "flops": np.array(flops),
                     },
                 )
             if stop:
@@ -514,18 +527,14 @@ def _layer_rows(state: TrainState, positions: dict[str, int]) -> list[LayerRow]:
     return layer_rows(model_part(state.params), model_part(masks), positions)
 
 
-def training_flops(records: Iterable[Mapping[str, Any]], batch_size: int) -> float:
-    """FLOPs of a run's forward and backward passes with the kept weights, from its "train" records.
+def flops_of_step(experiment: Experiment, state: TrainState, positions: dict[str, int]) -> float:
+    """FLOPs of one training step, forward and backward, with the kept weights.
 
     Three forward passes' worth for each image: the backward pass has two products for each one of
     the forward pass. The dense gradients that some rules grow by are not counted, nor the penalty.
     """
-    total, done = 0.0, 0
-    for record in records:
-        if record["split"] == "train":
-            total += 3.0 * record["flops"] * (record["step"] - done) * batch_size
-            done = record["step"]
-    return total
+    forward = total_row(_layer_rows(state, positions)).flops
+    return 3.0 * forward * experiment.config.train.batch_size
 
 
 def _selection_data(experiment: Experiment) -> tuple[str, np.ndarray, np.ndarray]:
@@ -538,7 +547,7 @@ def _selection_data(experiment: Experiment) -> tuple[str, np.ndarray, np.ndarray
 
 def _restore(
     experiment: Experiment, checkpoints: Checkpoints, console: Console
-) -> tuple[TrainState, dict[str, Any], float]:
+) -> tuple[TrainState, dict[str, Any], float, float]:
     state = experiment.state
     best: dict[str, Any] = {}
     if experiment.config.eval.select != "last":
@@ -550,14 +559,14 @@ def _restore(
             "masks": get_masks(state.opt_state),
         }
     if checkpoints.latest_step() is None:
-        return state, best, 0.0
-    template = {"state": state, "best": best, "seconds": np.array(0.0)}
+        return state, best, 0.0, 0.0
+    template = {"state": state, "best": best, "seconds": np.array(0.0), "flops": np.array(0.0)}
     try:
         stored = checkpoints.restore(template)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     console.print(f"Resuming from step {checkpoints.latest_step()} of {experiment.steps}.")
-    return stored["state"], stored["best"], float(stored["seconds"])
+    return stored["state"], stored["best"], float(stored["seconds"]), float(stored["flops"])
 
 
 def _update_best(best: dict[str, Any], accuracy: float, state: TrainState) -> dict[str, Any]:
@@ -611,7 +620,11 @@ def finish(
     matrix = cka_function(experiment)(state)
     rows = _layer_rows(state, kernel_positions_of(experiment))
     total = total_row(rows)
-    records = read_metrics(experiment.workdir / "metrics.jsonl")
+    *_, logged = (
+        record
+        for record in read_metrics(experiment.workdir / "metrics.jsonl")
+        if record["split"] == "train"
+    )
     within = within_stage(matrix, groups)
     result = {
         "test": {**test, **selected},
@@ -621,7 +634,7 @@ def finish(
         "parameters_kept": total.kept,
         "flops": total.flops,
         "flops_dense": total.flops_dense,
-        "training_flops": training_flops(records, experiment.config.train.batch_size),
+        "training_flops": logged["training_flops"],
         "cka_within_stage": None if math.isnan(within) else within,
         "steps": experiment.steps,
         "epochs": experiment.steps / experiment.steps_per_epoch,
@@ -650,12 +663,14 @@ def finish(
 def _describe(experiment: Experiment, console: Console) -> None:
     config, data = experiment.config, experiment.dataset
     shape = "x".join(map(str, data.train_images.shape[1:]))
-    masks = get_masks(experiment.state.opt_state)
+    kept = float(density(get_masks(experiment.state.opt_state)))
+    if config.sparsity.rule in PRUNERS:  # a run that resumes has the masks in its checkpoint
+        kept = config.sparsity.density
     console.print(
         f"{data.name}: {len(data.train_labels)} training, {len(data.validation_labels)} validation "
         f"and {len(data.test_labels)} test images of {shape} in {data.num_classes} classes\n"
         f"{config.model.name}: {sum(p.size for p in jax.tree.leaves(experiment.state.params)):,} "
-        f"parameters; rule {config.sparsity.rule}, density {float(density(masks)):.4f} of its "
+        f"parameters; rule {config.sparsity.rule}, density {kept:.4f} of its "
         f"kernels; CKA-SR beta {config.cka.beta:g}\n"
         f"{experiment.steps} steps of {config.train.batch_size} images on "
         f"{len(experiment.devices)} x {experiment.devices[0].device_kind}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -41,34 +41,44 @@ def create_schedule(config: ConfigDict, steps: int, steps_per_epoch: int) -> opt
 def create_rule(config: ConfigDict, steps: int) -> Rule:
     """The sparse-training rule of a run's `config.sparsity`.
 
-    Fields that are None are left to the rule; `distribution`, `exclude` and `exact`, which always
-    have a value, go to the rules that take them.
+    Fields that are None are left to the rule.
 
     Args:
-      steps: length of the run; a rule that changes its masks stops at the share `config.end` of it.
+      steps: length of the run; a rule that changes its masks stops at the share `config.end` of it,
+        or with the last step but one if that comes first.
 
     Raises:
       ValueError: a field set that the rule does not have, or one that it cannot work with.
     """
     if config.rule not in RULES:
         raise ValueError(unknown("sparsity.rule here", config.rule, RULES))
-    accepted = inspect.signature(RULES[config.rule]).parameters
-    options = rule_options(config, accepted)
-    if "end_step" in accepted:
-        options["end_step"] = round(config.end * steps)
+    parameters = inspect.signature(RULES[config.rule]).parameters
+    options = rule_options(config, parameters)
+    if "end_step" in parameters:
+        # An update at step index t shows in step t + 1.
+        options["end_step"] = max(1, min(round(config.end * steps), steps - 1))
     return make_rule(config.rule, **options)
 
 
-def rule_options(config: ConfigDict, accepted: Container[str]) -> dict[str, Any]:
-    """The fields of `config.sparsity` that are set, less the common ones that are not accepted."""
-    common = ("density", "distribution", "exclude", "exact")
-    return {
-        name: value
-        for name, value in config.items()
-        if value is not None
-        and name not in ("rule", "end", "rescale")
-        and (name in accepted or name not in common)
-    }
+def rule_options(config: Mapping[str, Any], parameters: Container[str]) -> dict[str, Any]:
+    """The fields of `config.sparsity` that are set, as options of a function with `parameters`.
+
+    `density`, which always has a value, goes to the methods that take it.
+
+    Raises:
+      ValueError: a field set that the function does not have.
+    """
+    options = {}
+    for name, value in config.items():
+        if name in ("rule", "end", "rescale") or value is None or (name == "exclude" and not value):
+            continue
+        if name in parameters:
+            options[name] = value
+        elif name != "density":
+            rule = config["rule"]
+            known = [field for field in config if field in parameters]
+            raise ValueError(unknown(f"option of sparsity rule {rule!r}:", name, known))
+    return options
 
 
 def create_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:

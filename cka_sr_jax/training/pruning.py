@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from cka_sr_jax._errors import unknown
 from cka_sr_jax.sparsity import Masks, grasp, ntt, snip, synflow
 from cka_sr_jax.training.optimizer import rule_options
 from cka_sr_jax.training.step import cross_entropy
@@ -56,13 +55,7 @@ def prune_before_training(
       ValueError: a field set that the method does not have, or one that it cannot work with.
     """
     prune = PRUNERS[config.rule]
-    accepted = set(inspect.signature(prune).parameters) & set(config)
-    if config.rule == "ntt":
-        accepted.add("rounds")
-    options = rule_options(config, accepted)
-    for name in options:
-        if name not in accepted:
-            raise ValueError(unknown(f"option of sparsity rule {config.rule!r}:", name, accepted))
+    options = rule_options(config, pruner_options(config.rule))
     if options.pop("shuffle", False):
         options["shuffle"] = key
     params, statistics = variables["params"], variables.get("batch_stats", {})
@@ -97,6 +90,13 @@ def prune_before_training(
 
     scored = jax.jit(lambda params, batch: prune(loss, params, batch, **options))
     return scored(params, (images(batch), jnp.asarray(labels[batch])))
+
+
+def pruner_options(name: str) -> set[str]:
+    """The fields of `config.sparsity` that this method takes."""
+    inputs = {"batch", "batches", "inputs", "loss", "model", "params"}
+    options = set(inspect.signature(PRUNERS[name]).parameters) - inputs
+    return options | {"rounds"} if name == "ntt" else options
 
 
 def _first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:

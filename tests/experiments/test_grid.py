@@ -6,6 +6,7 @@ import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from ml_collections import ConfigDict
@@ -55,6 +56,15 @@ def test_points_are_all_combinations_with_every_seed():
         ({"cka": {"beta": ("x",)}}, "the grid's point .* is wrong"),
         ({"cka": {"beta": (-1.0,)}}, "cka.beta=-1.0 is too small"),
         ({"sparsity": {"rule": ("rigle",)}}, "Unknown sparsity.rule 'rigle'"),
+        ({"seeds": (1, 2)}, "Unknown config field in the grid: 'seeds': did you mean 'seed'"),
+        ({"seed": (1, 2)}, "grid.seed and seeds both say which seeds to run"),
+        ({"cka": {"beta": (0.0, 1e-3, 0)}}, r"grid.cka.beta=.* has a value twice"),
+        ({"model": {"options": {"hiden": ((8,), (9,))}}}, "Unknown option of mlp 'hiden'"),
+        ({"data": {"name": ("mnist",)}}, "data.dir is empty"),
+        (
+            {"sparsity": {"rule": ("rigl", "rst"), "update_every": (1,)}},
+            "Unknown option of sparsity rule 'rst': 'update_every'",
+        ),
     ],
 )
 def test_a_wrong_grid_is_one_sentence_before_anything_runs(change, message, tmp_path):
@@ -85,7 +95,8 @@ def test_runs_once_and_a_failure_does_not_stop_the_others(tmp_path, monkeypatch)
         (workdir / "result.json").write_text(json.dumps(result))
         return result
 
-    monkeypatch.setattr(grid, "experiment_of", lambda config: fake_run)
+    fake = SimpleNamespace(run=fake_run, prepare=lambda config, workdir: None)
+    monkeypatch.setattr(grid, "experiment_of", lambda config: fake)
     states = run_grid(small_grid(), tmp_path, console=quiet())
     assert [state.split(":")[0] for state in states.values()] == ["finished"] * 2 + ["failed"] * 2
     assert "out of luck" in list(states.values())[2]
@@ -152,3 +163,14 @@ def test_a_grid_in_two_processes_from_the_command_line(tmp_path):
     assert "2 finished" in done.stdout
     for seed in (0, 1):
         assert (tmp_path / "grid" / f"seed={seed}" / "result.json").exists()
+
+
+def test_a_mistake_that_only_a_run_finds_ends_the_grid(tmp_path, monkeypatch):
+    def refuse(config, workdir, console):
+        raise ConfigError("this point cannot work.")
+
+    fake = SimpleNamespace(run=refuse, prepare=lambda config, workdir: None)
+    monkeypatch.setattr(grid, "experiment_of", lambda config: fake)
+    with pytest.raises(ConfigError, match="this point cannot work"):
+        run_grid(small_grid(), tmp_path, console=quiet())
+    assert not list(tmp_path.glob("*/failed.txt"))

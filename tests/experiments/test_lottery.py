@@ -113,6 +113,8 @@ def test_an_interrupted_experiment_ends_as_an_uninterrupted_one(finished, tmp_pa
 def test_rewinding_to_the_initial_weights(tmp_path):
     config = small_config(rewind_step=0, rounds=1)
     lottery.run(config, tmp_path, quiet())
+    with pytest.raises(ConfigError, match=r"lottery.prune is 0.2 there and 0.5 now"):
+        lottery.run(small_config(rewind_step=0, rounds=1, prune=0.5), tmp_path, quiet())
     # Again: everything is there.
     shutil.rmtree(tmp_path / "round01" / "checkpoints")
     assert len(lottery.run(config, tmp_path, quiet())["rounds"]) == 2

@@ -59,6 +59,12 @@ def test_the_choice_is_by_validation_data_and_pairs_are_by_seed():
         choose_and_compare(rows_of(TABLE), "cka.beta", 0.5)
 
 
+def test_runs_that_differ_in_something_else_are_no_pairs():
+    rows = rows_of(TABLE) + rows_of(TABLE, density=0.01)
+    with pytest.raises(ValueError, match=r"differ in sparsity.density \(0.01, 0.05\): name it"):
+        choose_and_compare(rows, "cka.beta", 0.0)
+
+
 def test_command_line(tmp_path, capsys):
     rows = rows_of(TABLE) + rows_of({0.0: [(0.1, 0.2)], 1e-4: [(0.1, 0.3)]}, density=0.01)
     write_csv(rows, tmp_path / "runs.csv")

@@ -50,6 +50,13 @@ def test_table_and_csv(grid, tmp_path, capsys):
     assert capsys.readouterr().out.strip() == TABLE
 
 
+def test_cells_hold_runs_that_differ_in_seed_alone(grid, capsys):
+    with pytest.raises(SystemExit, match=r"differ in sparsity.density \(0.01, 0.05\)"):
+        main([str(grid)])
+    main([str(grid), "--columns=sparsity.density", "--value=explored"])  # these runs have none
+    assert capsys.readouterr().out.count("%") == 0
+
+
 def test_refusals(grid, tmp_path):
     with pytest.raises(SystemExit, match="holds no finished run"):
         main([str(tmp_path)])

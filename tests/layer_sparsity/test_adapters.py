@@ -1,5 +1,7 @@
 """Chains from models and back, and what is refused."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -144,10 +146,21 @@ REFUSED_LINEN = [
     (between(lambda x, y: x), X, "second is not applied to the ReLU of the output of first"),
     (between(lambda x, y: nn.LayerNorm()(nn.relu(y))), X, "second is not applied to the ReLU"),
     (between(lambda x, y: jnp.sin(y)), X, "the model is no chain"),
+    (between(lambda x, y: jnp.clip(y, 0, 100)), X, "the model is no chain"),
     (between(lambda x, y: nn.BatchNorm(True)(nn.relu(y))), X, "does not follow a layer directly"),
     (nn.Sequential([nn.Dense(3), nn.relu]), X, "is not that of its last layer, layers_0"),
     (nn.Sequential([nn.relu, nn.Dense(3)]), abs(X), "not applied to the model's input"),
-    (nn.Sequential([nn.relu]), X, "has no nn.Dense or nn.Conv layer"),
+    (nn.Sequential([nn.relu]), X, "has no nn.Dense or nn.Conv layer, so"),
+    (
+        nn.Sequential([nn.DenseGeneral(3), nn.relu, nn.Dense(2)]),
+        X,
+        r"not applied to the model's input \(it has the DenseGeneral layers_0",
+    ),
+    (
+        nn.Sequential([nn.Conv(7, (1, 1)), nn.BatchNorm(True, axis=1)]),
+        IMAGES,
+        "BatchNorm layers_1 has axis 1: only one over the last",
+    ),
     (convolution(strides=2), IMAGES, "has strides 2: layers merge at stride 1 only"),
     (convolution(padding="SAME"), IMAGES, "has padding 'SAME': zeros at the edge"),
     (convolution(padding=1), IMAGES, "has padding 1"),
@@ -170,6 +183,69 @@ def test_a_linen_model_that_is_no_chain_is_refused_with_a_sentence(model, x, mes
     variables = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)
     with pytest.raises(ValueError, match=message):
         from_linen(model, variables, x)
+
+
+@pytest.mark.parametrize(
+    ("step", "x"),
+    [
+        (lambda x: x / 255, jnp.zeros((2, 6))),
+        (lambda x: x / 255, jnp.zeros((2, 6), jnp.uint8)),
+        (jnp.tanh, jnp.zeros((2, 6))),
+        (lambda x: jnp.clip(x, -1, 1), jnp.ones((2, 6))),
+        (lambda x: jnp.clip(x, -100, 100), jnp.ones((1, 1))),
+        (nn.relu, jnp.ones((2, 6))),
+    ],
+)
+def test_a_step_before_the_first_layer_shows_on_a_constant_batch(step, x):
+    for model in (nn.Sequential([step, nn.Dense(3)]), nn.Sequential([nn.Dense(3)])):
+        variables = model.init(jax.random.key(0), x)
+        if len(model.layers) == 1:
+            assert len(from_linen(model, variables, x)) == 1
+        else:
+            with pytest.raises(ValueError, match="is not applied to the model's input: do what"):
+                from_linen(model, variables, x)
+
+
+class Standardised(nn.Dense):
+    """Its kernel is standardised before it is applied."""
+
+    @nn.compact
+    def __call__(self, x):
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        bias = self.param("bias", self.bias_init, (self.features,))
+        return x @ ((kernel - kernel.mean()) / kernel.std()) + bias.reshape(1, -1)
+
+
+def test_a_linen_subclass_that_computes_something_else_is_refused():
+    model = nn.Sequential([nn.Dense(4), nn.relu, Standardised(3)])
+    with pytest.raises(ValueError, match="the Standardised layers_2 does not compute what its"):
+        from_linen(model, model.init(jax.random.key(0), X), X)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_normalised_weights_and_short_types_are_fine(dtype):
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.WeightNorm(nn.Dense(64, dtype=dtype))(x))
+            return nn.Dense(3, dtype=dtype)(x)
+
+    variables = randomised(Model().init(jax.random.key(0), X))
+    chain = from_linen(Model(), variables, X)
+    y = Model().apply(variables, X)
+    np.testing.assert_allclose(
+        np.asarray(apply_chain(chain, X), np.float32),
+        np.asarray(y, np.float32),
+        atol=2e-2 * float(jnp.max(jnp.abs(y))),
+    )
+
+
+def test_parameters_in_place_of_variables_are_refused_with_a_sentence():
+    params = MLP(3, (4, 5)).init(jax.random.key(0), X, train=False)["params"]
+    with pytest.raises(ValueError, match=r"no 'params' but hidden0, hidden1, head: pass what"):
+        from_linen(MLP(3, (4, 5)), params, X, train=False)
+    with pytest.raises(ValueError, match=r"the input batch has shape \(0, 6\): pass one"):
+        from_linen(MLP(3, (4, 5)), {"params": params}, X[:0], train=False)
 
 
 def test_nan_weights_are_refused_with_a_sentence():
@@ -224,6 +300,69 @@ def test_bad_nnx_parts_are_refused_with_a_sentence(parts, message):
         from_nnx([nnx.Linear(6, 6, rngs=nnx.Rngs(0)), *parts])
 
 
+class Residual(nnx.Sequential):
+    def __call__(self, x):
+        return x + super().__call__(x)
+
+
+class Custom(nnx.Module):
+    pass
+
+
+def nnx_linear(*sizes):
+    return nnx.Linear(*sizes, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (None, "a NoneType is no sequence of layers: pass a Sequential or the list of its parts"),
+        (nnx_linear(6, 6), "a Linear is no sequence of layers"),
+        (Custom(), "a Custom is no sequence of layers"),
+        (Residual(nnx_linear(6, 6)), "a Residual is no sequence of layers"),
+        ([nnx_linear(6, 6), nnx.relu, Residual(nnx_linear(6, 6))], "Residual 2 is no part"),
+        ([nnx.LoRALinear(6, 6, lora_rank=2, rngs=nnx.Rngs(0))], "LoRALinear 0 is no part"),
+        (
+            [
+                nnx.Conv(3, 4, (1, 1), rngs=nnx.Rngs(0)),
+                nnx.BatchNorm(4, axis=1, rngs=nnx.Rngs(0)),
+            ],
+            "BatchNorm 1 has axis 1: only one over the last axis",
+        ),
+    ],
+)
+def test_nnx_models_that_are_no_sequence_of_plain_layers_are_refused(model, message):
+    with pytest.raises(ValueError, match=message):
+        from_nnx(model)
+
+
+def test_the_penalty_of_an_nnx_model_is_a_loss_term():
+    model = nnx.Sequential(
+        nnx_linear(6, 5), nnx.relu, nnx.Linear(5, 4, use_bias=False, rngs=nnx.Rngs(1)), nnx.relu,
+        nnx_linear(4, 2),
+    )  # fmt: skip
+    layers = ["layers/0", "layers/2", "layers/4"]
+    for a, b in zip(from_params(nnx.state(model), layers), from_nnx(model), strict=True):
+        np.testing.assert_array_equal(a.kernel, b.kernel)
+        np.testing.assert_array_equal(a.bias, b.bias)
+    penalty = nnx.grad(lambda m: layer_penalty(from_params(nnx.state(m), layers)))
+    gradient = penalty(model)["layers"]
+    assert np.any(gradient[2]["kernel"][...])
+    assert not np.any(gradient[0]["kernel"][...])
+    with pytest.raises(ValueError, match=r"from_nnx looks at the weights.*use from_params\(nnx.st"):
+        nnx.grad(lambda m: layer_penalty(from_nnx(m)))(model)
+
+
+def test_adapters_that_need_values_say_so_inside_jit():
+    model = MLP(3, (4, 5))
+    variables = model.init(jax.random.key(0), X, train=False)
+    with pytest.raises(ValueError, match=r"from_linen looks at the weights.*use from_params\(var"):
+        jax.jit(lambda v: from_linen(model, v, X, train=False))(variables)
+    layer = from_mlp(variables["params"])[0]
+    with pytest.raises(ValueError, match="fold_batch_norm looks at the weights' values, which jit"):
+        jax.jit(fold_batch_norm)(layer, 1.0, 0.0, 0.0, 1.0)
+
+
 def test_more_bad_nnx_parts_are_refused_with_a_sentence():
     with pytest.raises(ValueError, match="before the first layer"):
         from_nnx([nnx.relu])
@@ -242,6 +381,8 @@ def test_which_activations_allow_merging():
     for name in (*NAMES, "celu", "selu", "hard_tanh", "swish"):
         with pytest.raises(ValueError, match=f"layers do not merge over {name}: "):
             check_activation(name)
+    with pytest.raises(ValueError, match="do not merge over leaky_relu: leaky_relu is linear on"):
+        check_activation(partial(nn.leaky_relu, negative_slope=0.1))
 
 
 def test_batch_norm_folds_into_the_layer_before():
@@ -256,3 +397,5 @@ def test_batch_norm_folds_into_the_layer_before():
     np.testing.assert_allclose(x @ folded.kernel + folded.bias, expected, rtol=1e-12)
     with pytest.raises(ValueError, match="NaN or infinite"):
         fold_batch_norm(layer, scale, bias, mean, var * np.nan)
+    with pytest.raises(ValueError, match=r"mean has shape \(3,\) and the layer 4 outputs: pass"):
+        fold_batch_norm(layer, scale, bias, mean[:3], var)

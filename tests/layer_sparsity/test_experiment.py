@@ -1,5 +1,6 @@
 """The experiment end to end: fit, merge, refit, compare; what it leaves and what it refuses."""
 
+import io
 import itertools
 import json
 
@@ -11,6 +12,13 @@ from rich.console import Console
 
 from cka_sr_jax.experiments import layer_sparsity, tasks
 from cka_sr_jax.experiments.layer_sparsity import Estimate, Point, choose
+from cka_sr_jax.experiments.layer_sparsity_table import (
+    Network,
+    networks_table,
+    path_table,
+    print_table,
+)
+from cka_sr_jax.experiments.mlp_training import Strengths
 from cka_sr_jax.layer_sparsity import (
     Affine,
     active_layers,
@@ -107,8 +115,9 @@ def test_digits_end_to_end(tmp_path, capsys):
 
 
 def test_the_choice_does_without_test_data(tmp_path, monkeypatch):
-    def untrained(setup, hidden, rule, *, start=None, strength=0.0, penalty=None):
-        return start or random_chain((10, *hidden, 1), nonnegative=(1, 2) if strength else ())
+    def untrained(setup, hidden, rule, *, start=None, strengths=Strengths()):  # noqa: B008
+        nonnegative = (1, 2) if strengths.layer else ()
+        return start or random_chain((10, *hidden, 1), nonnegative=nonnegative)
 
     monkeypatch.setattr(layer_sparsity, "fit", untrained)
     setup = layer_sparsity.prepare(small_config(data__name="relu_teacher"), tmp_path)
@@ -118,28 +127,83 @@ def test_the_choice_does_without_test_data(tmp_path, monkeypatch):
     assert any(choose(path, 1.0) is point for point in path)
 
 
-def test_a_sparse_refit_keeps_its_zeros_and_penalties_act(tmp_path):
+def nonzero(chain):
+    return sum(int(np.count_nonzero(layer.kernel)) for layer in chain)
+
+
+def test_a_sparse_refit_keeps_its_zeros(tmp_path):
     config = small_config(sparsity__rule="rst", sparsity__density=0.2, train__steps=30,
                           layer_sparsity__refit_keep_zeros=True)  # fmt: skip
     setup = layer_sparsity.prepare(config, tmp_path)
     merged = random_chain((64, 12, 10))
     merged[1].kernel[::2] = 0
-    plain, cold = (layer_sparsity.refit(setup, merged, cold=cold) for cold in (False, True))
-    for refitted in (plain, cold):
+    for cold in (False, True):
+        refitted = layer_sparsity.refit(setup, merged, cold=cold)
         assert not np.asarray(refitted[1].kernel)[::2].any()
         assert np.asarray(refitted[1].kernel)[1::2].all()
-    config.layer_sparsity.refit_l1 = config.layer_sparsity.refit_row_group = 0.1
-    sparser = layer_sparsity.refit(setup, merged)
-    assert np.abs(sparser[0].kernel).sum() < np.abs(plain[0].kernel).sum()
+
+
+def test_connections_and_units_of_a_refit_become_exactly_0(tmp_path):
+    config = small_config(train__steps=100, optimizer__learning_rate=1e-2)
+    setup = layer_sparsity.prepare(config, tmp_path)
+    merged = random_chain((64, 12, 10))
+    config.layer_sparsity.refit_l1 = 0.5
+    sparse = layer_sparsity.refit(setup, merged, cold=True)
+    total = sum(layer.kernel.size for layer in merged)
+    assert 0.1 * total < nonzero(sparse) < 0.9 * total
+    config.layer_sparsity.refit_l1, config.layer_sparsity.refit_row_group = 0.0, 5.0
+    narrow = layer_sparsity.refit(setup, merged, cold=True)
+    width = narrow[0].kernel.shape[1]
+    assert 1 <= width < 12
+    assert [layer.kernel.shape for layer in narrow] == [(64, width), (width, 10)]
+    assert np.asarray(narrow[0].kernel).any(axis=0).all()
 
 
 def test_nonnegative_input_lets_the_first_layer_merge(tmp_path):
     config = small_config(data__mean=(0.0,), data__std=(1.0,), cka__beta=1e-3)
     setup = layer_sparsity.prepare(config, tmp_path)
     assert setup.task.nonnegative_input
-    fitted = layer_sparsity.fit(setup, setup.hidden, make_rule("dense"), strength=200.0)
+    fitted = layer_sparsity.fit(setup, setup.hidden, make_rule("dense"), strengths=Strengths(200.0))
     assert active_layers(fitted, nonnegative_input=True) == ()
     assert len(merge_layers(fitted, nonnegative_input=True)) == 1
+
+
+def test_where_nothing_merges_nothing_is_called_refitted(tmp_path):
+    config = small_config(layer_sparsity__strengths=(1e-6,), train__steps=10)
+    config.layer_sparsity.standard_errors = 100.0
+    console = Console(record=True, quiet=True, width=80)
+    result = layer_sparsity.run(config, tmp_path / "run", console)
+    assert not result["chosen_merged"]
+    assert {row["warm_validation_error"] for row in result["path"]} == {None}
+    assert [network["name"] for network in result["networks"]] == ["no penalty", "fitted"]
+    tables = (tmp_path / "run" / "tables.md").read_text()
+    assert "| - | - |" in tables
+    assert ", no layer merged: error rate" in tables
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_no_number_of_the_tables_is_cut(width):
+    errors = dict.fromkeys(
+        ("validation_error", "warm_validation_error", "cold_validation_error", "standard_error"),
+        0.1234,
+    )
+    size = {"depth": 9, "multiply_adds": 217_000}
+    network = Network(
+        "oracle depth", 9, 8, [128] * 8, 218_034, 217_000, 216_000, 0.12, 0.13, 12345.0, 1.0
+    )
+    result = {
+        "chosen_strength": 5.5, "chosen_merged": True, "error": "squared error",
+        "inference_batch": 2000, "device": "cpu", "networks": [network._asdict()],
+        "path": [{"strength": 5.5, "active": range(8), **size, **errors}],
+    }  # fmt: skip
+    console = Console(width=width, file=io.StringIO())
+    for table in (path_table, networks_table):
+        _, columns, rows = table(result)
+        print_table("", columns, rows, console)
+        for cell in [*columns, *rows[0]]:
+            assert cell in console.file.getvalue()
+    if width == 80:
+        assert max(map(len, console.file.getvalue().splitlines())) <= 80
 
 
 def test_choice_is_the_shallowest_within_standard_errors():
@@ -167,6 +231,13 @@ def test_saved_chain_is_a_plain_mlp(tmp_path):
     assert hidden == (7,)
     for layer, loaded in zip(merged, from_mlp(params), strict=True):
         np.testing.assert_array_equal(layer.kernel, loaded.kernel)
+    save_mlp(tmp_path / "plain", jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), merged))
+    _, params = load_mlp(tmp_path / "plain")
+    expected = jnp.asarray(merged[0].kernel, jnp.bfloat16)
+    np.testing.assert_array_equal(params["hidden0"]["kernel"], np.asarray(expected, np.float32))
+    (tmp_path / "junk.npz").write_bytes(b"junk")
+    with pytest.raises(ValueError, match=r"junk.npz is no file of save_mlp"):
+        load_mlp(tmp_path / "junk.npz")
     np.savez(tmp_path / "other.npz", weights=np.zeros(3))
     with pytest.raises(ValueError, match="not the parameters of an MLP"):
         load_mlp(tmp_path / "other.npz")
@@ -183,6 +254,13 @@ def test_saved_chain_is_a_plain_mlp(tmp_path):
         ({"model__name": "lenet5"}, "merges the layers of an MLP and model.name is 'lenet5'"),
         ({"data__validation": 0.0}, "chooses its strength on validation data"),
         ({"data__flip": True}, "trains on images as they are"),
+        ({"sparsity__rule": "snip"}, "sparsity.rule='snip': use one of channels, dense, gmp, gra"),
+        ({"sparsity__rule": "dst"}, "does not train with sparsity.rule='dst'"),
+        ({"sparsity__rescale": True}, "set sparsity.rescale to False"),
+        ({"eval__select": "best-validation"}, "eval.select is 'best-validation': set it to 'last'"),
+        ({"lottery__rounds": 2}, "lottery.rounds=2 are two experiments"),
+        ({"model__options__hidden": ()}, r"hidden=\(\) has no layer that can merge"),
+        ({"model__options__hidden": (12,)}, r"hidden=\(12,\) has no layer that can merge"),
         ({"data__name": "mnist"}, "data.dir is empty"),
         ({"sparsity__rule": "rsst"}, "Unknown sparsity.rule 'rsst'"),
         ({"train__batch_size": 4000}, "more than the 1293 training examples"),
@@ -200,9 +278,9 @@ def test_mistakes_are_one_sentence(fields, message, tmp_path):
 def test_a_path_ends_where_training_diverges(tmp_path, monkeypatch):
     setup = layer_sparsity.prepare(small_config(train__steps=5), tmp_path)
 
-    def diverging(*args, strength=0.0, **kwargs):
+    def diverging(*args, strengths=Strengths(), **kwargs):  # noqa: B008
         chain = random_chain((64, 12, 12, 12, 10))
-        return jax.tree.map(lambda a: a * jnp.nan, chain) if strength else chain
+        return jax.tree.map(lambda a: a * jnp.nan, chain) if strengths.layer else chain
 
     monkeypatch.setattr(layer_sparsity, "fit", diverging)
     path = layer_sparsity.fit_path(setup, Console(quiet=True))

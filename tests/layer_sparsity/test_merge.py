@@ -305,5 +305,13 @@ def test_bad_arguments_are_refused_with_a_sentence():
         apply_chain((layer(3, 1, 1, 1), layer(3, 3, 1, 1)), np.ones((1, 4, 9, 1)))
     with pytest.raises(ValueError, match="must be numbers >= 0"):
         drop_negative_parts(chain, -1.0)
+    for tol in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match="must be a number >= 0"):
+            active_layers(chain, tol)
+    for inputs in (np.ones((0, 2)), np.full((1, 2), np.nan)):
+        with pytest.raises(ValueError, match="are empty or not all finite: pass examples"):
+            drop_negative_parts(chain, 1.0, inputs=inputs)
+    with pytest.raises(ValueError, match="an input is -1 and nonnegative_input says"):
+        drop_negative_parts(chain, 1.0, inputs=-np.ones((1, 2)), nonnegative_input=True)
     with pytest.raises(ValueError, match="which jit and grad hide"):
         jax.jit(merge_layers)(jax.tree.map(jnp.asarray, chain))

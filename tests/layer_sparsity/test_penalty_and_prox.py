@@ -20,14 +20,19 @@ from cka_sr_jax.layer_sparsity import (
     active_layers,
     apply_chain,
     candidate_layers,
+    drop_dead_units,
     from_mlp,
     l1_penalty,
+    l1_prox,
     layer_penalty,
     layer_prox,
     negative_norm,
+    prox_l1,
     prox_negative_part,
+    prox_units,
     random_like,
     row_group_penalty,
+    unit_prox,
 )
 from cka_sr_jax.models import MLP
 from cka_sr_jax.sparsity import apply_masks, get_masks, rigl, rst, sparsify
@@ -86,6 +91,8 @@ def test_the_penalty_leaves_out_the_first_and_the_last_layer():
     assert layer_penalty(chain[:1]) == 0
     with pytest.raises(ValueError, match="3 weights for 2 penalised layers"):
         layer_penalty(chain, [1.0, 1.0, 1.0])
+    with pytest.raises(ValueError, match=r"weights=0.1 for 2 penalised layers: pass one weight"):
+        layer_penalty(chain, 0.1)
 
 
 invariant_penalty = jax.jit(functools.partial(layer_penalty, scale_invariant=True))
@@ -127,32 +134,46 @@ def test_the_scale_invariant_form_agrees_with_its_formula():
 # The proximal step.
 
 
+def negative_part_norm(v):
+    return np.sqrt(np.sum(np.minimum(v, 0) ** 2))
+
+
+def l1_norm(v):
+    return np.sum(np.abs(v))
+
+
+def units_norm(v):
+    return np.sum(np.sqrt(np.sum(v**2, axis=0)))
+
+
 @pytest.mark.usefixtures("enable_x64")
-def test_prox_minimises_its_objective():
+@pytest.mark.parametrize(
+    ("prox", "norm"),
+    [(prox_negative_part, negative_part_norm), (prox_l1, l1_norm), (prox_units, units_norm)],
+)
+def test_prox_minimises_its_objective(prox, norm):
+    """Against Powell's search over all entries, from two starts: it takes no gradient at a kink."""
     rng = np.random.default_rng(0)
-    prox = jax.jit(prox_negative_part)
+    step = jax.jit(prox)
     for t in (0.05, 0.3, 1.0, 2.0):
-        for _ in range(5):
-            w = rng.normal(size=6)
+        for _ in range(3):
+            w = rng.normal(size=(3, 2))
 
             def objective(v, w=w, t=t):
-                return 0.5 * np.sum((v - w) ** 2) + t * np.sqrt(np.sum(np.minimum(v, 0) ** 2))
+                v = v.reshape(w.shape)
+                return 0.5 * np.sum((v - w) ** 2) + t * norm(v)
 
-            def point(p, w=w):
-                """Negative entries as length p_0^2 times a direction: no kink at length 0."""
-                direction = p[1:] ** 2 * (w < 0)
-                direction = direction / max(np.linalg.norm(direction), 1e-12)
-                return np.where(w < 0, -(p[0] ** 2) * direction, w)
-
-            def search(p, objective=objective, point=point):
-                return objective(point(p))
-
-            found = minimize(search, np.ones(7), method="BFGS", options={"gtol": 1e-12})
-            options = {"xatol": 1e-10, "fatol": 1e-15, "maxiter": 20000, "maxfev": 20000}
-            found = minimize(search, found.x, method="Nelder-Mead", options=options)
-            result = np.asarray(prox(w, t))
-            assert abs(objective(result) - found.fun) < 1e-9
-            np.testing.assert_allclose(result, point(found.x), atol=1e-6)
+            options = {"xtol": 1e-10, "ftol": 1e-15, "maxfev": 100_000}
+            found = min(
+                (
+                    minimize(objective, start.ravel(), method="Powell", options=options)
+                    for start in (w, np.zeros_like(w))
+                ),
+                key=lambda found: found.fun,
+            )
+            result = np.asarray(step(w, t))
+            assert objective(result) <= found.fun + 1e-12
+            np.testing.assert_allclose(result, found.x.reshape(w.shape), atol=1e-6)
 
 
 arrays = hnp.arrays(np.float32, (2, 3), elements=st.floats(-5, 5, width=32))
@@ -270,13 +291,19 @@ def test_a_chain_is_trained_by_the_indices_of_its_layers():
 
 def test_layer_prox_refuses_bad_arguments_with_a_sentence():
     params = init_params()
-    for strength in (-1.0, float("nan")):
-        with pytest.raises(ValueError, match="is not a number >= 0"):
-            layer_prox(strength, 0.1, "hidden1")
+    for number in (-1.0, float("nan"), np.ones(2)):
+        for transform in (layer_prox, l1_prox, unit_prox):
+            with pytest.raises(ValueError, match=r"strength=.* is not a number >= 0"):
+                transform(number, 0.1, "hidden1")
+        with pytest.raises(ValueError, match=r"learning_rate=.* is not a number >= 0"):
+            layer_prox(1.0, number, "hidden1")
+        for prox in (prox_negative_part, prox_l1, prox_units):
+            with pytest.raises(ValueError, match="is not one number >= 0"):
+                prox(np.ones((2, 3)), number)
     with pytest.raises(ValueError, match="'hiden' matches no layer: the parameters have head, hid"):
         layer_prox(1.0, 0.1, ["hidden1", "hiden"]).init(params)
     tx = layer_prox(1.0, 0.1, "hidden1")
-    with pytest.raises(ValueError, match="layer_prox needs the parameters"):
+    with pytest.raises(ValueError, match="a proximal step needs the parameters"):
         tx.update(params, tx.init(params))
 
 
@@ -291,6 +318,59 @@ def test_refit_penalties_agree_with_their_formulas():
     assert l1_penalty(chain) == pytest.approx(total, rel=1e-6)
     gradient = jax.jit(jax.grad(row_group_penalty))(jax.tree.map(jnp.zeros_like, chain))
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+def test_one_step_of_both_refit_penalties_is_the_prox_of_their_sum():
+    params = init_params()
+    grads = jax.tree.map(lambda p: jnp.sin(100 * p), params)
+    tx = optax.chain(
+        optax.sgd(0.5), l1_prox(0.1, 0.5, ["hidden*", "head"]), unit_prox(1.2, 0.5, "hidden*")
+    )
+    updates, _ = tx.update(grads, tx.init(params), params)
+    new = optax.apply_updates(params, updates)
+    zeros = 0
+    for name, layer in params.items():
+        expected = jax.tree.map(lambda p, g: p - 0.5 * g, layer, grads[name])
+        np.testing.assert_array_equal(new[name]["bias"], expected["bias"])
+        w = np.asarray(expected["kernel"])
+        w = np.sign(w) * np.maximum(np.abs(w) - 0.05, 0)
+        if name != "head":
+            norms = np.linalg.norm(w, axis=0, keepdims=True)
+            w = w * np.maximum(0, 1 - 0.6 / norms)
+            zeros += np.sum(~w.any(0))
+        np.testing.assert_allclose(new[name]["kernel"], w, atol=1e-6)
+        np.testing.assert_array_equal(new[name]["kernel"] == 0, w == 0)
+    assert zeros > 0
+
+
+@pytest.mark.parametrize("taps", [(), (2, 1)])
+def test_dead_units_are_dropped_and_the_function_stays(taps):
+    rng = np.random.default_rng(7)
+    sizes = (3, 6, 5, 4, 2)
+    chain = [
+        Affine(rng.normal(size=(*taps, *shape)), rng.normal(size=shape[1]))
+        for shape in itertools.pairwise(sizes)
+    ]
+    chain[0].kernel[..., [1, 4]] = 0  # constant units
+    chain[0].bias[1] = 2.0
+    chain[1].kernel[..., :, 3] = 0  # constant
+    chain[1].kernel[..., [0, 1, 4, 5], 2] = 0  # only input 2 and 3 feed unit 2
+    chain[2].kernel[..., 1, :] = 0  # unit 1 of layer 1 is not used
+    smaller = drop_dead_units(chain)
+    assert [len(layer.bias) for layer in smaller] == [4, 3, 4, 2]
+    x = rng.normal(size=(5, 7, 6, 3) if taps else (5, 3)).astype(np.float32)
+    y = apply_chain(jax.tree.map(jnp.float32, chain), x)
+    same = apply_chain(jax.tree.map(jnp.float32, smaller), x)
+    np.testing.assert_allclose(same, y, rtol=1e-4, atol=1e-4)
+    # Where all die one unit stays, and the output is the same constant.
+    dead = [layer._replace(kernel=layer.kernel * 0) for layer in chain[:-1]] + chain[-1:]
+    smaller = drop_dead_units(dead)
+    assert [len(layer.bias) for layer in smaller] == [1, 1, 1, 2]
+    np.testing.assert_allclose(
+        apply_chain(jax.tree.map(jnp.float32, smaller), x),
+        apply_chain(jax.tree.map(jnp.float32, dead), x),
+        rtol=1e-5,
+    )
 
 
 def test_a_cold_start_has_he_normal_weights_of_the_same_shapes():

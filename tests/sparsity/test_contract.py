@@ -321,6 +321,17 @@ def test_masked_training_is_training_of_the_masked_loss():
     )
 
 
+def test_bfloat16_updates_of_float32_parameters_end_at_exactly_zero():
+    params = {"w": jax.random.normal(jax.random.key(0), (40, 50))}
+    tx = sparsify(optax.sgd(0.1), make_rule("set", density=0.3, end_step=6, update_every=1))
+    opt_state = tx.init(params)
+    for step in range(7):
+        grads = {"w": jax.random.normal(jax.random.key(step), (40, 50), jnp.bfloat16)}
+        updates, opt_state = tx.update(grads, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        assert not np.asarray(params["w"])[~np.asarray(get_masks(opt_state)["w"])].any()
+
+
 def test_dense_is_the_inner_optimiser():
     params = variables()["params"]
     grads = jax.grad(loss)(params)

@@ -235,7 +235,10 @@ def test_scores_may_be_plain_functions():
     def first(key, param, grad, mask):
         return -jnp.arange(param.size, dtype=jnp.float32).reshape(param.shape)
 
-    rule = rigl(0.3, "uniform", end_step=10, drop_fraction=constant(0.5), drop=first, grow=first)
+    half = constant(0.5)
+    rule = rigl(
+        0.3, "uniform", end_step=10, update_every=2, drop_fraction=half, drop=first, grow=first
+    )
     params, grads = random_layers(0)
     masks = rule.init(jax.random.key(0), params)
     masks = rule.update(jax.random.key(1), jnp.int32(2), masks, params, grads)
@@ -243,7 +246,9 @@ def test_scores_may_be_plain_functions():
     flat = np.asarray(masks["a"]).ravel()
     assert flat.sum() == 9
     assert flat[:4].all()
-    both = set_(0.3, end_step=10, drop=magnitude_and_gradient(0.5), grow="sensitivity")
+    both = set_(
+        0.3, end_step=10, update_every=2, drop=magnitude_and_gradient(0.5), grow="sensitivity"
+    )
     masks = both.update(jax.random.key(1), jnp.int32(2), masks, params, grads)
     assert int(masks["a"].sum()) == 9
 
@@ -282,6 +287,29 @@ def test_mask_metrics_are_those_of_the_history():
     }
 
 
+def test_schedules_between_their_ends():
+    """cos(pi / 4) and, of the cubic, (3 / 4)^3, computed by hand."""
+    np.testing.assert_allclose(cosine(0.4, 100, 0.1)(25), 0.1 + 0.15 * (1 + 0.70710678), rtol=1e-6)
+    np.testing.assert_allclose(linear(0.4, 100, 0.1)(25), 0.325, rtol=1e-6)
+    np.testing.assert_allclose(cubic(1.0, 0.0, 0, 100)(25), 0.421875, rtol=1e-6)
+
+
+def test_scores_may_be_infinite():
+    """What a score says outside the mask does not count, -inf or not."""
+
+    def masked_magnitude(key, param, grad, mask):
+        return jnp.where(mask, jnp.abs(param), -jnp.inf)
+
+    params, grads = random_layers(3)
+    update = {}
+    for name, drop in (("plain", "magnitude"), ("infinite", masked_magnitude)):
+        rule = make_rule("gmp", density=0.2, end_step=10, update_every=2, drop=drop)
+        masks = jax.tree.map(lambda m: m.ravel().at[0].set(False).reshape(m.shape),
+                             rule.init(jax.random.key(0), params))  # fmt: skip
+        update[name] = rule.update(jax.random.key(1), jnp.int32(6), masks, params, grads)
+    jax.tree.map(np.testing.assert_array_equal, update["plain"], update["infinite"])
+
+
 def test_schedules_at_their_ends():
     for schedule in (cosine(0.4, 100, 0.1), linear(0.4, 100, 0.1)):
         np.testing.assert_allclose([schedule(t) for t in (0, 50, 100, 150)], [0.4, 0.25, 0.1, 0.1])
@@ -303,6 +331,9 @@ GOOD = {"density": 0.1, "end_step": 100}
     [
         ("rigl", {"update_every": 0}, "update_every=0 is not a number of steps"),
         ("rigl", {"end_step": 0}, "end_step=0 "),
+        ("rigl", {"update_every": 101}, "update_every=101 is more than the 100 steps from"),
+        ("mest", {"gradient_weight": -1.0}, "gradient_weight=-1.0 is not a number of 0 or more"),
+        ("snip", {}, r"'snip' is no rule: write static\(snip\("),
         ("set", {"drop_fraction": 0.0}, r"drop fraction 0.0 is not in \(0, 1\)"),
         ("set", {"drop_fraction": 1.0}, r"drop fraction 1.0 is not in \(0, 1\)"),
         ("set", {"schedule": "cosin"}, "Unknown drop-fraction schedule 'cosin': did you mean"),

@@ -56,6 +56,18 @@ def config_with(**fields):
             r"drop fraction 1.0 is not in \(0, 1\)",
         ),
         ({"sparsity__rule": "set", "sparsity__grow": 3}, "sparsity.grow=3 has the wrong type"),
+        (
+            {"sparsity__rule": "rigl", "sparsity__exact": False},
+            "Unknown option of sparsity rule 'rigl': 'exact'",
+        ),
+        (
+            {"sparsity__rule": "sr_ste", "sparsity__rescale": True},
+            "sparsity.rescale=True is for masks that are there from the start",
+        ),
+        (
+            {"sparsity__rule": "str", "eval__select": "best-validation"},
+            "would choose by accuracy among densities",
+        ),
         ({"sparsity__end": 0.0}, r"sparsity.end=0.0 is not in \(0, 1\]"),
         ({"sparsity__exclude": ("haed",)}, "exclude pattern 'haed' matches no parameter"),
         ({"model__name": "resnet"}, "Unknown model 'resnet'"),

@@ -186,13 +186,27 @@ def test_a_rule_that_changes_its_masks_reports_them(tmp_path):
     assert density[-1] == pytest.approx(0.2, abs=1e-4)
     assert result["explored"] == 1
     assert result["churn"] == 0
-    assert result["training_flops"] == sum(3 * 64 * r["flops"] for r in training)
+    assert training[-1]["training_flops"] == result["training_flops"]
+    # The masks that a record tells of are those of the next step.
+    used = [2 * (64 * 32 + 2 * 32 * 32 + 32 * 10), *(r["flops"] for r in training[:-1])]
+    assert result["training_flops"] == sum(3 * 64 * flops for flops in used)
     assert (tmp_path / "report" / "mask_curves.png").exists()
 
 
 def masks_of(config, workdir):
     masks = get_masks(loop.prepare(config, workdir).state.opt_state)
     return {path: np.asarray(mask) for path, mask in leaf_paths(masks)}
+
+
+@pytest.mark.parametrize("end", [0.75, 1.0])
+def test_what_is_selected_has_the_density_that_was_asked_for(end, tmp_path):
+    config = small_config(
+        sparsity__rule="gmp", sparsity__update_every=5, sparsity__end=end, train__steps=20,
+        eval__every=2, eval__select="best-validation", cka__beta=0.0,
+    )  # fmt: skip
+    result = run(config, tmp_path)
+    assert result["density"] == pytest.approx(0.2, abs=1e-3)
+    assert result["test"]["step"] > (15 if end == 0.75 else 19)
 
 
 @pytest.mark.parametrize("method", ["snip", "grasp", "synflow", "ntt"])
@@ -206,8 +220,9 @@ def test_pruning_before_training(method, tmp_path):
         f"{layer}/kernel": shape for layer, shape in shapes.items()
     }
     total = sum(int(np.prod(shape)) for shape in shapes.values())
-    # NTT's counts are those of the distribution, the others rank all layers together.
-    expected = sum(layer_counts(shapes, 0.2).values()) if method == "ntt" else round(0.2 * total)
+    # NTT's layers are uniform by default, the others rank all layers together.
+    uniform = layer_counts(shapes, 0.2, "uniform")
+    expected = sum(uniform.values()) if method == "ntt" else round(0.2 * total)
     assert sum(mask.sum() for mask in masks.values()) == expected
 
 
