@@ -105,7 +105,7 @@ def small_network() -> None:
         "RigL every 100": training(rigl(100), params, STEPS),
         "RigL every 10": training(rigl(10), params, STEPS),
     }
-    times = interleaved(calls, repeats=7)
+    times = interleaved(calls, repeats=21)
     rows = [
         [name, f"{1e3 * seconds / STEPS:.2f}", f"{seconds / times['dense']:.3f}"]
         for name, seconds in times.items()

@@ -27,6 +27,7 @@ from timing import interleaved, print_table
 from cka_sr_jax import make_rule, sparsify
 from cka_sr_jax.data import Dataset
 from cka_sr_jax.models import create_model
+from cka_sr_jax.report import read_metrics
 from cka_sr_jax.training import create_state, default_config, loop, make_train_step
 
 PENALTIES: dict[str, dict[str, Any]] = {
@@ -109,7 +110,7 @@ def loop_row(name: str, steps: int, rounds: int) -> list[str]:
     config.train.steps = steps
     config.data.validation = 0.0
     config.checkpoint.every = steps
-    config.train.log_every = max(10, steps // 20)
+    config.train.log_every = max(5, steps // 20)
     loop.load_dataset = lambda _: data
     rates: dict[str, list[float]] = {"loop": [], "bare": []}
     for _ in range(rounds):
@@ -122,9 +123,9 @@ def loop_row(name: str, steps: int, rounds: int) -> list[str]:
             experiment = loop.prepare(config, Path(folder) / "run")
             experiment.workdir.mkdir()
             loop.train(experiment, Console(quiet=True))
-            lines = (experiment.workdir / "metrics.jsonl").read_text().splitlines()
+            records = read_metrics(experiment.workdir / "metrics.jsonl")
         # The first record spans the compilation; the others are the loop at work.
-        recorded = [float(line.split('"steps_per_second": ')[1].rstrip("}")) for line in lines]
+        recorded = [r["steps_per_second"] for r in records if r["split"] == "train"]
         rates["loop"].append(float(np.median(recorded[1:])))
     medians = {key: float(np.median(values)) for key, values in rates.items()}
     return [
