@@ -418,7 +418,7 @@ def train(experiment: Experiment, console: Console) -> tuple[TrainState, float, 
     began = time.perf_counter()
     logged = began
     pending: list[dict[str, jax.Array]] = []
-    step_flops = flops_of_step(experiment, state, positions)
+    sparsity = sparsity_metrics(state, positions)
     final_masks = 1 + max(np.flatnonzero(experiment.mask_updates), default=-1)
     with ProgressReporter(experiment.steps, start, console) as progress, _stop_signals() as stop:
         for step in range(start, experiment.steps):
@@ -430,10 +430,11 @@ def train(experiment: Experiment, console: Console) -> tuple[TrainState, float, 
             done = step + 1
             last = done == experiment.steps
             logs = done % config.train.log_every == 0 or last
-            flops += step_flops
-            # Masks that change in every step are counted when they are logged.
+            # Three forward passes' worth: the backward pass has two products for each of its one.
+            flops += 3 * sparsity["flops"] * config.train.batch_size
+            # Counting waits for the device: masks that change in every step are counted at logs.
             if experiment.mask_updates[step] and (logs or not experiment.mask_updates.all()):
-                step_flops = flops_of_step(experiment, state, positions)
+                sparsity = sparsity_metrics(state, positions)
             epoch = done / experiment.steps_per_epoch
             if logs:
                 values = mean_metrics(jax.device_get(pending))  # waits for the device
@@ -448,7 +449,7 @@ def train(experiment: Experiment, console: Console) -> tuple[TrainState, float, 
                         "epoch": epoch,
                         **values,
                         "learning_rate": float(experiment.schedule(step)),
-                        **sparsity_metrics(state, positions),
+                        **sparsity,
                         "training_flops": flops,
                         "steps_per_second": rate,
                     },
@@ -511,7 +512,11 @@ def kernel_positions_of(experiment: Experiment) -> dict[str, int]:
 
 
 def sparsity_metrics(state: TrainState, positions: dict[str, int]) -> dict[str, float]:
-    """`mask_metrics` of the state, and FLOPs of one image's forward pass with the kept weights."""
+    """`mask_metrics` of the state, and FLOPs of one image's forward pass with the kept weights.
+
+    Neither those nor the run's training FLOPs count the penalty, or the dense gradients that some
+    rules grow by.
+    """
     metrics = {name: float(value) for name, value in mask_metrics(state.opt_state).items()}
     return {**metrics, "flops": total_row(_layer_rows(state, positions)).flops}
 
@@ -525,16 +530,6 @@ def layer_densities(state: TrainState, positions: dict[str, int]) -> dict[str, f
 def _layer_rows(state: TrainState, positions: dict[str, int]) -> list[LayerRow]:
     masks = jax.device_get(get_masks(state.opt_state))
     return layer_rows(model_part(state.params), model_part(masks), positions)
-
-
-def flops_of_step(experiment: Experiment, state: TrainState, positions: dict[str, int]) -> float:
-    """FLOPs of one training step, forward and backward, with the kept weights.
-
-    Three forward passes' worth for each image: the backward pass has two products for each one of
-    the forward pass. The dense gradients that some rules grow by are not counted, nor the penalty.
-    """
-    forward = total_row(_layer_rows(state, positions)).flops
-    return 3.0 * forward * experiment.config.train.batch_size
 
 
 def _selection_data(experiment: Experiment) -> tuple[str, np.ndarray, np.ndarray]:
