@@ -41,7 +41,7 @@ MODELS = {
     "MLP": ("mlp", {"hidden": (256,) * 6}, (28, 28, 1)),
 }
 # Timings of each rival, and calls in each: five, so that "every 5" adds its penalty once.
-REPEATS = {"ResNet-20": (4, 5), "MLP": (15, 20)}
+REPEATS = {"ResNet-20": (8, 5), "MLP": (15, 20)}
 
 
 def setup(name: str) -> tuple[Any, Any, Any, dict[str, jax.Array]]:
