@@ -136,6 +136,7 @@ def test_a_point_is_run_by_one_process_at_a_time(tmp_path):
     other.join(60)
 
 
+@pytest.mark.slow
 def test_a_grid_in_two_processes_from_the_command_line(tmp_path):
     config = tmp_path / "two.py"
     config.write_text(

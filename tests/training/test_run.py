@@ -311,7 +311,11 @@ def check_resuming(tmp_path, number, step, *arguments):
     assert steps == sorted(set(steps))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
+    ids=["kill", "term"],
+)
 def test_a_stopped_run_ends_bit_for_bit_as_an_uninterrupted_one(number, tmp_path):
     check_resuming(
         tmp_path, number, 400,
