@@ -67,6 +67,8 @@ def main(argv: list[str]) -> None:
             experiment_of(config).run(config, workdir)
     except ConfigError as error:
         fail(str(error))
+    except KeyboardInterrupt:
+        raise SystemExit("Interrupted; the same command goes on where it was.") from None
 
 
 def fail(message: str) -> NoReturn:

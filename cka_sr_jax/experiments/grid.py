@@ -142,9 +142,9 @@ def _run_points(
     before = os.environ.get("NPROC")
     os.environ["NPROC"] = str(max(1, (os.cpu_count() or 1) // jobs))  # XLA's threads in each
     context = multiprocessing.get_context("spawn")  # JAX does not survive a fork
+    # One point for each process: its memory and its compiled steps go with it.
+    pool = ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1)
     try:
-        # One point for each process: its memory and its compiled steps go with it.
-        pool = ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1)
         futures = {
             pool.submit(run_point, config, workdir, name, retry): name
             for name, config in points.items()

@@ -11,6 +11,7 @@ optimiser's slots and the place in the learning-rate schedule.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -27,8 +28,7 @@ from cka_sr_jax.sparsity.gradual import all_kept
 from cka_sr_jax.sparsity.masks import masks_from_paths
 from cka_sr_jax.sparsity.rule import maskable_shapes
 from cka_sr_jax.sparsity.selection import top_k_masks
-from cka_sr_jax.training import Checkpoints, ConfigError, TrainState, load_variables, loop
-from cka_sr_jax.training.checkpoints import has_checkpoint
+from cka_sr_jax.training import ConfigError, TrainState, load_variables, loop
 from cka_sr_jax.training.loop import Experiment, write_json
 
 
@@ -87,8 +87,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Experiment:
             "sparsity.rescale=True has no meaning for lottery tickets, which start dense: leave it "
             "False."
         )
-    loop.check_workdir(config, workdir)
-    experiment = loop.prepare(config, workdir / "rewind")
+    experiment = loop.prepare(config, workdir)
     if not 0 <= config.lottery.rewind_step < experiment.steps:
         raise ConfigError(
             f"lottery.rewind_step={config.lottery.rewind_step} is not a step of this run: use 0 to "
@@ -97,7 +96,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Experiment:
     # Every round has masks, the dense one too, so that all states have the same structure.
     params = experiment.state.params
     shapes = maskable_shapes(params, config.sparsity.exclude)
-    return loop.prepare(config, workdir / "rewind", static(all_kept(params, shapes)))
+    return loop.prepare(config, workdir, static(all_kept(params, shapes)))
 
 
 def prune_by_magnitude(weights: Any, masks: Masks, kept: int) -> Masks:
@@ -111,25 +110,11 @@ def _train_to_rewind_step(start: Experiment, folder: Path, console: Console) -> 
     """The state after `rewind_step` dense steps, trained once and kept in `folder`."""
     steps = start.config.lottery.rewind_step
     if steps == 0:
-        folder.mkdir(exist_ok=True)
         return start.state
-    begun = start._replace(steps=steps, workdir=folder)
-    if not has_checkpoint(folder) or _last_step(folder) < steps:
-        loop.train(begun, console)
-    checkpoints = Checkpoints(folder)
-    arrays = checkpoints.arrays()
-    checkpoints.close()
-    paths = jax.tree_util.tree_leaves_with_path(start.state)
-    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
-    leaves = [jnp.asarray(arrays[f"state.{name}"]) for name in names]
-    return jax.tree.unflatten(jax.tree.structure(start.state), leaves)
-
-
-def _last_step(folder: Path) -> int:
-    checkpoints = Checkpoints(folder)
-    step = checkpoints.latest_step()
-    checkpoints.close()
-    return step or 0
+    config = copy.deepcopy(start.config)
+    config.eval.select = "last"
+    state, *_ = loop.train(start._replace(config=config, steps=steps, workdir=folder), console)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), state)  # of one device
 
 
 def _run_round(

@@ -7,21 +7,14 @@ from types import ModuleType
 from ml_collections import ConfigDict
 
 from cka_sr_jax.experiments import layer_sparsity, lottery
-from cka_sr_jax.training import ConfigError, loop
+from cka_sr_jax.training import loop
 
 
 def experiment_of(config: ConfigDict) -> ModuleType:
     """The module whose `run(config, workdir, console)` does what `config` describes.
 
     Its `prepare(config, workdir)` checks all of that without writing anything.
-
-    Raises:
-      ConfigError: the config describes two experiments.
     """
-    if config.layer_sparsity.strengths and config.lottery.rounds:
-        raise ConfigError(
-            "layer_sparsity.strengths and lottery.rounds are two experiments: set one of them."
-        )
     if config.layer_sparsity.strengths:
         return layer_sparsity
     return lottery if config.lottery.rounds else loop

@@ -51,4 +51,4 @@ class ReparametrisedModel(NamedTuple):
 
 def model_part(tree: Any) -> Any:
     """The part of parameters or masks that is shaped like the model's own parameters."""
-    return tree["weights"] if set(tree) <= {"weights", "thresholds"} else tree
+    return tree["weights"] if {"weights"} <= set(tree) <= {"weights", "thresholds"} else tree

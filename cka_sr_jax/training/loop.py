@@ -506,9 +506,11 @@ def train(experiment: Experiment, console: Console) -> tuple[TrainState, float, 
 def kernel_positions_of(experiment: Experiment) -> dict[str, int]:
     """{path of each kernel: number of output positions per image}, for FLOPs."""
     model, state = experiment.model, experiment.state
+    if isinstance(model, ReparametrisedModel):
+        model = model.model
     variables = {"params": model_part(state.params), "batch_stats": state.batch_stats}
     images = jax.ShapeDtypeStruct(experiment.dataset.train_images[:1].shape, jnp.float32)
-    return kernel_positions(getattr(model, "model", model), variables, images)
+    return kernel_positions(model, variables, images)
 
 
 def sparsity_metrics(state: TrainState, positions: dict[str, int]) -> dict[str, float]:
