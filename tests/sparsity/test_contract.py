@@ -16,13 +16,18 @@ from cka_sr_jax.sparsity import (
     apply_masks,
     cosine,
     density,
+    dst,
     get_masks,
     layer_counts,
     leaf_paths,
+    learn_masks,
     make_rule,
     rst,
+    snip,
     sparsify,
+    sr_ste,
     static,
+    str_,
 )
 from cka_sr_jax.training import Checkpoints
 
@@ -68,6 +73,14 @@ RULES = {
     "granet": lambda: make_rule("granet", **COMMON, initial_density=0.6),
     "granet_dense": lambda: make_rule("granet", **COMMON, initial_density=1.0),
     "channels": lambda: make_rule("channels", **COMMON),
+    "snip": lambda: static(
+        snip(lambda params, _: loss(params), variables()["params"], None, DENSITY)
+    ),
+}
+METHODS = {  # that learn their masks
+    "str": lambda: str_(initial=-2.0),
+    "dst": lambda: dst(1e-2),
+    "sr_ste": lambda: sr_ste(1, 2, decay=1e-2),
 }
 OPTIMISERS = {
     "sgd": lambda: optax.sgd(0.1),
@@ -87,19 +100,13 @@ OPTIMISERS = {
 }
 
 
-# The contract is about results: quick compilation matters more than quick steps.
-jit = functools.partial(
-    jax.jit,
-    compiler_options={
-        "xla_backend_optimization_level": 0,
-        "xla_llvm_disable_expensive_passes": True,
-    },
-)
-
-
-def slow_but(*quick):
+def slow_but(*quick, rules=tuple(RULES)):
     """Every rule, all but these marked slow."""
-    return [pytest.param(rule, marks=() if rule in quick else pytest.mark.slow) for rule in RULES]
+    return [pytest.param(rule, marks=() if rule in quick else pytest.mark.slow) for rule in rules]
+
+
+# Rules that make their own masks, for any tree of parameters.
+MAKE_MASKS = [rule for rule in RULES if rule != "snip"]
 
 
 def expected_counts(rule, params, updates):
@@ -120,6 +127,8 @@ def expected_counts(rule, params, updates):
         }
     if rule == "gmp_erk":
         return {path: round(n + (sizes[path] - n) * left) for path, n in erk.items()}
+    if rule == "snip":
+        return round(DENSITY * sum(sizes.values()))
     if rule in ("gmp", "granet", "granet_dense"):
         start = layer_counts(shapes, 0.6) if rule == "granet" else sizes
         final = round(DENSITY * sum(sizes.values()))
@@ -152,7 +161,7 @@ def train(rule, tx, params, loss_fn=loss, steps=END + 2):
     masks, _ = first, _ = check(rule, params, opt_state)
     compilations = 0
 
-    @jit
+    @jax.jit
     def step(params, opt_state):
         nonlocal compilations
         compilations += 1
@@ -171,7 +180,7 @@ def train(rule, tx, params, loss_fn=loss, steps=END + 2):
     assert any(jax.tree.leaves(moved))
     if steps > EVERY:
         changed = any((masks[path] != first[path]).any() for path in masks)
-        assert changed == (rule != "rst")
+        assert changed == (rule not in ("rst", "snip"))
     return params, opt_state
 
 
@@ -188,13 +197,48 @@ def test_every_rule_with_every_optimiser(rule, optimiser):
     train(rule, sparsify(OPTIMISERS[optimiser](), RULES[rule]()), variables()["params"])
 
 
+@pytest.mark.parametrize(
+    ("method", "optimiser"),
+    [
+        pytest.param(name, optimiser, marks=() if optimiser == "adam" else pytest.mark.slow)
+        for name in METHODS
+        for optimiser in OPTIMISERS
+    ],
+)
+def test_every_method_that_learns_its_masks_with_every_optimiser(method, optimiser):
+    method = METHODS[method]()
+    tx = learn_masks(OPTIMISERS[optimiser](), method)
+    start = trained = method.init(variables()["params"])
+    opt_state = tx.init(trained)
+    compilations = 0
+
+    @jax.jit
+    def step(trained, opt_state):
+        nonlocal compilations
+        compilations += 1
+        grads = jax.grad(lambda trained: loss(method.weights(trained)))(trained)
+        updates, opt_state = tx.update(grads, opt_state, trained)
+        return optax.apply_updates(trained, updates), opt_state
+
+    for _ in range(4):
+        trained, opt_state = step(trained, opt_state)
+        masks = dict(leaf_paths(get_masks(opt_state)["weights"]))
+        for path, weight in leaf_paths(method.weights(trained)):
+            assert np.isfinite(weight).all()
+            if path in masks:
+                assert not np.asarray(weight)[~np.asarray(masks[path])].any(), path
+    assert compilations == 1
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), start, trained)
+    assert all(jax.tree.leaves(moved))
+
+
 @pytest.mark.parametrize("rule", slow_but("rigl", "granet"))
 def test_multisteps_outside(rule):
     tx = optax.MultiSteps(sparsify(optax.sgd(0.1, 0.9), RULES[rule]()), 2)
     train(rule, tx, variables()["params"], steps=2 * END)
 
 
-@pytest.mark.parametrize("rule", slow_but("rst", "rigl"))
+@pytest.mark.parametrize("rule", slow_but("rst", "rigl", rules=MAKE_MASKS))
 def test_frozen_dict_of_bfloat16(rule):
     params = FrozenDict(jax.tree.map(lambda p: p.astype(jnp.bfloat16), variables()["params"]))
     params, _ = train(rule, sparsify(optax.adam(1e-2), RULES[rule]()), params)
@@ -202,7 +246,7 @@ def test_frozen_dict_of_bfloat16(rule):
     assert all(p.dtype == jnp.bfloat16 for p in jax.tree.leaves(params))
 
 
-@pytest.mark.parametrize("rule", slow_but("rst", "rigl"))
+@pytest.mark.parametrize("rule", slow_but("rst", "rigl", rules=MAKE_MASKS))
 def test_nnx_state(rule):
     class NnxNet(nnx.Module):
         def __init__(self, rngs):
@@ -258,7 +302,7 @@ def test_masks_are_equal_on_every_device(rule):
 @pytest.mark.parametrize("rule", slow_but("rigl"))
 def test_a_checkpoint_resumes_with_the_same_masks_bit_for_bit(rule, tmp_path):
     tx = sparsify(optax.adam(1e-2), RULES[rule]())
-    update = jit(lambda params, state: tx.update(jax.grad(loss)(params), state, params))
+    update = jax.jit(lambda params, state: tx.update(jax.grad(loss)(params), state, params))
 
     def go_on(params, opt_state, steps):
         for _ in range(steps):
@@ -280,13 +324,20 @@ def test_a_checkpoint_resumes_with_the_same_masks_bit_for_bit(rule, tmp_path):
     check(rule, *ends[1])
 
 
-@pytest.mark.parametrize("optimiser", ["momentum", "adam", "injected", "muon", "lion"])
+@pytest.mark.parametrize(
+    "optimiser",
+    [
+        pytest.param(name, marks=() if name in ("momentum", "adam", "muon") else pytest.mark.slow)
+        for name in OPTIMISERS
+        if name not in ("sgd", "adafactor")  # no slot; slots of whole rows and columns
+    ],
+)
 def test_new_weights_start_at_zero_with_empty_slots(optimiser):
     tx = sparsify(OPTIMISERS[optimiser](), RULES["set"]())
     params = variables()["params"]
     opt_state = tx.init(params)
     params = apply_masks(params, get_masks(opt_state))
-    update = jit(lambda params, opt_state: tx.update(jax.grad(loss)(params), opt_state, params))
+    update = jax.jit(lambda params, opt_state: tx.update(jax.grad(loss)(params), opt_state, params))
     for step in range(4):
         before = get_masks(opt_state)
         updates, opt_state = update(params, opt_state)

@@ -344,12 +344,15 @@ def test_selection_on_the_test_set_is_labelled(tmp_path):
     assert "Selected on the test set" in (tmp_path / "report" / "index.html").read_text()
 
 
-def test_a_checkpoint_without_masks_is_refused(finished, tmp_path):
-    dense = small_config(sparsity__rule="dense")
-    shutil.copytree(finished[0] / "checkpoints", tmp_path / "checkpoints")
-    (tmp_path / "config.json").write_text(json.dumps(dense.to_dict()))
-    with pytest.raises(ConfigError, match=r"only the checkpoint has 'state.opt_state.masks"):
-        run(dense, tmp_path)
+@pytest.mark.parametrize(("stored", "wanted"), [("dense", "rst"), ("rst", "dense")])
+def test_a_checkpoint_without_the_masks_of_the_run_is_refused(stored, wanted, tmp_path):
+    config = small_config(sparsity__rule=stored, train__steps=1, cka__beta=0.0)
+    loop.train(loop.prepare(config, tmp_path), Console(quiet=True))
+    config.sparsity.rule = wanted
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    place = "run" if stored == "dense" else "checkpoint"
+    with pytest.raises(ConfigError, match=f"only the {place} has 'state.opt_state.masks"):
+        run(config, tmp_path)
 
 
 def test_checkpoints_refuse_other_shapes(tmp_path):
