@@ -104,11 +104,12 @@ def test_merging_is_exact_on_a_thousand_chains(dtype, limit, capsys):
     assert worst < limit
 
 
+@pytest.mark.parametrize("chains", [60, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("dtype", "limit"), [(np.float32, 1e-5), (np.float64, 1e-12)])
-def test_merging_is_exact_on_convolutions(dtype, limit):
+def test_merging_is_exact_on_convolutions(dtype, limit, chains):
     rng = np.random.default_rng(1)
     drops = 0
-    for trial in range(60):
+    for trial in range(chains):
         depth = rng.integers(2, 6)
         taps = rng.integers(1, 4, size=(depth, 2))
         sizes = rng.integers(1, 9, size=depth + 1)
@@ -121,7 +122,7 @@ def test_merging_is_exact_on_convolutions(dtype, limit):
         assert len(merged) == 1 + len(active_layers(chain, 0.0, nonnegative))
         drops += len(chain) - len(merged)
         assert relative_error(forward(merged, x), forward(chain, x)) < limit
-    assert drops > 50
+    assert drops > 0.8 * chains
 
 
 @st.composite
