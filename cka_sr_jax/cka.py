@@ -146,15 +146,32 @@ def cka_penalty(
       ValueError: no pair to penalise; features of different n; fewer than 4 samples (2 when
         biased); more samples than the batch has; an unknown option.
     """
-    leaves = _leaves(features)
-    weights = _pair_weights(features, len(leaves), pairs)
-    hsic, _ = _scaled_hsic(leaves, samples, batches, kernel, debiased, axis_name)
-    total = jnp.sum(cka_from_hsic(hsic) * weights)
+    weights = pair_weights(features, pairs)
+    hsic, _ = _scaled_hsic(_leaves(features), samples, batches, kernel, debiased, axis_name)
+    return sum_over_pairs(cka_from_hsic(hsic), weights, reduction)
+
+
+def sum_over_pairs(
+    matrix: Float[Array, "l l"], weights: np.ndarray, reduction: str
+) -> Float[Array, ""]:
+    """The sum of the matrix's entries of weight 1, or their mean; errors as `cka_penalty`."""
+    total = jnp.sum(matrix * weights)
     if reduction == "sum":
         return total
     if reduction == "mean":
         return total / float(weights.sum())
     raise ValueError(f"reduction={reduction!r} is unknown: use 'sum' or 'mean'.")
+
+
+def centred_grams(features: Any, samples: int | None = None) -> Float[Array, "l n n"]:
+    """HKH of each feature's linear Gram K, up to a scale of its own; 0 where it does not vary.
+
+    Raises:
+      ValueError: fewer than 2 samples; more than the features have; features of different n.
+    """
+    parts = _split(_leaves(features), samples, batches=1, debiased=False)
+    grams, _ = _normalise(jnp.stack([_gram(x) for x in parts], axis=1), axis_name=None)
+    return _centre(grams, debiased=False)[0]
 
 
 def _groups(features: Any) -> list[list[Any]]:
@@ -167,8 +184,9 @@ def _leaves(features: Any) -> list[Any]:
     return [leaf for group in _groups(features) for leaf in group]
 
 
-def _pair_weights(features: Any, count: int, pairs: Any) -> np.ndarray:
-    """Symmetric [l, l] matrix with 1 at each pair to penalise."""
+def pair_weights(features: Any, pairs: Any) -> np.ndarray:
+    """Symmetric [l, l] matrix with 1 at each pair to penalise; `pairs` as in `cka_penalty`."""
+    count = len(_leaves(features))
     if isinstance(pairs, str):
         if pairs == "group":
             group = np.repeat(

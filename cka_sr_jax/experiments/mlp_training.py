@@ -15,7 +15,6 @@ import optax
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from cka_sr_jax.cka import cka_penalty
 from cka_sr_jax.data import batch_indices
 from cka_sr_jax.experiments.tasks import Split, Task
 from cka_sr_jax.layer_sparsity import (
@@ -29,7 +28,13 @@ from cka_sr_jax.layer_sparsity import (
 )
 from cka_sr_jax.models import create_model
 from cka_sr_jax.sparsity import Rule, apply_masks, get_masks, sparsify
-from cka_sr_jax.training import TrainState, create_optimizer, create_schedule, create_state
+from cka_sr_jax.training import (
+    TrainState,
+    create_optimizer,
+    create_penalty,
+    create_schedule,
+    create_state,
+)
 
 Layers = tuple[Affine, ...]
 
@@ -139,12 +144,7 @@ def _make_step(
 ) -> Callable[[TrainState, Split], TrainState]:
     """Minimises loss + beta * CKA-SR; CKA-SR only where there are two hidden layers."""
     cka, task = setup.config.cka, setup.task
-    options = {
-        "samples": None if cka.samples == -1 else cka.samples,
-        "batches": cka.batches,
-        "pairs": cka.pairs,
-        "reduction": cka.reduction,
-    }
+    penalty = create_penalty(cka)
 
     def step(state: TrainState, batch: Split) -> TrainState:
         def loss_fn(params: Any) -> Array:
@@ -155,7 +155,7 @@ def _make_step(
             if cka.beta and len(model.hidden) > 1:
                 loss += cka.beta * jax.lax.cond(
                     state.step % cka.every == 0,
-                    lambda features: cka_penalty(features, **options),
+                    penalty,
                     lambda features: jnp.zeros(()),
                     sown["features"],
                 )

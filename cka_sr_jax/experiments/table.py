@@ -19,6 +19,7 @@ from typing import Any
 
 from cka_sr_jax._errors import unknown
 from cka_sr_jax.training.config import flatten
+from cka_sr_jax.training.loop import EPSILONS
 
 Row = dict[str, Any]
 
@@ -32,6 +33,8 @@ RESULTS = (
     "flops",
     "training_flops",
     "cka_within_stage",
+    "cka_cross_stage",
+    *(f"epsilon_sparsity.{epsilon:g}" for epsilon in EPSILONS),
     "wall_seconds",
 )
 # Fields of the config that say where things are, not what was run.

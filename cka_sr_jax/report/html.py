@@ -30,6 +30,7 @@ RESULTS = {
     "flops": ("FLOPs per example, sparse", "{:,}"),
     "training_flops": ("FLOPs of training, sparse", "{:.3g}"),
     "cka_within_stage": ("Mean within-stage CKA", "{:.4f}"),
+    "cka_cross_stage": ("Mean cross-stage CKA", "{:.4f}"),
     "steps": ("Steps", "{:,}"),
     "epochs": ("Epochs", "{:g}"),
     "wall_seconds": ("Training time (s)", "{:,.1f}"),
@@ -194,9 +195,9 @@ def _learning(figures: Mapping[str, bytes]) -> str:
 def _similarity(figures: Mapping[str, bytes]) -> str:
     curve = _figure(
         figures["cka_curve"],
-        "Mean within-stage CKA over epochs",
-        "From metrics.jsonl: cka_within_stage, the mean CKA over the pairs of features of one "
-        "stage at each evaluation, and cka_penalty, where the run logged it.",
+        "Mean CKA between layers over epochs",
+        "From metrics.jsonl: cka_within_stage and cka_cross_stage, the mean CKA over the pairs of "
+        "features of one stage and of two at each evaluation, and cka_penalty, where logged.",
     )
     if "cka_heatmap" not in figures:
         return f'{curve}\n<p class="soft">This run has no CKA matrix of the trained network.</p>'

@@ -68,6 +68,26 @@ def density(masks: Masks) -> Float[Array, ""]:
     return jnp.sum(kept) / float(sum(mask.size for mask in leaves))
 
 
+def epsilon_sparsity(
+    params: Params, epsilon: float, exclude: Sequence[str] = ()
+) -> Float[Array, ""]:
+    """Share of the weights of rank 2 or more with |w| < `epsilon`, pruned ones included.
+
+    Of the CKA-SR paper's theorem 1 (appendix): weights far below the others do as much as zeros.
+
+    Args:
+      exclude: path patterns of parameters to leave out.
+
+    Raises:
+      ValueError: epsilon not positive; no weight of rank 2 or more; a pattern that matches none.
+    """
+    if not epsilon > 0:
+        raise ValueError(f"epsilon={epsilon} is not positive: try 1e-3.")
+    leaves = maskable_leaves(params, exclude).values()
+    small = [jnp.sum(jnp.abs(leaf) < epsilon, dtype=jnp.float32) for leaf in leaves]
+    return sum(small, jnp.zeros(())) / float(sum(leaf.size for leaf in leaves))
+
+
 def churn(before: Masks, after: Masks) -> Float[Array, ""]:
     """Share of the weights kept now that were pruned before; 0 where nothing is masked."""
     new = [jnp.sum(b & ~a, dtype=jnp.float32) for a, b in _pairs(before, after)]

@@ -3,7 +3,12 @@
 from cka_sr_jax.training.checkpoints import Checkpoints, load_variables
 from cka_sr_jax.training.config import ConfigError, default_config
 from cka_sr_jax.training.loop import prepare, run
-from cka_sr_jax.training.optimizer import create_optimizer, create_rule, create_schedule
+from cka_sr_jax.training.optimizer import (
+    create_optimizer,
+    create_penalty,
+    create_rule,
+    create_schedule,
+)
 from cka_sr_jax.training.parallel import map_devices, replicate
 from cka_sr_jax.training.step import (
     TrainState,
@@ -18,6 +23,7 @@ __all__ = [
     "ConfigError",
     "TrainState",
     "create_optimizer",
+    "create_penalty",
     "create_rule",
     "create_schedule",
     "create_state",

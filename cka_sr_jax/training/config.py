@@ -110,6 +110,7 @@ def default_config() -> ConfigDict:
     config.cka.pairs = "group"  # or "all"
     config.cka.reduction = "sum"  # or "mean"
     config.cka.sync = False  # average HSIC over the devices before the ratio
+    config.cka.similarity = "cka"  # or "cca", to compare with (the paper's table 3)
 
     # Lottery tickets (`experiments.lottery`): rounds of training, pruning and rewinding.
     config.lottery = ConfigDict()
@@ -205,6 +206,7 @@ def _check_choices(config: ConfigDict) -> None:
         "optimizer.schedule": ("constant", "step", "cosine"),
         "cka.pairs": ("group", "all"),
         "cka.reduction": ("sum", "mean"),
+        "cka.similarity": ("cka", "cca"),
     }
     values = flatten(config)
     for field, known in choices.items():
@@ -312,6 +314,11 @@ def _check_batch(config: ConfigDict, devices: int) -> None:
         )
     if config.cka.beta == 0:
         return
+    if config.cka.similarity == "cca" and (config.cka.sync or config.cka.batches > 1):
+        raise ConfigError(
+            "cka.similarity='cca' averages nothing over devices or sub-batches: leave cka.sync at "
+            "False and cka.batches at 1."
+        )
     per_device = batch // devices
     samples = per_device // config.cka.batches if config.cka.samples == -1 else config.cka.samples
     if samples < 4:

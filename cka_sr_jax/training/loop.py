@@ -45,6 +45,7 @@ from cka_sr_jax.sparsity import (
     Rule,
     apply_masks,
     density,
+    epsilon_sparsity,
     get_masks,
     learn_masks,
     mask_metrics,
@@ -63,13 +64,20 @@ from cka_sr_jax.training.learned_masks import (
     model_part,
 )
 from cka_sr_jax.training.metrics import MetricWriter, ProgressReporter, mean_metrics
-from cka_sr_jax.training.optimizer import create_optimizer, create_rule, create_schedule
+from cka_sr_jax.training.optimizer import (
+    create_optimizer,
+    create_penalty,
+    create_rule,
+    create_schedule,
+)
 from cka_sr_jax.training.parallel import map_devices, replicate
 from cka_sr_jax.training.pruning import PRUNERS, prune_before_training
 from cka_sr_jax.training.step import TrainState, create_state, make_eval_step, make_train_step
 
 # The CKA of a trained network is HSIC averaged over this many batches of this many images.
 CKA_BATCHES, CKA_BATCH_SIZE = 4, 128
+# Thresholds of `epsilon_sparsity` in result.json.
+EPSILONS = (1e-4, 1e-3, 1e-2)
 
 
 class Experiment(NamedTuple):
@@ -265,18 +273,14 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
 
 def _train_step(experiment: Experiment) -> Callable[..., Any]:
     config = experiment.config
-    samples = None if config.cka.samples == -1 else config.cka.samples
     return make_train_step(
         experiment.model,
         experiment.tx,
         beta=config.cka.beta,
         every=config.cka.every,
         label_smoothing=config.train.label_smoothing,
-        samples=samples,
-        batches=config.cka.batches,
-        pairs=config.cka.pairs,
-        reduction=config.cka.reduction,
         sync=config.cka.sync,
+        penalty=create_penalty(config.cka),
     )
 
 
@@ -385,11 +389,17 @@ def cka_function(experiment: Experiment) -> Callable[[TrainState], np.ndarray | 
     return matrix
 
 
-def within_stage(matrix: np.ndarray | None, groups: dict[str, int]) -> float:
-    """Mean CKA over the pairs of features of one stage; NaN where there is no pair."""
+def stage_means(matrix: np.ndarray | None, groups: dict[str, int]) -> dict[str, float | None]:
+    """Mean CKA over the pairs of features of one stage, and of two; None where there is no pair."""
     stage = np.repeat(np.arange(len(groups)), list(groups.values()))
-    pairs = (stage[:, None] == stage[None, :]) & ~np.eye(len(stage), dtype=bool)
-    return float(matrix[pairs].mean()) if matrix is not None and pairs.any() else math.nan
+    same = stage[:, None] == stage[None, :]
+    kinds = {"within": same & ~np.eye(len(stage), dtype=bool), "cross": ~same}
+    return {
+        f"cka_{kind}_stage": float(matrix[pairs].mean())
+        if matrix is not None and pairs.any()
+        else None
+        for kind, pairs in kinds.items()
+    }
 
 
 def train(experiment: Experiment, console: Console) -> tuple[TrainState, float, dict[str, Any]]:
@@ -463,14 +473,12 @@ def train(experiment: Experiment, console: Console) -> tuple[TrainState, float, 
                     values = evaluate(state, images, labels)
                     if done >= final_masks:  # what is selected has the density that was asked for
                         best = _update_best(best, values["accuracy"], state)
-                    values["cka_within_stage"] = within_stage(cka_of(state), groups)
-                    writer.write(split, done, {"epoch": epoch, **values})
-                    console.print(
-                        f"step {done}: {split} accuracy {values['accuracy']:.4f}, "
-                        f"within-stage CKA {values['cka_within_stage']:.3f}",
-                        highlight=False,
-                        soft_wrap=True,
-                    )
+                    similarity = stage_means(cka_of(state), groups)
+                    writer.write(split, done, {"epoch": epoch, **values, **similarity})
+                    line = f"step {done}: {split} accuracy {values['accuracy']:.4f}"
+                    if similarity["cka_within_stage"] is not None:
+                        line += f", within-stage CKA {similarity['cka_within_stage']:.3f}"
+                    console.print(line, highlight=False, soft_wrap=True)
                 logged += time.perf_counter() - before  # the rate is of training alone
             if done % (config.checkpoint.every or experiment.steps_per_epoch) == 0 or last or stop:
                 checkpoints.save(
@@ -622,7 +630,9 @@ def finish(
         for record in read_metrics(experiment.workdir / "metrics.jsonl")
         if record["split"] == "train"
     )
-    within = within_stage(matrix, groups)
+    weights = jax.device_get(state.params)
+    if isinstance(experiment.model, ReparametrisedModel):
+        weights = experiment.model.method.weights(weights)
     result = {
         "test": {**test, **selected},
         "validation": validation,
@@ -632,7 +642,10 @@ def finish(
         "flops": total.flops,
         "flops_dense": total.flops_dense,
         "training_flops": logged["training_flops"],
-        "cka_within_stage": None if math.isnan(within) else within,
+        **stage_means(matrix, groups),
+        "epsilon_sparsity": {
+            f"{epsilon:g}": float(epsilon_sparsity(weights, epsilon)) for epsilon in EPSILONS
+        },
         "steps": experiment.steps,
         "epochs": experiment.steps / experiment.steps_per_epoch,
         "wall_seconds": seconds,

@@ -1,16 +1,20 @@
-"""The optimiser that a config describes: schedule, weight decay, and `sparsify` around it."""
+"""What a config describes for training: schedule, optimiser, sparse-training rule, penalty."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from cka_sr_jax._errors import unknown
+from cka_sr_jax.cca import cca_penalty
+from cka_sr_jax.cka import cka_penalty
 from cka_sr_jax.sparsity import Rule, make_rule
 from cka_sr_jax.sparsity.rules import RULES
 
@@ -93,3 +97,16 @@ def create_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Grad
             optax.sgd(schedule, momentum=config.momentum or None, nesterov=config.nesterov),
         )
     return optax.adamw(schedule, weight_decay=config.weight_decay)
+
+
+def create_penalty(config: ConfigDict) -> Callable[..., Array]:
+    """The penalty as a function of the features; that on CKA takes `axis_name` too.
+
+    Args:
+      config: a run's `config.cka`.
+    """
+    samples = None if config.samples == -1 else config.samples
+    options = {"samples": samples, "pairs": config.pairs, "reduction": config.reduction}
+    if config.similarity == "cca":
+        return partial(cca_penalty, **options)
+    return partial(cka_penalty, batches=config.batches, **options)

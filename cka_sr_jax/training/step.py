@@ -67,6 +67,7 @@ def make_train_step(
     every: int = 1,
     label_smoothing: float = 0.0,
     sync: bool = False,
+    penalty: Callable[..., Array] = cka_penalty,
     **penalty_options: Any,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The step `(state, batch, axis_name="batch") -> (state, metrics)` of one device.
@@ -82,7 +83,8 @@ def make_train_step(
       tx: optimiser, usually from `sparsify`.
       sync: average HSIC over the devices before the CKA ratio; otherwise each device adds its own
         CKA, as the reference code does.
-      penalty_options: of `cka_penalty`.
+      penalty: of the features; `cca.cca_penalty` is there to compare with.
+      penalty_options: of the penalty.
 
     The batch is {"image": [b, h, w, c] floats, "label": [b] integers}. Metrics are scalars: loss,
     task_loss, accuracy, and cka_penalty (NaN in steps that leave it out).
@@ -102,15 +104,15 @@ def make_train_step(
             loss, metrics = task_loss, {"task_loss": task_loss}
             if beta:
                 due = state.step % every == 0
-                options = {**penalty_options, "axis_name": axis_name if sync else None}
-                penalty = jax.lax.cond(
+                options = penalty_options | ({"axis_name": axis_name} if sync else {})
+                similarity = jax.lax.cond(
                     due,
-                    lambda features: cka_penalty(features, **options),
+                    lambda features: penalty(features, **options),
                     lambda features: jnp.zeros(()),
                     updated.get("features", {}),
                 )
-                loss = task_loss + beta * penalty
-                metrics["cka_penalty"] = jnp.where(due, penalty, jnp.nan)
+                loss = task_loss + beta * similarity
+                metrics["cka_penalty"] = jnp.where(due, similarity, jnp.nan)
             metrics["loss"] = loss
             metrics["accuracy"] = jnp.mean(jnp.argmax(logits, -1) == batch["label"])
             return loss, (metrics, updated.get("batch_stats", {}))

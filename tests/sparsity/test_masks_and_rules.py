@@ -13,6 +13,7 @@ from cka_sr_jax.sparsity import (
     RULES,
     apply_masks,
     density,
+    epsilon_sparsity,
     layer_counts,
     leaf_paths,
     make_rule,
@@ -113,6 +114,15 @@ def test_density_counts_masks_not_values():
     params = apply_masks({"w": jnp.zeros((2, 2)), "b": jnp.ones(2)}, masks)
     assert density(masks) == 0.5
     np.testing.assert_array_equal(params["b"], jnp.ones(2))
+
+
+def test_epsilon_sparsity_counts_small_weights_and_zeros():
+    params = {"kernel": jnp.array([[0.0, 0.5], [-2e-3, 1e-3]]), "bias": jnp.zeros(2)}
+    assert epsilon_sparsity(params, 1e-3) == 0.25
+    assert epsilon_sparsity(params, 3e-3) == 0.75
+    assert epsilon_sparsity({**params, "head": jnp.ones((2, 2))}, 3e-3, ["kernel"]) == 0
+    with pytest.raises(ValueError, match="epsilon=0 is not positive"):
+        epsilon_sparsity(params, 0)
 
 
 def test_static_takes_masks_from_anywhere():

@@ -68,6 +68,11 @@ def config_with(**fields):
             {"sparsity__rule": "str", "eval__select": "best-validation"},
             "would choose by accuracy among densities",
         ),
+        (
+            {"cka__similarity": "cca", "cka__batches": 2},
+            "cka.similarity='cca' averages nothing over devices or sub-batches",
+        ),
+        ({"cka__similarity": "cda"}, "Unknown cka.similarity 'cda'"),
         ({"sparsity__end": 0.0}, r"sparsity.end=0.0 is not in \(0, 1\]"),
         ({"sparsity__exclude": ("haed",)}, "exclude pattern 'haed' matches no parameter"),
         ({"model__name": "resnet"}, "Unknown model 'resnet'"),

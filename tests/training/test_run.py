@@ -106,6 +106,9 @@ def test_a_run_and_what_it_leaves(finished, capsys):
     assert result["test"]["selected"] == "last"
     assert result["test"]["accuracy"] > 0.2  # chance is 0.1, and the net is tiny
     assert -1 <= result["cka_within_stage"] <= 1
+    assert result["cka_cross_stage"] is None  # an MLP has one stage
+    # Of the 80 % of pruned weights and few others.
+    assert 0.8 <= result["epsilon_sparsity"]["0.0001"] <= result["epsilon_sparsity"]["0.01"] < 1
     training = records(workdir, "train")
     assert [r["step"] for r in training] == [10, 20, 30, 40]
     assert training[-1]["loss"] < training[0]["loss"]
@@ -148,8 +151,10 @@ def test_stages_keep_their_features_whatever_their_names(tmp_path, monkeypatch):
     features = loop._features(experiment, experiment.state, images)
     expected = cka_penalty({"body": features["body"]}, reduction="mean")
     matrix = loop.cka_function(experiment)(replicate(experiment.state, jax.local_devices()))
-    actual = loop.within_stage(matrix, loop.feature_groups(experiment))
-    assert actual == pytest.approx(float(expected), abs=1e-4)
+    actual = loop.stage_means(matrix, loop.feature_groups(experiment))
+    assert actual["cka_within_stage"] == pytest.approx(float(expected), abs=1e-4)
+    cross = [cka_penalty((features["stem"][0], x), reduction="mean") for x in features["body"]]
+    assert actual["cka_cross_stage"] == pytest.approx(float(np.mean(cross)), abs=1e-4)
 
 
 def test_a_model_without_features_runs_without_the_penalty(tmp_path):

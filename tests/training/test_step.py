@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from cka_sr_jax import apply_masks, cka_penalty, get_masks, make_rule, sparsify
+from cka_sr_jax.cca import cca_penalty
 from cka_sr_jax.models import create_model
 from cka_sr_jax.training import (
     create_state,
@@ -40,14 +41,15 @@ def test_cross_entropy_with_label_smoothing():
     np.testing.assert_allclose(cross_entropy(logits, jnp.array([2, 0]), 0.1), smooth, rtol=1e-6)
 
 
-def test_step_minimises_task_loss_plus_beta_times_penalty():
+@pytest.mark.parametrize("similarity", [cka_penalty, cca_penalty])
+def test_step_minimises_task_loss_plus_beta_times_penalty(similarity):
     model, tx = mlp(), make_tx()
     state = create_state(model, tx, jax.random.key(0), IMAGES[:2])
-    step = make_train_step(model, tx, beta=0.1, samples=8)
+    step = make_train_step(model, tx, beta=0.1, penalty=similarity, samples=8)
 
     def loss(params):
         logits, sown = model.apply({"params": params}, IMAGES, train=True, mutable=["features"])
-        penalty = cka_penalty(jax.tree.map(lambda x: x[:8], sown["features"]))
+        penalty = similarity(jax.tree.map(lambda x: x[:8], sown["features"]))
         return cross_entropy(logits, LABELS).mean() + 0.1 * penalty, penalty
 
     (value, penalty), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
