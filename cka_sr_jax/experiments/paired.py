@@ -14,13 +14,15 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from cka_sr_jax._errors import unknown
-from cka_sr_jax.experiments.table import Row, check_alike, read_runs
+from cka_sr_jax.experiments.figures import draw_differences
+from cka_sr_jax.experiments.table import Row, check_alike, read_runs, write_csv
 
 BOOTSTRAP_SAMPLES = 10_000
 
@@ -120,13 +122,20 @@ def choose_and_compare(
     )
 
 
+def comparisons(
+    rows: Sequence[Row], by_row: Sequence[str], field: str, baseline: Any, value: Any = None
+) -> dict[tuple[Any, ...], Comparison]:
+    """`choose_and_compare` for each combination of the `by_row` fields."""
+    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[tuple(row.get(name) for name in by_row)].append(row)
+    return {key: choose_and_compare(g, field, baseline, value) for key, g in groups.items()}
+
+
 def paired_table(
     rows: Sequence[Row], by_row: Sequence[str], field: str, baseline: Any, value: Any = None
 ) -> str:
     """A Markdown table with one comparison for each combination of the `by_row` fields."""
-    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[tuple(row.get(name) for name in by_row)].append(row)
     name = field.rpartition(".")[2]
     header = [
         *(part.rpartition(".")[2] for part in by_row),
@@ -138,8 +147,7 @@ def paired_table(
         "wins/ties/losses",
     ]
     lines = [header, ["---"] * len(by_row) + ["---:"] * 6]
-    for key, group in groups.items():
-        c = choose_and_compare(group, field, baseline, value)
+    for key, c in comparisons(rows, by_row, field, baseline, value).items():
         lines.append(
             [
                 *(f"{part:g}" if isinstance(part, float) else str(part) for part in key),
@@ -167,6 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--baseline", type=float, default=0.0)
     parser.add_argument("--value", type=float, help="compare this value, not the validated one")
     parser.add_argument("--rows", default="sparsity.density", help="fields, separated by commas")
+    parser.add_argument("--csv", help="also write every run to this file")
+    parser.add_argument("--png", help="also draw the differences to this file")
     options = parser.parse_args(arguments)
     by_row = options.rows.split(",")
     try:
@@ -174,7 +184,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in (options.field, *by_row):
             if name not in rows[0]:
                 raise ValueError(unknown("field of these runs:", name, rows[0]))
-        print(paired_table(rows, by_row, options.field, options.baseline, options.value))
+        asked = (rows, by_row, options.field, options.baseline, options.value)
+        print(paired_table(*asked))
+        if options.csv:
+            write_csv(rows, options.csv)
+        if options.png:
+            found = {
+                " ".join(map(str, key)): (c.difference, c.t_interval)
+                for key, c in comparisons(*asked).items()
+            }
+            Path(options.png).write_bytes(draw_differences(found))
     except ValueError as error:
         sys.exit(f"error: {error}")
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cka_sr_jax._errors import unknown
+from cka_sr_jax.experiments.figures import draw_lines
 from cka_sr_jax.training.config import flatten
 from cka_sr_jax.training.loop import EPSILONS
 
@@ -95,15 +96,7 @@ def summary_table(
     Raises:
       ValueError: runs of one cell differ in more than their seed.
     """
-    groups: dict[tuple[Any, ...], dict[Any, list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        key = tuple(row.get(field) for field in by_row)
-        groups[key][row.get(by_column) if by_column else value].append(row)
-    cells: dict[tuple[Any, ...], dict[Any, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for key, columns_of_key in groups.items():
-        for column, runs in columns_of_key.items():
-            check_alike(runs, allowed=["seed"])
-            cells[key][column] = [scale * float(r[value]) for r in runs if r[value] is not None]
+    cells = cell_values(rows, by_row, by_column, value, scale)
     columns = sorted(
         {column for line in cells.values() for column in line},
         key=lambda c: (isinstance(c, int | float), c if isinstance(c, int | float) else str(c)),
@@ -112,8 +105,30 @@ def summary_table(
     header = [*(field.rpartition(".")[2] for field in by_row), *map(_text, columns)]
     lines = [header, ["---"] * len(by_row) + ["---:"] * len(columns)]
     for key, line in cells.items():
-        lines.append([*map(_text, key), *(_mean_and_deviation(line[c]) for c in columns)])
+        values = [_mean_and_deviation(line.get(column, [])) for column in columns]
+        lines.append([*map(_text, key), *values])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def cell_values(
+    rows: Sequence[Row],
+    by_row: Sequence[str],
+    by_column: str | None = None,
+    value: str = "test.accuracy",
+    scale: float = 100.0,
+) -> dict[tuple[Any, ...], dict[Any, list[float]]]:
+    """{row: {column: values of its runs}}; arguments and errors as `summary_table`."""
+    groups: dict[tuple[Any, ...], dict[Any, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        key = tuple(row.get(field) for field in by_row)
+        groups[key][row.get(by_column) if by_column else value].append(row)
+    cells: dict[tuple[Any, ...], dict[Any, list[float]]] = {}
+    for key, columns in groups.items():
+        cells[key] = {}
+        for column, runs in columns.items():
+            check_alike(runs, allowed=["seed"])
+            cells[key][column] = [scale * float(r[value]) for r in runs if r[value] is not None]
+    return cells
 
 
 def check_alike(rows: Sequence[Row], allowed: Sequence[str]) -> None:
@@ -180,6 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--scale", type=float, default=100.0, help="times the value: 100 is percent"
     )
     parser.add_argument("--csv", help="also write every run to this file")
+    parser.add_argument("--png", help="also draw the table to this file")
     options = parser.parse_args(arguments)
     by_row = options.rows.split(",")
     fields = [*by_row, options.columns] if options.columns else by_row
@@ -192,8 +208,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for field in fields:
         if not any(field in row for row in rows):
             sys.exit("error: " + unknown("field of these runs:", field, rows[0]))
+    shown = (rows, by_row, options.columns, options.value, options.scale)
     try:
-        print(summary_table(rows, by_row, options.columns, options.value, options.scale))
+        print(summary_table(*shown))
+        if options.png:
+            cells = cell_values(*shown)
+            lines = {" ".join(map(_text, key)): line for key, line in cells.items()}
+            label = f"{options.value} x {options.scale:g}"
+            Path(options.png).write_bytes(draw_lines(lines, options.columns or "", label))
     except ValueError as error:
         sys.exit(f"error: {error}")
 

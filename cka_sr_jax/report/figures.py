@@ -41,7 +41,7 @@ def learning_curves(records: Sequence[Record]) -> bytes:
     accuracy.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     _plot_splits(rate, records, "learning_rate", "learning rate")
     rate.set_ylim(bottom=0)
-    return _png(figure)
+    return to_png(figure)
 
 
 def cka_curve(records: Sequence[Record]) -> bytes:
@@ -63,7 +63,7 @@ def cka_curve(records: Sequence[Record]) -> bytes:
     if has_penalty:
         axes[0].set_xlabel("")
         _plot_splits(axes[1], records, "cka_penalty", "CKA penalty before beta")
-    return _png(figure)
+    return to_png(figure)
 
 
 def mask_curves(records: Sequence[Record]) -> bytes:
@@ -83,7 +83,7 @@ def mask_curves(records: Sequence[Record]) -> bytes:
         name = path.removeprefix("density/").removesuffix("/kernel")
         layers.plot(*series(records, "layers", path), label=name, marker="o", ms=3)
     _label_percent(layers, "density of each layer (%)")
-    return _png(figure)
+    return to_png(figure)
 
 
 def cka_heatmap(matrix: np.ndarray, names: Sequence[str], groups: Sequence[str]) -> bytes:
@@ -112,13 +112,13 @@ def cka_heatmap(matrix: np.ndarray, names: Sequence[str], groups: Sequence[str])
     clipped = "min" if (matrix < 0).any() else "neither"
     figure.colorbar(image, ax=axes, label="CKA (0 to 1)", shrink=0.8, extend=clipped)
     outline = [withStroke(linewidth=3, foreground="black")]  # white alone drowns in the yellow
-    for i in _boundaries(groups):
+    for i in stage_boundaries(groups):
         axes.axhline(i - 0.5, color="white", linewidth=1.4, path_effects=outline)
         axes.axvline(i - 0.5, color="white", linewidth=1.4, path_effects=outline)
     _label_features(axes, names, groups)
     if size <= 12:
         _write_values(axes, matrix)
-    return _png(figure)
+    return to_png(figure)
 
 
 def density_bars(rows: Sequence[LayerRow]) -> bytes:
@@ -128,7 +128,7 @@ def density_bars(rows: Sequence[LayerRow]) -> bytes:
     axes = figure.subplots()
     if not kernels:
         _say(axes, "no kernels")
-        return _png(figure)
+        return to_png(figure)
     percent = [100 * row.density for row in kernels]
     bars = axes.barh(range(len(kernels)), percent, color=BLUE, height=0.75)
     axes.bar_label(bars, [f"{value:.2f}" for value in percent], padding=3, fontsize=9)
@@ -136,9 +136,9 @@ def density_bars(rows: Sequence[LayerRow]) -> bytes:
     axes.set_ylim(len(kernels) - 0.4, -0.6)  # the first layer on top
     axes.set_xlim(0, 1.1 * max(percent) or 1)
     axes.set_xlabel("density: kept weights (%)")
-    _tidy(axes)
+    tidy(axes)
     axes.grid(visible=False, axis="y")
-    return _png(figure)
+    return to_png(figure)
 
 
 def series(records: Sequence[Record], split: str, name: str) -> tuple[list[float], list[float]]:
@@ -166,7 +166,7 @@ def _plot_splits(axes: Axes, records: Sequence[Record], name: str, label: str) -
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    _tidy(axes)
+    tidy(axes)
     if not drawn:
         _say(axes, "not logged")
     elif drawn != ["train"]:
@@ -181,10 +181,10 @@ def _label_percent(axes: Axes, label: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     if 0 < len(axes.lines) <= 10:  # more names would cover the lines
         axes.legend(frameon=False)
-    _tidy(axes)
+    tidy(axes)
 
 
-def _tidy(axes: Axes) -> None:
+def tidy(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
@@ -196,7 +196,7 @@ def _say(axes: Axes, text: str) -> None:
     axes.set_yticks([])
 
 
-def _boundaries(groups: Sequence[str]) -> list[int]:
+def stage_boundaries(groups: Sequence[str]) -> list[int]:
     """Indices at which another stage begins."""
     return [i for i in range(1, len(groups)) if groups[i] != groups[i - 1]]
 
@@ -206,7 +206,7 @@ def _label_features(axes: Axes, names: Sequence[str], groups: Sequence[str]) -> 
     ticks: list[float] = list(range(len(names)))
     labels = list(names)
     if len(names) > 30:
-        edges = [0, *_boundaries(groups), len(groups)]
+        edges = [0, *stage_boundaries(groups), len(groups)]
         ticks = [(a + b - 1) / 2 for a, b in itertools.pairwise(edges)]
         labels = [groups[a] for a in edges[:-1]]
     axes.set_xticks(ticks, labels, rotation=90 if len(labels) > 6 else 0, parse_math=False)
@@ -221,7 +221,7 @@ def _write_values(axes: Axes, matrix: np.ndarray) -> None:
             axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
 
 
-def _png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()

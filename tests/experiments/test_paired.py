@@ -68,7 +68,10 @@ def test_runs_that_differ_in_something_else_are_no_pairs():
 def test_command_line(tmp_path, capsys):
     rows = rows_of(TABLE) + rows_of({0.0: [(0.1, 0.2)], 1e-4: [(0.1, 0.3)]}, density=0.01)
     write_csv(rows, tmp_path / "runs.csv")
-    main([str(tmp_path / "runs.csv")])
+    png, again = tmp_path / "runs.png", tmp_path / "again.csv"
+    main([str(tmp_path / "runs.csv"), f"--png={png}", f"--csv={again}"])
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert len(again.read_text().splitlines()) == 12
     printed = capsys.readouterr().out.splitlines()
     assert printed[2].startswith("| 0.05 | 82.00 | 0.0001 (2) | 82.00 | +0.00 ± 2.48 |")
     assert printed[3].startswith("| 0.01 | 20.00 | 0.0001 (1) | 30.00 | +10.00 ± nan |")

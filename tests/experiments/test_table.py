@@ -6,6 +6,8 @@ import pytest
 
 from cka_sr_jax.experiments.table import main, read_runs, summary_table, write_csv
 
+PNG = b"\x89PNG"
+
 
 @pytest.fixture
 def grid(tmp_path):
@@ -46,8 +48,10 @@ def test_table_and_csv(grid, tmp_path, capsys):
     again = read_runs([file])
     assert [row["test.accuracy"] for row in again] == [row["test.accuracy"] for row in rows]
     assert summary_table(again, ["sparsity.rule"], "sparsity.density") == TABLE
-    main([str(file), "--columns=sparsity.density"])
+    png = tmp_path / "table.png"
+    main([str(file), "--columns=sparsity.density", f"--png={png}"])
     assert capsys.readouterr().out.strip() == TABLE
+    assert png.read_bytes().startswith(PNG)
 
 
 def test_cells_hold_runs_that_differ_in_seed_alone(grid, capsys):

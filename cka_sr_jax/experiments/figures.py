@@ -1,0 +1,200 @@
+"""Figures from the runs of a grid: what a field, such as the penalty's beta, does to the networks.
+
+  python -m cka_sr_jax.experiments.figures heatmaps runs/GRID figure.png
+  python -m cka_sr_jax.experiments.figures histograms runs/GRID figure.png
+  python -m cka_sr_jax.experiments.figures curves runs/GRID figure.png
+
+heatmaps: CKA between all features of the trained network. histograms: the kept weights of all
+kernels together. curves: mean CKA within and across stages over training. Each shows one run for
+every value of the field, the first by name; choose others with a shell pattern, runs/GRID/*seed=1*.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from cka_sr_jax._errors import unknown
+from cka_sr_jax.report import read_metrics
+from cka_sr_jax.report.figures import series, stage_boundaries, tidy, to_png
+from cka_sr_jax.sparsity.masks import maskable_leaves
+from cka_sr_jax.training import load_variables
+from cka_sr_jax.training.config import flatten
+
+BINS = 201  # odd: the middle one is around 0
+
+
+def runs_by_value(paths: Sequence[str | Path], field: str) -> dict[Any, Path]:
+    """{value of the config's field: folder of the first run that has it}, values in order.
+
+    Args:
+      paths: folders of grids, or of runs.
+
+    Raises:
+      ValueError: no finished run; a field that the runs' configs do not have.
+    """
+    folders = [
+        run
+        for path in map(Path, paths)
+        for run in ([path] if (path / "result.json").exists() else sorted(path.glob("*")))
+        if (run / "result.json").exists() and (run / "config.json").exists()
+    ]
+    if not folders:
+        raise ValueError(f"{', '.join(map(str, paths))}: no finished run there.")
+    found: dict[Any, Path] = {}
+    for run in folders:
+        config = flatten(json.loads((run / "config.json").read_text()))
+        if field not in config:
+            raise ValueError(unknown("field of these runs:", field, config))
+        found.setdefault(config[field], run)
+    return dict(sorted(found.items(), key=lambda item: str(item[0])))
+
+
+def draw_heatmaps(runs: Mapping[str, Path]) -> bytes:
+    """A panel for each run: CKA between its features, read from its report/cka_matrix.csv.
+
+    Raises:
+      ValueError: a run whose report has no CKA matrix.
+    """
+    figure = Figure(figsize=(3.2 * len(runs) + 0.8, 3.4), layout="constrained")
+    panels = figure.subplots(1, len(runs), squeeze=False)[0]
+    for axes, (label, run) in zip(panels, runs.items(), strict=True):
+        path = run / "report" / "cka_matrix.csv"
+        if not path.exists():
+            raise ValueError(f"{run} has no report/cka_matrix.csv: its model sows no two features.")
+        header, *rows = csv.reader(path.read_text(encoding="utf-8").splitlines())
+        matrix = np.array([row[1:] for row in rows], float)
+        image = axes.imshow(matrix, vmin=0, vmax=1, cmap=colormaps["viridis"])
+        for i in stage_boundaries([name.rpartition(".")[0] for name in header[1:]]):
+            axes.axhline(i - 0.5, color="white", linewidth=1)
+            axes.axvline(i - 0.5, color="white", linewidth=1)
+        axes.set_title(label)
+        axes.set_xticks([])
+        axes.set_yticks([])
+    figure.colorbar(image, ax=panels, label="CKA (0 to 1)", shrink=0.8)
+    return to_png(figure)
+
+
+def draw_histograms(runs: Mapping[str, Path]) -> bytes:
+    """A panel for each run: how many kept weights of its kernels lie in each of 201 bins."""
+    weights = {label: kept_weights(run) for label, run in runs.items()}
+    limit = max(float(np.abs(values).max(initial=1e-12)) for values in weights.values())
+    figure = Figure(figsize=(3.2 * len(runs) + 0.8, 3.2), layout="constrained")
+    panels = figure.subplots(1, len(runs), squeeze=False, sharey=True)[0]
+    for axes, (label, values) in zip(panels, weights.items(), strict=True):
+        axes.hist(values, bins=BINS, range=(-limit, limit))
+        axes.set_title(label)
+        axes.set_xlabel("weight")
+        tidy(axes)
+    panels[0].set_ylabel(f"kept weights per bin of {2 * limit / BINS:.2g}")
+    return to_png(figure)
+
+
+def kept_weights(run: Path) -> np.ndarray:
+    """All weights of a run's kernels that are not exactly 0, in one vector."""
+    kernels = maskable_leaves(load_variables(run)["params"]).values()
+    flat = np.concatenate([np.ravel(kernel) for kernel in kernels])
+    return flat[flat != 0]
+
+
+def draw_curves(runs: Mapping[str, Path]) -> bytes:
+    """Mean CKA over epochs within stages and, where there are several, across; a line for a run."""
+    names = {"cka_within_stage": "of one stage", "cka_cross_stage": "of two stages"}
+    records = {label: read_metrics(run / "metrics.jsonl") for label, run in runs.items()}
+    lines = {
+        (name, label): points
+        for name in names
+        for label, found in records.items()
+        if (points := series(found, "validation", name))[0]
+    }
+    shown = [name for name in names if any(name == n for n, _ in lines)]
+    if not shown:
+        raise ValueError("these runs logged no CKA: they have no validation data or no features.")
+    figure = Figure(figsize=(4.6 * len(shown), 3.4), layout="constrained")
+    for axes, name in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        for (drawn, label), points in lines.items():
+            if drawn == name:
+                axes.plot(*points, label=label, marker="o", ms=3)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(f"mean CKA of pairs of layers {names[name]}")
+        axes.legend(frameon=False)
+        tidy(axes)
+    return to_png(figure)
+
+
+def draw_lines(lines: Mapping[str, Mapping[Any, Sequence[float]]], x: str, value: str) -> bytes:
+    """Mean and standard deviation of the values at each x, a line for each label."""
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    axes = figure.subplots()
+    places = sorted({place for line in lines.values() for place in line})
+    numeric = all(isinstance(place, int | float) for place in places)
+    for label, line in lines.items():
+        kept = [place for place in places if line.get(place)]
+        axes.errorbar(
+            kept if numeric else [places.index(place) for place in kept],
+            [float(np.mean(line[place])) for place in kept],
+            [float(np.std(line[place], ddof=1)) if len(line[place]) > 1 else 0 for place in kept],
+            label=label, marker="o", ms=3, capsize=2,
+        )  # fmt: skip
+    if numeric and len(places) > 1 and places[0] > 0:
+        axes.set_xscale("log")
+        axes.minorticks_off()
+    axes.set_xticks(places if numeric else range(len(places)), [f"{p}" for p in places])
+    axes.set_xlabel(x)
+    axes.set_ylabel(value)
+    if len(lines) > 1:
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    tidy(axes)
+    return to_png(figure)
+
+
+def draw_differences(differences: Mapping[str, tuple[float, float]]) -> bytes:
+    """Paired differences in points with their 95 % t intervals, a row for each label."""
+    figure = Figure(figsize=(6.4, 0.9 + 0.34 * len(differences)), layout="constrained")
+    axes = figure.subplots()
+    means, widths = zip(*differences.values(), strict=True)
+    rows = range(len(differences))
+    axes.errorbar(means, rows, xerr=np.nan_to_num(widths), fmt="o", ms=4, capsize=3)
+    axes.axvline(0, color="0.3", linewidth=1)
+    axes.set_yticks(rows, list(differences), parse_math=False)
+    axes.invert_yaxis()
+    axes.set_xlabel("difference of test accuracies (points)")
+    tidy(axes)
+    return to_png(figure)
+
+
+DRAW = {"heatmaps": draw_heatmaps, "histograms": draw_histograms, "curves": draw_curves}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the figure that the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("kind", choices=DRAW)
+    parser.add_argument("paths", nargs="+", help="folders of a grid or of runs")
+    parser.add_argument("png", help="the file to write")
+    parser.add_argument("--field", default="cka.beta", help="of the config: one run for each value")
+    options = parser.parse_args(arguments)
+    name = options.field.rpartition(".")[2]
+    try:
+        runs = runs_by_value(options.paths, options.field)
+        png = DRAW[options.kind]({f"{name} {_text(value)}": run for value, run in runs.items()})
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    Path(options.png).write_bytes(png)
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    main()
