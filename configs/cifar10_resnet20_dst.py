@@ -16,7 +16,6 @@ def get_config():
     config.train.batch_size = 64
     config.optimizer.weight_decay = 1e-4
     config.eval.select = "last"
-    config.sparsity.distribution = None
     config.sparsity.rule = "dst"
     config.sparsity.alpha = 5e-6
     return config

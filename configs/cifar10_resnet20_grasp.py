@@ -16,6 +16,5 @@ def get_config():
     """The config."""
     config = recipe()
     config.optimizer.weight_decay = 1e-4
-    config.sparsity.distribution = None
     config.sparsity.rule = "grasp"
     return config

@@ -17,7 +17,6 @@ def get_config():
     config = recipe()
     config.optimizer.weight_decay = 1e-4
     config.eval.select = "last"
-    config.sparsity.distribution = None
     config.sparsity.rule = "dense"
     config.lottery.rounds = 13
     config.lottery.rewind_step = 1000

@@ -39,7 +39,6 @@ def get_config():
     config.optimizer.decay_at = (0.5, 0.75)
     config.sparsity.rule = "rst"
     config.sparsity.density = 0.05
-    config.sparsity.distribution = "erk"
     config.cka.beta = 1e-4
     config.cka.samples = 8
     config.cka.every = 5

@@ -25,11 +25,13 @@ from cka_sr_jax.models.resnet import CifarResNet
 __all__ = ["MLP", "CifarResNet", "LeNet5", "create_model"]
 
 _MODELS: dict[str, type[nn.Module]] = {"mlp": MLP, "lenet5": LeNet5}
-_RESNETS = [f"resnet{depth}" for depth in (20, 32, 44, 56, 110)]  # the usual ones, for the message
+_RESNETS = [
+    f"resnet{depth}" for depth in (18, 20, 32, 34, 44, 56, 110)
+]  # the usual ones, for the message
 
 
 def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:
-    """The model of that name: "mlp", "lenet5", or "resnetN" with N = 6n + 2, such as "resnet20".
+    """The model of that name: "mlp", "lenet5", or "resnetN" with N = 6n + 2, or 18 or 34.
 
     Options are the model's own fields, such as `hidden`, `width` or `dtype`.
 

@@ -41,37 +41,50 @@ class ResidualBlock(nn.Module):
         return nn.relu(x + y)
 
 
+# Blocks of each stage of the ImageNet networks that are used on CIFAR too, with a 3x3 stem.
+_FOUR_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+
+
 class CifarResNet(nn.Module):
-    """ResNet of depth 6n + 2: stem, three stages of n blocks, global average pooling, head.
+    """ResNet for small images: stem, stages of blocks, global average pooling, head.
 
-    The stages have `width`, 2 `width` and 4 `width` filters and halve the image twice. Modules are
-    "stem", "stem_bn", "stage1_block0", ..., "head".
+    Depth 6n + 2 has three stages of n blocks with 16, 32 and 64 filters; 18 and 34 have the four
+    stages of the ImageNet networks, with 64 to 512 filters, and no pooling after the stem. Each
+    stage but the first halves the image. Modules are "stem", "stem_bn", "stage1_block0", ...,
+    "head".
 
-    Features: stages "stage1", "stage2", "stage3" of the blocks' outputs (after the final ReLU).
+    Attributes:
+      width: filters of the first stage, doubled in each further one; None: as above.
+
+    Features: stages "stage1", "stage2", ... of the blocks' outputs (after the final ReLU).
 
     Raises:
-      ValueError: depth is not 6n + 2 with n >= 1.
+      ValueError: depth is not 6n + 2 with n >= 1, nor 18 or 34.
     """
 
     num_classes: int
     depth: int = 20
-    width: int = 16
+    width: int | None = None
     dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:
-        if self.depth < 8 or self.depth % 6 != 2:
-            raise ValueError(f"depth={self.depth} is not 6n + 2: use 20, 32, 44, 56 or 110.")
+        if self.depth not in _FOUR_STAGES and (self.depth < 8 or self.depth % 6 != 2):
+            raise ValueError(
+                f"depth={self.depth} is not 6n + 2: use 20, 32, 44, 56 or 110, or 18 or 34."
+            )
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b k"]:
         """Logits; `train` normalises by the batch's own statistics, else by the running ones."""
-        x = _conv(self.width, (3, 3), padding=1, dtype=self.dtype, name="stem")(x)
+        blocks = _FOUR_STAGES.get(self.depth, ((self.depth - 2) // 6,) * 3)
+        width = self.width or (64 if self.depth in _FOUR_STAGES else 16)
+        x = _conv(width, (3, 3), padding=1, dtype=self.dtype, name="stem")(x)
         x = nn.relu(_norm(use_running_average=not train, dtype=self.dtype, name="stem_bn")(x))
-        for stage in (1, 2, 3):
-            for i in range((self.depth - 2) // 6):
+        for stage, count in enumerate(blocks, start=1):
+            for i in range(count):
                 x = ResidualBlock(
-                    features=self.width * 2 ** (stage - 1),
+                    features=width * 2 ** (stage - 1),
                     stride=2 if stage > 1 and i == 0 else 1,
                     dtype=self.dtype,
                     name=f"stage{stage}_block{i}",

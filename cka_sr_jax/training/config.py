@@ -44,7 +44,7 @@ def default_config() -> ConfigDict:
     config.data.pad_mode = "reflect"  # or "zero"
 
     config.model = ConfigDict()
-    config.model.name = "mlp"  # mlp, lenet5, resnet20 (any 6n+2)
+    config.model.name = "mlp"  # mlp, lenet5, resnet20 (any 6n+2), resnet18, resnet34
     config.model.dtype = "float32"  # of the computation: float32 or bfloat16; weights stay float32
     config.model.options = ConfigDict()  # of the model class, such as hidden = (300, 100)
 

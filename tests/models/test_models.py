@@ -48,13 +48,19 @@ def test_resnet20_has_the_published_number_of_weights(classes, weights):
     assert maskable(init_shapes(create_model("resnet20", classes))) == weights
 
 
-@pytest.mark.parametrize("depth", [8, 32, 110])
+@pytest.mark.parametrize(("depth", "parameters"), [(18, 11_173_962), (34, 21_282_122)])
+def test_resnets_of_four_stages_have_the_parameters_of_the_usual_cifar_versions(depth, parameters):
+    params = init_shapes(create_model(f"resnet{depth}", 10))["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
+
+
+@pytest.mark.parametrize("depth", [8, 18, 32, 34, 110])
 def test_resnet_depth_is_its_number_of_weighted_layers(depth):
     params = init_shapes(create_model(f"resnet{depth}", 10))["params"]
     kernels = [path for path, leaf in jax.tree.leaves_with_path(params) if leaf.ndim >= 2]
     shortcuts = [path for path in kernels if "shortcut_conv" in jax.tree_util.keystr(path)]
     assert len(kernels) - len(shortcuts) == depth
-    assert len(shortcuts) == 2
+    assert len(shortcuts) == (3 if depth in (18, 34) else 2)
 
 
 def test_resnet_names():
@@ -191,7 +197,7 @@ def test_unknown_names_and_options_say_what_is_known():
         create_model("resnet20", 10, depth=32)
 
 
-@pytest.mark.parametrize("depth", [0, 2, 18, 21])
+@pytest.mark.parametrize("depth", [0, 2, 17, 21])
 def test_resnet_depth_must_be_6n_plus_2(depth):
     with pytest.raises(ValueError, match=f"depth={depth} is not 6n"):
         create_model(f"resnet{depth}", 10)

@@ -1,0 +1,27 @@
+"""The paper's figures of ResNet-20 at four betas: CKA heat maps and weight histograms.
+
+  python launch.py --config=configs/paper/figure_beta_cifar10.py --grid \\
+    --config.data.dir=TFDS_FOLDER
+  python -m cka_sr_jax.experiments.figures heatmaps runs/figure_beta_cifar10 heatmaps.png
+  python -m cka_sr_jax.experiments.figures histograms runs/figure_beta_cifar10 histograms.png
+  python -m cka_sr_jax.experiments.figures curves runs/figure_beta_cifar10 curves.png
+  python -m cka_sr_jax.experiments.table runs/figure_beta_cifar10 --rows=cka.beta \\
+    --value=epsilon_sparsity.0.001
+
+RST on CIFAR-10 at 95 % sparsity, betas 0, 0.01, 0.05 and 0.08. In the paper the similarity falls as
+beta grows, across stages too, and more weights lie at 0. Its ResNet-56 figure, in a --workdir of its
+own: --config.model.name=resnet56 --config.grid.cka.beta="(0.0, 5e-4, 2e-3, 5e-3)". Whether dense
+training gets more small weights, as the paper's theorem 1 has it: --config.sparsity.rule=dense.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.cifar10_resnet20_rst import get_config as recipe
+
+
+def get_config():
+    """The config."""
+    config = recipe()
+    config.eval.select = "last"
+    config.grid.cka = ConfigDict({"beta": (0.0, 0.01, 0.05, 0.08)})
+    return config
