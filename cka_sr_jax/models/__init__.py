@@ -25,9 +25,8 @@ from cka_sr_jax.models.resnet import CifarResNet
 __all__ = ["MLP", "CifarResNet", "LeNet5", "create_model"]
 
 _MODELS: dict[str, type[nn.Module]] = {"mlp": MLP, "lenet5": LeNet5}
-_RESNETS = [
-    f"resnet{depth}" for depth in (18, 20, 32, 34, 44, 56, 110)
-]  # the usual ones, for the message
+# The usual ones, for the message.
+_RESNETS = [f"resnet{depth}" for depth in (18, 20, 32, 34, 44, 56, 110)]
 
 
 def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:
