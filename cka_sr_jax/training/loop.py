@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -91,7 +92,7 @@ class Experiment(NamedTuple):
     std: tuple[float, ...]
     model: Any  # a Linen module or a ReparametrisedModel
     schedule: optax.Schedule
-    tx: optax.GradientTransformationExtraArgs
+    make_tx: Callable[[int | jax.Array], optax.GradientTransformationExtraArgs]  # from the seed
     steps: int
     steps_per_epoch: int
     mask_updates: np.ndarray  # [steps] bool: the steps at whose end the masks may change
@@ -170,26 +171,27 @@ def _build(
         if config.sparsity.rule in METHODS:
             method = create_method(config.sparsity)
             model = ReparametrisedModel(model, method)
-            tx = learn_masks(inner, method)
+            make_tx = lambda seed: learn_masks(inner, method)  # noqa: E731
             mask_updates = np.ones(steps, bool)
             prune = lambda params, masks: params  # noqa: E731  (which are the dense weights)
         else:
             rule = rule or _create_rule(config, workdir, dataset, model, steps, mean, std)
-            tx = sparsify(inner, rule, seed=config.seed)
+            make_tx = lambda seed: sparsify(inner, rule, seed=seed)  # noqa: E731
             mask_updates = np.broadcast_to(np.asarray(rule.due(jnp.arange(steps))), (steps,))
+        tx = make_tx(config.seed)
         state = jax.jit(lambda key: create_state(model, tx, key, images[:2], prune))(
             jax.random.key(config.seed)
         )
     except (TypeError, ArithmeticError) as error:
         raise _bad_options(config, error) from error
     experiment = Experiment(
-        config, workdir, devices, dataset, mean, std, model, schedule, tx, steps, steps_per_epoch,
-        mask_updates, state,
+        config, workdir, devices, dataset, mean, std, model, schedule, make_tx, steps,
+        steps_per_epoch, mask_updates, state,
     )  # fmt: skip
     # Tracing the step finds what only shows there, such as a model without a pair of features.
     shard = {"image": images[: len(images) // len(devices)]}
     shard["label"] = jnp.zeros(len(shard["image"]), jnp.int32)
-    step = _train_step(experiment)
+    step = _train_step(experiment, config.seed, config.cka.beta)
     jax.eval_shape(jax.vmap(step, in_axes=(None, 0), axis_name="batch"), state,
                    jax.tree.map(lambda a: a[None], shard))  # fmt: skip
     return experiment
@@ -271,12 +273,14 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
             )
 
 
-def _train_step(experiment: Experiment) -> Callable[..., Any]:
+def _train_step(
+    experiment: Experiment, seed: int | jax.Array, beta: float | jax.Array
+) -> Callable[..., Any]:
     config = experiment.config
     return make_train_step(
         experiment.model,
-        experiment.tx,
-        beta=config.cka.beta,
+        experiment.make_tx(seed),
+        beta=beta,
         every=config.cka.every,
         label_smoothing=config.train.label_smoothing,
         sync=config.cka.sync,
@@ -284,16 +288,18 @@ def _train_step(experiment: Experiment) -> Callable[..., Any]:
     )
 
 
-def train_function(experiment: Experiment) -> Callable[..., Any]:
-    """`(state, indices, data) -> (state, metrics)` on all devices, batches made on the device.
+def train_on_examples(
+    experiment: Experiment, seed: int | jax.Array, beta: float | jax.Array
+) -> Callable[..., Any]:
+    """`(state, indices, data, axis_name) -> (state, metrics)` of one device.
 
-    `indices` [batch] name the step's examples in `data`, {"image": uint8 [n, h, w, c], "label"}.
-    The state passed in is gone afterwards: its memory is used again.
+    `indices` [batch] name the step's examples in `data`, {"image": uint8 [n, h, w, c], "label"};
+    the batch is made on the device.
     """
     config = experiment.config.data
-    step = _train_step(experiment)
+    step = _train_step(experiment, seed, beta)
     # A key of its own, apart from those of the initialisation and the masks.
-    augment_key = jax.random.fold_in(jax.random.key(experiment.config.seed), 1)
+    augment_key = jax.random.fold_in(jax.random.key(seed), 1)
 
     def train_on(
         state: TrainState, indices: jax.Array, data: dict[str, jax.Array], axis_name: str | None
@@ -309,12 +315,7 @@ def train_function(experiment: Experiment) -> Callable[..., Any]:
         images = normalize(images, experiment.mean, experiment.std)
         return step(state, {"image": images, "label": data["label"][indices]}, axis_name)
 
-    return map_devices(
-        train_on,
-        experiment.devices,
-        parallel=experiment.config.train.parallel,
-        donate_state=True,
-    )
+    return train_on
 
 
 def eval_function(experiment: Experiment) -> Callable[..., dict[str, float]]:
@@ -403,112 +404,201 @@ def stage_means(matrix: np.ndarray | None, groups: dict[str, int]) -> dict[str, 
 
 
 def train(experiment: Experiment, console: Console) -> tuple[TrainState, float, dict[str, Any]]:
-    """The training loop; returns the selected weights' state, the seconds, and the selection."""
-    config, dataset = experiment.config, experiment.dataset
-    try:
-        experiment.workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"--workdir={experiment.workdir} cannot be made: {error.strerror}."
-        ) from error
-    write_json(experiment.workdir / "config.json", config.to_dict())
-    checkpoints = Checkpoints(experiment.workdir, config.checkpoint.keep)
-    state, best, seconds, flops = _restore(experiment, checkpoints, console)
-    start = int(state.step)
-    state = replicate(state, experiment.devices)
-    data = replicate(
-        {"image": np.asarray(dataset.train_images), "label": dataset.train_labels},
+    """The training loop; returns the selected weights' state, the seconds, and the selection.
+
+    Raises:
+      SystemExit: at SIGTERM or Ctrl-C, once a checkpoint is saved.
+    """
+    config = experiment.config
+    recorder = Recorder(experiment, console)
+    state = replicate(recorder.state, experiment.devices)
+    data = replicate(training_data(experiment), experiment.devices)
+    step_function = map_devices(
+        train_on_examples(experiment, config.seed, config.cka.beta),
         experiment.devices,
+        parallel=config.train.parallel,
+        donate_state=True,
     )
-    step_function = train_function(experiment)
-    evaluate, cka_of = eval_function(experiment), cka_function(experiment)
-    groups = feature_groups(experiment)
-    positions = kernel_positions_of(experiment)
-    writer = MetricWriter(experiment.workdir, start)
-    began = time.perf_counter()
-    logged = began
-    pending: list[dict[str, jax.Array]] = []
-    sparsity = sparsity_metrics(state, positions)
-    final_masks = 1 + max(np.flatnonzero(experiment.mask_updates), default=-1)
-    with ProgressReporter(experiment.steps, start, console) as progress, _stop_signals() as stop:
-        for step in range(start, experiment.steps):
-            indices = batch_indices(
-                config.seed, step, len(dataset.train_labels), config.train.batch_size
-            )
-            state, metrics = step_function(state, indices, data)
-            pending.append(metrics)
-            done = step + 1
-            last = done == experiment.steps
-            logs = done % config.train.log_every == 0 or last
-            # Three forward passes' worth: the backward pass has two products for each of its one.
-            flops += 3 * sparsity["flops"] * config.train.batch_size
-            # Counting waits for the device: masks that change in every step are counted at logs.
-            if experiment.mask_updates[step] and (logs or not experiment.mask_updates.all()):
-                sparsity = sparsity_metrics(state, positions)
-            epoch = done / experiment.steps_per_epoch
-            if logs:
-                values = mean_metrics(jax.device_get(pending))  # waits for the device
-                now = time.perf_counter()
-                rate = len(pending) / (now - logged)
-                pending, logged = [], now
-                progress.update(done, values)
-                writer.write(
-                    "train",
-                    done,
-                    {
-                        "epoch": epoch,
-                        **values,
-                        "learning_rate": float(experiment.schedule(step)),
-                        **sparsity,
-                        "training_flops": flops,
-                        "steps_per_second": rate,
-                    },
-                )
-            if done % (config.eval.every or experiment.steps_per_epoch) == 0 or last:
-                jax.block_until_ready(state)  # so that training is not timed as evaluation
-                before = time.perf_counter()
-                writer.write("layers", done, {"epoch": epoch, **layer_densities(state, positions)})
-                split, images, labels = _selection_data(experiment)
-                if len(labels):
-                    values = evaluate(state, images, labels)
-                    if done >= final_masks:  # what is selected has the density that was asked for
-                        best = _update_best(best, values["accuracy"], state)
-                    similarity = stage_means(cka_of(state), groups)
-                    writer.write(split, done, {"epoch": epoch, **values, **similarity})
-                    line = f"step {done}: {split} accuracy {values['accuracy']:.4f}"
-                    if similarity["cka_within_stage"] is not None:
-                        line += f", within-stage CKA {similarity['cka_within_stage']:.3f}"
-                    console.print(line, highlight=False, soft_wrap=True)
-                logged += time.perf_counter() - before  # the rate is of training alone
-            if done % (config.checkpoint.every or experiment.steps_per_epoch) == 0 or last or stop:
-                checkpoints.save(
-                    done,
-                    {
-                        "state": state,
-                        "best": best,
-                        "seconds": np.array(seconds + time.perf_counter() - began),
-                        "flops": np.array(flops),
-                    },
-                )
+    with (
+        ProgressReporter(experiment.steps, recorder.start, console) as progress,
+        stop_signals() as stop,
+    ):
+        recorder.start_clock()
+        for step in range(recorder.start, experiment.steps):
+            state, metrics = step_function(state, step_indices(experiment, step), data)
+            values = recorder.record(step + 1, metrics, lambda: state, save=bool(stop))  # noqa: B023
+            if values:
+                progress.update(step + 1, values)
             if stop:
-                checkpoints.close()
+                recorder.close()
                 raise SystemExit(
-                    f"Stopped at step {done} of {experiment.steps}; the same command goes on there."
+                    f"Stopped at step {step + 1} of {experiment.steps}; the same command goes on "
+                    "there."
                 )
-    checkpoints.close()
-    writer.close()
-    seconds += time.perf_counter() - began
-    if config.eval.select == "last":
-        return state, seconds, {"selected": "last", "step": experiment.steps}
-    chosen = replicate(
-        {name: best[name] for name in ("params", "batch_stats", "masks")}, experiment.devices
-    )
-    opt_state = state.opt_state._replace(masks=chosen.pop("masks"))
-    return (
-        state.replace(**chosen, opt_state=opt_state),
-        seconds,
-        {"selected": config.eval.select, "step": int(best["step"])},
-    )
+    return recorder.finish(state)
+
+
+def training_data(experiment: Experiment) -> dict[str, np.ndarray]:
+    """What `train_on_examples` takes its batches from."""
+    dataset = experiment.dataset
+    return {"image": np.asarray(dataset.train_images), "label": dataset.train_labels}
+
+
+def step_indices(experiment: Experiment, step: int) -> np.ndarray:
+    """Which examples a step of the run trains on."""
+    config, examples = experiment.config, len(experiment.dataset.train_labels)
+    return batch_indices(config.seed, step, examples, config.train.batch_size)
+
+
+class Recorder:
+    """What a run keeps on the host as it trains: its metrics, evaluations and checkpoints.
+
+    Attributes:
+      state: what training starts from: the newest checkpoint, or else the initial state.
+      start: the step of that.
+    """
+
+    def __init__(
+        self, experiment: Experiment, console: Console, replica: int | None = None
+    ) -> None:
+        """Open the work directory and read its newest checkpoint.
+
+        Args:
+          replica: which entry of the metrics is this run's, where several train together.
+
+        Raises:
+          ConfigError: the work directory cannot be made, or its checkpoint does not fit.
+        """
+        config, self.workdir = experiment.config, experiment.workdir
+        try:
+            self.workdir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(
+                f"--workdir={self.workdir} cannot be made: {error.strerror}."
+            ) from error
+        write_json(self.workdir / "config.json", config.to_dict())
+        self._experiment, self._console, self._replica = experiment, console, replica
+        self._checkpoints = Checkpoints(self.workdir, config.checkpoint.keep)
+        self.state, self._best, self._seconds, self._flops = _restore(
+            experiment, self._checkpoints, console
+        )
+        self.start = int(self.state.step)
+        self._evaluate, self._cka_of = eval_function(experiment), cka_function(experiment)
+        self._groups = feature_groups(experiment)
+        self._positions = kernel_positions_of(experiment)
+        self._writer = MetricWriter(self.workdir, self.start)
+        self._pending: list[dict[str, jax.Array]] = []
+        self._sparsity = sparsity_metrics(self.state, self._positions)
+        self._final_masks = 1 + max(np.flatnonzero(experiment.mask_updates), default=-1)
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Count seconds from now on."""
+        self._began = self._logged = time.perf_counter()
+
+    def record(
+        self,
+        done: int,
+        metrics: dict[str, jax.Array],
+        state: Callable[[], TrainState],
+        save: bool = False,
+    ) -> dict[str, float]:
+        """What is due after `done` steps; the training metrics, if they were logged now.
+
+        Args:
+          metrics: of this step.
+          state: after this step; called where it is needed only.
+          save: whether a checkpoint is due whatever the step.
+        """
+        experiment, config = self._experiment, self._experiment.config
+        self._pending.append(metrics)
+        last = done == experiment.steps
+        logs = done % config.train.log_every == 0 or last
+        # Three forward passes' worth: the backward pass has two products for each of its one.
+        self._flops += 3 * self._sparsity["flops"] * config.train.batch_size
+        # Counting waits for the device: masks that change in every step are counted at logs.
+        if experiment.mask_updates[done - 1] and (logs or not experiment.mask_updates.all()):
+            self._sparsity = sparsity_metrics(state(), self._positions)
+        values = self._log(done) if logs else {}
+        if done % (config.eval.every or experiment.steps_per_epoch) == 0 or last:
+            self._evaluate_at(done, state())
+        if done % (config.checkpoint.every or experiment.steps_per_epoch) == 0 or last or save:
+            self._save(done, state())
+        return values
+
+    def _log(self, done: int) -> dict[str, float]:
+        steps = jax.device_get(self._pending)  # waits for the device
+        if self._replica is not None:
+            steps = [{name: v[self._replica] for name, v in step.items()} for step in steps]
+        values = mean_metrics(steps)
+        now = time.perf_counter()
+        self._writer.write(
+            "train",
+            done,
+            {
+                "epoch": done / self._experiment.steps_per_epoch,
+                **values,
+                "learning_rate": float(self._experiment.schedule(done - 1)),
+                **self._sparsity,
+                "training_flops": self._flops,
+                "steps_per_second": len(steps) / (now - self._logged),
+            },
+        )
+        self._pending, self._logged = [], now
+        return values
+
+    def _evaluate_at(self, done: int, state: TrainState) -> None:
+        jax.block_until_ready(state)  # so that training is not timed as evaluation
+        before = time.perf_counter()
+        epoch = done / self._experiment.steps_per_epoch
+        densities = layer_densities(state, self._positions)
+        self._writer.write("layers", done, {"epoch": epoch, **densities})
+        split, images, labels = _selection_data(self._experiment)
+        if len(labels):
+            values = self._evaluate(state, images, labels)
+            if done >= self._final_masks:  # what is selected has the density that was asked for
+                self._best = _update_best(self._best, values["accuracy"], state)
+            similarity = stage_means(self._cka_of(state), self._groups)
+            self._writer.write(split, done, {"epoch": epoch, **values, **similarity})
+            line = f"step {done}: {split} accuracy {values['accuracy']:.4f}"
+            if similarity["cka_within_stage"] is not None:
+                line += f", within-stage CKA {similarity['cka_within_stage']:.3f}"
+            self._console.print(line, highlight=False, soft_wrap=True)
+        self._logged += time.perf_counter() - before  # the rate is of training alone
+
+    def _save(self, done: int, state: TrainState) -> None:
+        self._checkpoints.save(
+            done,
+            {
+                "state": state,
+                "best": self._best,
+                "seconds": np.array(self._seconds + time.perf_counter() - self._began),
+                "flops": np.array(self._flops),
+            },
+        )
+
+    def close(self) -> None:
+        """Wait for the last checkpoint, and close the files."""
+        self._checkpoints.close()
+        self._writer.close()
+
+    def finish(self, state: TrainState) -> tuple[TrainState, float, dict[str, Any]]:
+        """Close; the selected weights' state, the seconds of training, and what was selected."""
+        self.close()
+        seconds = self._seconds + time.perf_counter() - self._began
+        select = self._experiment.config.eval.select
+        if select == "last":
+            return state, seconds, {"selected": "last", "step": self._experiment.steps}
+        chosen = replicate(
+            {name: self._best[name] for name in ("params", "batch_stats", "masks")},
+            self._experiment.devices,
+        )
+        opt_state = state.opt_state._replace(masks=chosen.pop("masks"))
+        return (
+            dataclasses.replace(state, **chosen, opt_state=opt_state),
+            seconds,
+            {"selected": select, "step": int(self._best["step"])},
+        )
 
 
 def kernel_positions_of(experiment: Experiment) -> dict[str, int]:
@@ -588,7 +678,7 @@ def _update_best(best: dict[str, Any], accuracy: float, state: TrainState) -> di
 
 
 @contextmanager
-def _stop_signals() -> Iterator[list[int]]:
+def stop_signals() -> Iterator[list[int]]:
     """A list that SIGTERM or Ctrl-C fills, so that the loop can save before it stops."""
     received: list[int] = []
 

@@ -63,7 +63,7 @@ def make_train_step(
     model: nn.Module,
     tx: optax.GradientTransformationExtraArgs,
     *,
-    beta: float = 0.0,
+    beta: float | Array = 0.0,
     every: int = 1,
     label_smoothing: float = 0.0,
     sync: bool = False,
@@ -89,6 +89,7 @@ def make_train_step(
     The batch is {"image": [b, h, w, c] floats, "label": [b] integers}. Metrics are scalars: loss,
     task_loss, accuracy, and cka_penalty (NaN in steps that leave it out).
     """
+    penalised = not isinstance(beta, int | float) or beta != 0  # an array may hold any number
 
     def train_step(
         state: TrainState, batch: dict[str, Array], axis_name: str | None = "batch"
@@ -102,7 +103,7 @@ def make_train_step(
             )
             task_loss = cross_entropy(logits, batch["label"], label_smoothing).mean()
             loss, metrics = task_loss, {"task_loss": task_loss}
-            if beta:
+            if penalised:
                 due = state.step % every == 0
                 options = penalty_options | ({"axis_name": axis_name} if sync else {})
                 similarity = jax.lax.cond(
