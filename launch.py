@@ -25,6 +25,7 @@ config_flags.DEFINE_config_file(
 flags.DEFINE_bool("grid", False, "Run every point of the config's grid, each in its own folder.")
 flags.DEFINE_integer("grid_index", None, "Run this point of the grid only, counted from 0.")
 flags.DEFINE_integer("jobs", 1, "Points of the grid that run side by side.")
+flags.DEFINE_integer("replicas", 1, "Points that train together in one program, on an accelerator.")
 flags.DEFINE_bool("retry", False, "Run the grid's failed points again.")
 
 
@@ -55,12 +56,17 @@ def main(argv: list[str]) -> None:
     try:
         if FLAGS.grid or FLAGS.grid_index is not None:
             states = run_grid(
-                config, workdir, index=FLAGS.grid_index, jobs=FLAGS.jobs, retry=FLAGS.retry
+                config,
+                workdir,
+                index=FLAGS.grid_index,
+                jobs=FLAGS.jobs,
+                replicas=FLAGS.replicas,
+                retry=FLAGS.retry,
             )
             if any(state.startswith("failed") for state in states.values()):
                 raise SystemExit(1)
-        elif FLAGS.retry or FLAGS.jobs != 1:
-            fail("--retry and --jobs are for grids: add --grid.")
+        elif FLAGS.retry or FLAGS.jobs != 1 or FLAGS.replicas != 1:
+            fail("--retry, --jobs and --replicas are for grids: add --grid.")
         elif config.grid or config.seeds:
             fail("This config is a grid of runs: add --grid, or --grid_index=K for one of them.")
         else:

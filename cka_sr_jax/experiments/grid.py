@@ -18,7 +18,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,9 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from cka_sr_jax._errors import unknown
+from cka_sr_jax.experiments.replicas import replica_groups, train_together
 from cka_sr_jax.experiments.start import experiment_of
-from cka_sr_jax.training import ConfigError, default_config
+from cka_sr_jax.training import ConfigError, default_config, loop
 from cka_sr_jax.training.config import flatten, validate
 
 FAILURE = "failed.txt"
@@ -80,6 +81,7 @@ def run_grid(
     *,
     index: int | None = None,
     jobs: int = 1,
+    replicas: int = 1,
     retry: bool = False,
     console: Console | None = None,
 ) -> dict[str, str]:
@@ -94,17 +96,22 @@ def run_grid(
       workdir: holds one directory for each point.
       index: run the point of this number only, counted from 0.
       jobs: processes side by side; on a CPU they share the cores.
+      replicas: points that train together in one program where they differ in seed and beta alone;
+        faster on accelerators. See `experiments.replicas`.
       retry: run failed points again.
 
     Raises:
-      ConfigError: as `grid_points`; an index outside the grid; fewer than 1 jobs; a point whose
-        config cannot work.
+      ConfigError: as `grid_points`; an index outside the grid; fewer than 1 jobs or replicas, or
+        more than 1 of both; a point whose config cannot work.
     """
     console = console or Console(soft_wrap=True)
     workdir = Path(workdir)
     points = grid_points(config)
-    if jobs < 1:
-        raise ConfigError(f"--jobs={jobs} is too small: run 1 or more.")
+    for name, count in (("jobs", jobs), ("replicas", replicas)):
+        if count < 1:
+            raise ConfigError(f"--{name}={count} is too small: run 1 or more.")
+    if jobs > 1 and replicas > 1:
+        raise ConfigError("--jobs and --replicas are two ways to share one machine: use one.")
     if index is not None:
         if not 0 <= index < len(points):
             raise ConfigError(
@@ -115,7 +122,11 @@ def run_grid(
         points = {name: points[name]}
     _check_shared(points, workdir)
     states: dict[str, str] = {}
-    for name, state in _run_points(points, workdir, jobs, retry, console):
+    if replicas > 1:
+        ended = _run_together(points, workdir, replicas, retry, console)
+    else:
+        ended = _run_points(points, workdir, jobs, retry, console)
+    for name, state in ended:
         states[name] = state
         console.print(f"[{len(states)}/{len(points)}] {name}: {state}", highlight=False)
     counts = Counter(state.split(":")[0] for state in states.values())
@@ -159,6 +170,48 @@ def _run_points(
             os.environ["NPROC"] = before
 
 
+def _run_together(
+    points: Mapping[str, ConfigDict], workdir: Path, replicas: int, retry: bool, console: Console
+) -> Iterator[tuple[str, str]]:
+    """(name, state) of each point as it ends, those that can being trained together."""
+    pending = {
+        name: config
+        for name, config in points.items()
+        if not _ended(workdir / name, config, retry) and experiment_of(config) is loop
+    }
+    for group in replica_groups(pending, workdir, replicas):
+        with ExitStack() as locks:
+            free = {
+                workdir / name: pending[name]
+                for name in group
+                if locks.enter_context(_lock(workdir / ".locks" / name))
+            }
+            try:
+                if len(free) > 1:
+                    train_together(free, console)
+            except ConfigError:
+                raise
+            except Exception as error:  # such as too little memory; each may do on its own
+                console.print(f"Not together: {' '.join(str(error).split())}", highlight=False)
+        for name in group:  # evaluates and reports what has been trained
+            yield name, run_point(pending[name], workdir, name, retry)
+        jax.clear_caches()
+    rest = {name: config for name, config in points.items() if name not in pending}
+    yield from _run_points(rest, workdir, 1, retry, console)
+
+
+def _ended(folder: Path, config: ConfigDict, retry: bool) -> str:
+    """How the point ended before; "" if it has to run."""
+    failure = folder / FAILURE
+    if failure.exists() and not retry:
+        return f"failed before: {''.join(failure.read_text().splitlines()[-1:])}"
+    if (folder / "result.json").exists() and (folder / "config.json").exists():
+        before, now = json.loads((folder / "config.json").read_text()), config.to_dict()
+        if flatten(before) == flatten(now):
+            return "finished before"
+    return ""
+
+
 def run_point(
     config: ConfigDict, workdir: Path, name: str, retry: bool, console: Console | None = None
 ) -> str:
@@ -167,22 +220,16 @@ def run_point(
     with _lock(workdir / ".locks" / name) as free:
         if not free:
             return "running elsewhere"
-        failure = folder / FAILURE
-        if failure.exists():
-            if not retry:
-                return f"failed before: {''.join(failure.read_text().splitlines()[-1:])}"
-            failure.unlink()
-        if (folder / "result.json").exists() and (folder / "config.json").exists():
-            before, now = json.loads((folder / "config.json").read_text()), config.to_dict()
-            if flatten(before) == flatten(now):
-                return "finished before"
+        if ended := _ended(folder, config, retry):
+            return ended
+        (folder / FAILURE).unlink(missing_ok=True)
         try:
             result = experiment_of(config).run(config, folder, console or Console(quiet=True))
         except ConfigError:
             raise
         except Exception as error:  # whatever it is, the other points go on
             folder.mkdir(parents=True, exist_ok=True)
-            failure.write_text(traceback.format_exc())
+            (folder / FAILURE).write_text(traceback.format_exc())
             return f"failed: {' '.join(str(error).split())}"
         accuracy = result.get("test", {}).get("accuracy")
         return "finished" if accuracy is None else f"finished: test accuracy {accuracy:.4f}"

@@ -1,0 +1,143 @@
+"""Runs trained together are the runs trained one by one, also when they are stopped midway."""
+
+import io
+import json
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from cka_sr_jax.experiments import grid, replicas
+from cka_sr_jax.experiments.grid import grid_points, run_grid
+from cka_sr_jax.experiments.replicas import replica_groups, train_together
+from cka_sr_jax.training import Checkpoints, default_config, loop
+
+
+def small_grid():
+    config = default_config()
+    config.model.options.hidden = (16, 16)
+    config.train.steps = 6
+    config.train.batch_size = 64
+    config.train.log_every = 3
+    config.eval.select = "best-validation"
+    config.eval.every = 3
+    config.checkpoint.every = 2
+    config.sparsity.rule = "rigl"
+    config.sparsity.density = 0.3
+    config.sparsity.update_every = 2
+    config.grid = ConfigDict({"cka": {"beta": (0.0, 0.1)}})
+    config.seeds = (3, 4)
+    return config
+
+
+def quiet():
+    return Console(file=io.StringIO(), soft_wrap=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_device():
+    """One of the fake devices compiles sooner than four."""
+    with pytest.MonkeyPatch.context() as patch:
+        device = jax.devices()[:1]
+        patch.setattr(jax, "local_devices", lambda: device)
+        yield
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("together")
+    states = run_grid(small_grid(), workdir, replicas=4, console=quiet())
+    assert all(state.startswith("finished: test accuracy") for state in states.values())
+    return workdir
+
+
+def stored(run):
+    checkpoints = Checkpoints(run)
+    arrays = checkpoints.arrays()
+    checkpoints.close()
+    return arrays
+
+
+def check_alike(one, other):
+    arrays = stored(one), stored(other)
+    assert arrays[0].keys() == arrays[1].keys()
+    for path, array in arrays[0].items():
+        if path != "seconds":
+            np.testing.assert_allclose(array, arrays[1][path], atol=1e-5, err_msg=path)
+    results = [json.loads((run / "result.json").read_text()) for run in (one, other)]
+    assert results[0]["test"] == pytest.approx(results[1]["test"], abs=1e-5)
+    assert results[0]["training_flops"] == results[1]["training_flops"]
+
+
+@pytest.mark.parametrize("index", [0, 3])
+def test_together_is_one_by_one(together, tmp_path, index):
+    name = list(grid_points(small_grid()))[index]
+    run_grid(small_grid(), tmp_path, index=index, console=quiet())
+    check_alike(together / name, tmp_path / name)
+    lines = [(d / name / "metrics.jsonl").read_text().splitlines() for d in (together, tmp_path)]
+    for a, b in zip(*(map(json.loads, found) for found in lines), strict=True):
+        for record in (a, b):
+            record.pop("steps_per_second", None)
+            if record.get("cka_penalty") is not None and index == 0:
+                del record["cka_penalty"]  # it was computed, and had no weight
+        assert a == pytest.approx(b, abs=1e-4)
+
+
+def test_a_group_that_was_stopped_goes_on(together, tmp_path, monkeypatch):
+    received = []
+
+    @contextmanager
+    def stop_signals():
+        yield received
+
+    make = replicas.replica_function
+
+    def stopping(experiments):
+        step, calls = make(experiments), []
+
+        def call(*arguments):
+            calls.append(1)
+            if len(calls) == 3:
+                received.append(15)
+            return step(*arguments)
+
+        return call
+
+    monkeypatch.setattr(loop, "stop_signals", stop_signals)
+    monkeypatch.setattr(replicas, "replica_function", stopping)
+    with pytest.raises(SystemExit, match="Stopped at step 3 of 6"):
+        run_grid(small_grid(), tmp_path, replicas=4, console=quiet())
+    monkeypatch.undo()
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
+    points = grid_points(small_grid())
+    assert replica_groups(points, tmp_path, 4) == [list(points)]
+    train_together({tmp_path / name: config for name, config in points.items()}, quiet())
+    name = list(points)[2]
+    grid.run_point(points[name], tmp_path, name, retry=False)
+    check_alike(together / name, tmp_path / name)
+
+
+def test_groups_differ_in_seed_and_beta_alone(tmp_path):
+    config = small_grid()
+    config.grid.sparsity = ConfigDict({"density": (0.3, 0.2)})
+    points = grid_points(config)
+    groups = replica_groups(points, tmp_path, 3)
+    assert [len(group) for group in groups] == [3, 1, 3, 1]
+    assert sorted(name for group in groups for name in group) == sorted(points)
+    for group in groups:
+        assert len({points[name].sparsity.density for name in group}) == 1
+
+
+def test_what_does_not_train_together_trains_alone(tmp_path, monkeypatch):
+    def out_of_memory(configs, console):
+        raise RuntimeError("out of\nmemory")
+
+    monkeypatch.setattr(grid, "train_together", out_of_memory)
+    monkeypatch.setattr(grid, "run_point", lambda config, workdir, name, retry: "finished")
+    console = quiet()
+    states = run_grid(small_grid(), tmp_path, replicas=4, console=console)
+    assert set(states.values()) == {"finished"}
+    assert "Not together: out of memory" in console.file.getvalue()
