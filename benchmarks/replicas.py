@@ -1,0 +1,103 @@
+"""Runs trained together by vmap against one by one: how many times more runs an hour.
+
+  python benchmarks/replicas.py
+
+Steps with CKA-SR (n = 8) and masks at density 0.05, batch 128, on random images, on one device; the
+evaluations and the compilation are not counted. ResNet-20 is left out on a CPU.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from timing import interleaved, print_table
+
+from cka_sr_jax.data import Dataset
+from cka_sr_jax.experiments.replicas import replica_function, stack
+from cka_sr_jax.training import default_config, loop, map_devices
+
+# Model, its options, the shape of its images, numbers of replicas, timed calls.
+MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, int, int], tuple[int, ...], int]] = {
+    "MLP 64-32-32-10": ("mlp", {"hidden": (32, 32)}, (8, 8, 1), (8, 32), 20),
+    "MLP 784-6x256-10": ("mlp", {"hidden": (256,) * 6}, (28, 28, 1), (4, 16), 5),
+    "ResNet-20": ("resnet20", {}, (32, 32, 3), (4, 16, 64), 1),
+}
+REPEATS = 7
+
+
+def prepare(name: str, replicas: int) -> list[loop.Experiment]:
+    """Experiments that differ in seed alone, on random images."""
+    kind, options, shape, _, _ = MODELS[name]
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (1024, *shape), np.uint8)
+    labels = rng.integers(0, 10, 1024).astype(np.int32)
+    empty = images[:0], labels[:0]
+    data = Dataset("random", images, labels, *empty, images[:10], labels[:10], 10)
+    loop.load_dataset = lambda _: data
+    config = default_config()
+    config.model.name = kind
+    config.model.options.update(options)
+    config.train.steps = 1000
+    experiments = []
+    for seed in range(replicas):
+        config.seed = seed
+        experiments.append(loop.prepare(config.copy_and_resolve_references(), Path("unused")))
+    return experiments
+
+
+class Stepper:
+    """Calls of a compiled step, each from the state that the last one left."""
+
+    def __init__(self, step: Any, state: Any, indices: np.ndarray, data: Any) -> None:
+        """Keep a copy of the state: the step reuses its memory."""
+        self._step, self._state = step, jax.tree.map(jax.numpy.copy, state)
+        self._rest = indices, data
+
+    def __call__(self) -> Any:
+        """One step; returns its metrics."""
+        self._state, metrics = self._step(self._state, *self._rest)
+        return metrics
+
+
+def row(name: str, replicas: int) -> list[str]:
+    """Milliseconds of a step alone and together, and the ratio of the rates."""
+    experiments = prepare(name, replicas)
+    first = experiments[0]
+    data = jax.device_put(loop.training_data(first), first.devices[0])
+    train_on = loop.train_on_examples(first, first.config.seed, first.config.cka.beta)
+    one = map_devices(train_on, first.devices[:1], donate_state=True)
+    indices = np.stack([loop.step_indices(e, 0) for e in experiments])
+    states = stack([e.state for e in experiments])
+    calls = {
+        "one": Stepper(one, first.state, indices[0], data),
+        "together": Stepper(replica_function(experiments), states, indices, data),
+    }
+    inner = MODELS[name][4]
+    times = interleaved(calls, REPEATS, {"one": inner * replicas, "together": inner})
+    ratio = replicas * times["one"] / times["together"]
+    return [
+        name,
+        str(replicas),
+        f"{times['one'] * 1e3:.2f}",
+        f"{times['together'] * 1e3:.2f}",
+        f"{ratio:.2f}",
+    ]
+
+
+def main() -> None:
+    """Print the table."""
+    rows = [
+        row(name, replicas)
+        for name, (*_, counts, _) in MODELS.items()
+        if name != "ResNet-20" or jax.default_backend() != "cpu"
+        for replicas in counts
+    ]
+    columns = ["model", "runs", "one (ms)", "together (ms)", "runs per hour, ratio"]
+    print_table("Runs trained together against one by one", columns, rows)
+
+
+if __name__ == "__main__":
+    main()
