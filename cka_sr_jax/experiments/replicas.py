@@ -1,8 +1,8 @@
 """Runs of a grid that train together in one program: `vmap` over a replica axis.
 
 For accelerators, which a single small network leaves idle. Runs that differ in nothing but seed and
-beta are one program: their states are stacked, and seeds and betas are arrays. On a CPU it is not
-faster (`benchmarks/replicas.py`); there `--jobs` runs points side by side.
+beta are one program: their states are stacked, and seeds and betas are arrays. On a CPU only tiny
+networks gain by it (`benchmarks/replicas.py`); there `--jobs` runs points side by side.
 """
 
 from __future__ import annotations
