@@ -17,7 +17,7 @@ from timing import interleaved, print_table
 
 from cka_sr_jax.data import Dataset
 from cka_sr_jax.experiments.replicas import replica_function, stack
-from cka_sr_jax.training import default_config, loop, map_devices
+from cka_sr_jax.training import default_config, experiment, map_devices
 
 # Model, its options, the shape of its images, numbers of replicas, timed calls.
 MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, int, int], tuple[int, ...], int]] = {
@@ -28,7 +28,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, int, int], tuple[int, ..
 REPEATS = 7
 
 
-def prepare(name: str, replicas: int) -> list[loop.Experiment]:
+def prepare(name: str, replicas: int) -> list[experiment.Experiment]:
     """Experiments that differ in seed alone, on random images."""
     kind, options, shape, _, _ = MODELS[name]
     rng = np.random.default_rng(0)
@@ -36,7 +36,7 @@ def prepare(name: str, replicas: int) -> list[loop.Experiment]:
     labels = rng.integers(0, 10, 1024).astype(np.int32)
     empty = images[:0], labels[:0]
     data = Dataset("random", images, labels, *empty, images[:10], labels[:10], 10)
-    loop.load_dataset = lambda _: data
+    experiment.load_dataset = lambda _: data
     config = default_config()
     config.model.name = kind
     config.model.options.update(options)
@@ -44,7 +44,7 @@ def prepare(name: str, replicas: int) -> list[loop.Experiment]:
     experiments = []
     for seed in range(replicas):
         config.seed = seed
-        experiments.append(loop.prepare(config.copy_and_resolve_references(), Path("unused")))
+        experiments.append(experiment.prepare(config.copy_and_resolve_references(), Path("unused")))
     return experiments
 
 
@@ -66,10 +66,10 @@ def row(name: str, replicas: int) -> list[str]:
     """Milliseconds of a step alone and together, and the ratio of the rates."""
     experiments = prepare(name, replicas)
     first = experiments[0]
-    data = jax.device_put(loop.training_data(first), first.devices[0])
-    train_on = loop.train_on_examples(first, first.config.seed, first.config.cka.beta)
+    data = jax.device_put(experiment.training_data(first), first.devices[0])
+    train_on = experiment.train_on_examples(first, first.config.seed, first.config.cka.beta)
     one = map_devices(train_on, first.devices[:1], donate_state=True)
-    indices = np.stack([loop.step_indices(e, 0) for e in experiments])
+    indices = np.stack([experiment.step_indices(e, 0) for e in experiments])
     states = stack([e.state for e in experiments])
     calls = {
         "one": Stepper(one, first.state, indices[0], data),

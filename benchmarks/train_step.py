@@ -28,7 +28,7 @@ from cka_sr_jax import make_rule, sparsify
 from cka_sr_jax.data import Dataset
 from cka_sr_jax.models import create_model
 from cka_sr_jax.report import read_metrics
-from cka_sr_jax.training import create_state, default_config, loop, make_train_step
+from cka_sr_jax.training import create_state, default_config, experiment, loop, make_train_step
 
 PENALTIES: dict[str, dict[str, Any]] = {
     "no penalty": {},
@@ -111,7 +111,7 @@ def loop_row(name: str, steps: int, rounds: int) -> list[str]:
     config.data.validation = 0.0
     config.checkpoint.every = steps
     config.train.log_every = max(5, steps // 20)
-    loop.load_dataset = lambda _: data
+    experiment.load_dataset = lambda _: data
     rates: dict[str, list[float]] = {"loop": [], "bare": []}
     for _ in range(rounds):
         start = time.perf_counter()
@@ -120,10 +120,9 @@ def loop_row(name: str, steps: int, rounds: int) -> list[str]:
         jax.block_until_ready(metrics)
         rates["bare"].append(steps / (time.perf_counter() - start))
         with tempfile.TemporaryDirectory() as folder:
-            experiment = loop.prepare(config, Path(folder) / "run")
-            experiment.workdir.mkdir()
-            loop.train(experiment, Console(quiet=True))
-            records = read_metrics(experiment.workdir / "metrics.jsonl")
+            run = experiment.prepare(config, Path(folder) / "run")
+            loop.train(run, Console(quiet=True))
+            records = read_metrics(run.workdir / "metrics.jsonl")
         # The first record spans the compilation; the others are the loop at work.
         recorded = [r["steps_per_second"] for r in records if r["split"] == "train"]
         rates["loop"].append(float(np.median(recorded[1:])))

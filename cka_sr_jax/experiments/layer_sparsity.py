@@ -60,7 +60,8 @@ from cka_sr_jax.layer_sparsity import (
 from cka_sr_jax.sparsity import RULES, make_rule
 from cka_sr_jax.training import ConfigError, create_rule
 from cka_sr_jax.training.config import validate
-from cka_sr_jax.training.loop import check_workdir, write_json
+from cka_sr_jax.training.experiment import check_workdir
+from cka_sr_jax.training.recorder import write_json
 
 
 class Point(NamedTuple):

@@ -29,7 +29,9 @@ from cka_sr_jax.sparsity.masks import masks_from_paths
 from cka_sr_jax.sparsity.rule import maskable_shapes
 from cka_sr_jax.sparsity.selection import top_k_masks
 from cka_sr_jax.training import ConfigError, TrainState, load_variables, loop
-from cka_sr_jax.training.loop import Experiment, write_json
+from cka_sr_jax.training.experiment import Experiment
+from cka_sr_jax.training.experiment import prepare as prepare_run
+from cka_sr_jax.training.recorder import write_json
 
 
 def run(config: ConfigDict, workdir: str | Path, console: Console | None = None) -> dict[str, Any]:
@@ -87,7 +89,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Experiment:
             "sparsity.rescale=True has no meaning for lottery tickets, which start dense: leave it "
             "False."
         )
-    experiment = loop.prepare(config, workdir)
+    experiment = prepare_run(config, workdir)
     if not 0 <= config.lottery.rewind_step < experiment.steps:
         raise ConfigError(
             f"lottery.rewind_step={config.lottery.rewind_step} is not a step of this run: use 0 to "
@@ -96,7 +98,7 @@ def prepare(config: ConfigDict, workdir: Path) -> Experiment:
     # Every round has masks, the dense one too, so that all states have the same structure.
     params = experiment.state.params
     shapes = maskable_shapes(params, config.sparsity.exclude)
-    return loop.prepare(config, workdir, static(all_kept(params, shapes)))
+    return prepare_run(config, workdir, static(all_kept(params, shapes)))
 
 
 def prune_by_magnitude(weights: Any, masks: Masks, kept: int) -> Masks:
@@ -124,7 +126,7 @@ def _run_round(
     result_file = folder / "result.json"
     if result_file.exists() and (folder / "report" / "index.html").exists():
         return json.loads(result_file.read_text())
-    experiment = loop.prepare(config, folder, static(masks))
+    experiment = prepare_run(config, folder, static(masks))
     state = dataclasses.replace(
         rewound,
         params=apply_masks(rewound.params, masks),

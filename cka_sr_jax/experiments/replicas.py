@@ -21,8 +21,15 @@ from rich.console import Console
 from cka_sr_jax.training import Checkpoints, TrainState, loop
 from cka_sr_jax.training.checkpoints import has_checkpoint
 from cka_sr_jax.training.config import flatten
-from cka_sr_jax.training.loop import Experiment, Recorder
+from cka_sr_jax.training.experiment import (
+    Experiment,
+    prepare,
+    step_indices,
+    train_on_examples,
+    training_data,
+)
 from cka_sr_jax.training.metrics import ProgressReporter
+from cka_sr_jax.training.recorder import Recorder
 
 VARIES = ("seed", "cka.beta")
 
@@ -51,7 +58,7 @@ def train_together(configs: Mapping[Path, ConfigDict], console: Console) -> None
       SystemExit: at SIGTERM or Ctrl-C, once checkpoints are saved.
     """
     experiments = [
-        loop.prepare(config, workdir)._replace(devices=jax.local_devices()[:1])
+        prepare(config, workdir)._replace(devices=jax.local_devices()[:1])
         for workdir, config in configs.items()
     ]
     first = experiments[0]
@@ -60,7 +67,7 @@ def train_together(configs: Mapping[Path, ConfigDict], console: Console) -> None
     start = recorders[0].start
     states = stack([recorder.state for recorder in recorders])
     step_function = replica_function(experiments)
-    data = jax.device_put(loop.training_data(first), first.devices[0])
+    data = jax.device_put(training_data(first), first.devices[0])
     console.print(f"Training {len(experiments)} runs together.", highlight=False)
     with (
         ProgressReporter(first.steps, start, console) as progress,
@@ -69,7 +76,7 @@ def train_together(configs: Mapping[Path, ConfigDict], console: Console) -> None
         for recorder in recorders:
             recorder.start_clock()
         for step in range(start, first.steps):
-            indices = np.stack([loop.step_indices(e, step) for e in experiments])
+            indices = np.stack([step_indices(e, step) for e in experiments])
             states, metrics = step_function(states, indices, data)
             logged = [
                 recorder.record(step + 1, metrics, _part(states, i), save=bool(stop))
@@ -100,7 +107,7 @@ def replica_function(experiments: Sequence[Experiment]) -> Callable[..., Any]:
     penalised = bool(betas.any())
 
     def step(state: TrainState, indices: Any, seed: Any, beta: Any, data: Any) -> Any:
-        train_on = loop.train_on_examples(first, seed, beta if penalised else 0.0)
+        train_on = train_on_examples(first, seed, beta if penalised else 0.0)
         return train_on(state, indices, data, None)
 
     axes = jax.tree.map(lambda leaf: None if _is_shared(leaf) else 0, first.state)

@@ -20,7 +20,7 @@ from typing import Any
 from cka_sr_jax._errors import unknown
 from cka_sr_jax.experiments.figures import draw_lines
 from cka_sr_jax.training.config import flatten
-from cka_sr_jax.training.loop import EPSILONS
+from cka_sr_jax.training.evaluation import EPSILONS
 
 Row = dict[str, Any]
 

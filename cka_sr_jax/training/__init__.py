@@ -2,7 +2,8 @@
 
 from cka_sr_jax.training.checkpoints import Checkpoints, load_variables
 from cka_sr_jax.training.config import ConfigError, default_config
-from cka_sr_jax.training.loop import prepare, run
+from cka_sr_jax.training.experiment import prepare
+from cka_sr_jax.training.loop import run
 from cka_sr_jax.training.optimizer import (
     create_optimizer,
     create_penalty,

@@ -26,10 +26,15 @@ from cka_sr_jax.training import (
     Checkpoints,
     ConfigError,
     default_config,
+    evaluation,
     load_variables,
     loop,
+    prepare,
     replicate,
     run,
+)
+from cka_sr_jax.training import (
+    experiment as experiment_module,
 )
 from cka_sr_jax.training.metrics import mean_metrics
 
@@ -142,16 +147,18 @@ class UnsortedStages(nn.Module):
 
 
 def test_stages_keep_their_features_whatever_their_names(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "create_model", lambda name, classes, **_: UnsortedStages(classes))
+    monkeypatch.setattr(
+        experiment_module, "create_model", lambda name, classes, **_: UnsortedStages(classes)
+    )
     config = small_config(cka__beta=0.0)
     config.model.options = ConfigDict()
-    experiment = loop.prepare(config, tmp_path)
-    assert loop.feature_groups(experiment) == {"body": 3, "stem": 1}
+    experiment = prepare(config, tmp_path)
+    assert evaluation.feature_groups(experiment) == {"body": 3, "stem": 1}
     images = experiment.dataset.validation_images[:128]
-    features = loop._features(experiment, experiment.state, images)
+    features = evaluation._features(experiment, experiment.state, images)
     expected = cka_penalty({"body": features["body"]}, reduction="mean")
-    matrix = loop.cka_function(experiment)(replicate(experiment.state, jax.local_devices()))
-    actual = loop.stage_means(matrix, loop.feature_groups(experiment))
+    matrix = evaluation.cka_function(experiment)(replicate(experiment.state, jax.local_devices()))
+    actual = evaluation.stage_means(matrix, evaluation.feature_groups(experiment))
     assert actual["cka_within_stage"] == pytest.approx(float(expected), abs=1e-4)
     cross = [cka_penalty((features["stem"][0], x), reduction="mean") for x in features["body"]]
     assert actual["cka_cross_stage"] == pytest.approx(float(np.mean(cross)), abs=1e-4)
@@ -199,7 +206,7 @@ def test_a_rule_that_changes_its_masks_reports_them(tmp_path):
 
 
 def masks_of(config, workdir):
-    masks = get_masks(loop.prepare(config, workdir).state.opt_state)
+    masks = get_masks(prepare(config, workdir).state.opt_state)
     return {path: np.asarray(mask) for path, mask in leaf_paths(masks)}
 
 
@@ -245,7 +252,7 @@ def test_a_run_that_resumes_has_its_masks_from_the_checkpoint(tmp_path, monkeypa
     config = small_config(sparsity__rule="snip", train__steps=2, cka__beta=0.0)
     kept = run(config, tmp_path)["parameters_kept"]
     shutil.rmtree(tmp_path / "report")
-    monkeypatch.setattr(loop, "prune_before_training", None)
+    monkeypatch.setattr(experiment_module, "prune_before_training", None)
     assert run(config, tmp_path)["parameters_kept"] == kept
 
 
@@ -352,7 +359,7 @@ def test_selection_on_the_test_set_is_labelled(tmp_path):
 @pytest.mark.parametrize(("stored", "wanted"), [("dense", "rst"), ("rst", "dense")])
 def test_a_checkpoint_without_the_masks_of_the_run_is_refused(stored, wanted, tmp_path):
     config = small_config(sparsity__rule=stored, train__steps=1, cka__beta=0.0)
-    loop.train(loop.prepare(config, tmp_path), Console(quiet=True))
+    loop.train(prepare(config, tmp_path), Console(quiet=True))
     config.sparsity.rule = wanted
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     place = "run" if stored == "dense" else "checkpoint"
