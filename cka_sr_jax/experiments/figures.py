@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,11 +24,11 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from cka_sr_jax._errors import unknown
+from cka_sr_jax.experiments.rows import as_row, cell_text, check_alike, in_order
 from cka_sr_jax.report import read_metrics
-from cka_sr_jax.report.figures import series, stage_boundaries, tidy, to_png
+from cka_sr_jax.report.figures import BLUE, series, stage_boundaries, tidy, to_png
 from cka_sr_jax.sparsity.masks import maskable_leaves
 from cka_sr_jax.training import load_variables
-from cka_sr_jax.training.config import flatten
 
 BINS = 201  # odd: the middle one is around 0
 
@@ -40,7 +40,8 @@ def runs_by_value(paths: Sequence[str | Path], field: str) -> dict[Any, Path]:
       paths: folders of grids, or of runs.
 
     Raises:
-      ValueError: no finished run; a field that the runs' configs do not have.
+      ValueError: no finished run; a field that the runs' configs do not have; first runs that
+        differ in another field too.
     """
     folders = [
         run
@@ -51,15 +52,16 @@ def runs_by_value(paths: Sequence[str | Path], field: str) -> dict[Any, Path]:
     if not folders:
         raise ValueError(f"{', '.join(map(str, paths))}: no finished run there.")
     found: dict[Any, Path] = {}
-    for run in folders:
-        config = flatten(json.loads((run / "config.json").read_text()))
+    configs = {run: as_row(run / "config.json") for run in folders}
+    for run, config in configs.items():
         if field not in config:
             raise ValueError(unknown("field of these runs:", field, config))
         found.setdefault(config[field], run)
-    return dict(sorted(found.items(), key=lambda item: str(item[0])))
+    check_alike([configs[run] for run in found.values()], allowed=[field])
+    return {value: found[value] for value in sorted(found, key=in_order)}
 
 
-def draw_heatmaps(runs: Mapping[str, Path]) -> bytes:
+def draw_heatmaps(runs: Mapping[str, Path]) -> Figure:
     """A panel for each run: CKA between its features, read from its report/cka_matrix.csv.
 
     Raises:
@@ -81,10 +83,10 @@ def draw_heatmaps(runs: Mapping[str, Path]) -> bytes:
         axes.set_xticks([])
         axes.set_yticks([])
     figure.colorbar(image, ax=panels, label="CKA (0 to 1)", shrink=0.8)
-    return to_png(figure)
+    return figure
 
 
-def draw_histograms(runs: Mapping[str, Path]) -> bytes:
+def draw_histograms(runs: Mapping[str, Path]) -> Figure:
     """A panel for each run: how many kept weights of its kernels lie in each of 201 bins."""
     weights = {label: kept_weights(run) for label, run in runs.items()}
     limit = max(float(np.abs(values).max(initial=1e-12)) for values in weights.values())
@@ -96,7 +98,7 @@ def draw_histograms(runs: Mapping[str, Path]) -> bytes:
         axes.set_xlabel("weight")
         tidy(axes)
     panels[0].set_ylabel(f"kept weights per bin of {2 * limit / BINS:.2g}")
-    return to_png(figure)
+    return figure
 
 
 def kept_weights(run: Path) -> np.ndarray:
@@ -106,7 +108,7 @@ def kept_weights(run: Path) -> np.ndarray:
     return flat[flat != 0]
 
 
-def draw_curves(runs: Mapping[str, Path]) -> bytes:
+def draw_curves(runs: Mapping[str, Path]) -> Figure:
     """Mean CKA over epochs within stages and, where there are several, across; a line for a run."""
     names = {"cka_within_stage": "of one stage", "cka_cross_stage": "of two stages"}
     records = {label: read_metrics(run / "metrics.jsonl") for label, run in runs.items()}
@@ -114,7 +116,8 @@ def draw_curves(runs: Mapping[str, Path]) -> bytes:
         (name, label): points
         for name in names
         for label, found in records.items()
-        if (points := series(found, "validation", name))[0]
+        for split in ("validation", "test-selection")
+        if (points := series(found, split, name))[0]
     }
     shown = [name for name in names if any(name == n for n, _ in lines)]
     if not shown:
@@ -128,48 +131,57 @@ def draw_curves(runs: Mapping[str, Path]) -> bytes:
         axes.set_ylabel(f"mean CKA of pairs of layers {names[name]}")
         axes.legend(frameon=False)
         tidy(axes)
-    return to_png(figure)
+    return figure
 
 
-def draw_lines(lines: Mapping[str, Mapping[Any, Sequence[float]]], x: str, value: str) -> bytes:
-    """Mean and standard deviation of the values at each x, a line for each label."""
+def draw_lines(lines: Mapping[str, Mapping[Any, Sequence[float]]], x: str, value: str) -> Figure:
+    """Mean and standard deviation of the values at each x, a line for each label.
+
+    The places stand at equal distances: betas and densities span decades, and 0 is among them.
+    """
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     axes = figure.subplots()
-    places = sorted({place for line in lines.values() for place in line})
-    numeric = all(isinstance(place, int | float) for place in places)
+    places = sorted({place for line in lines.values() for place in line}, key=in_order)
     for label, line in lines.items():
-        kept = [place for place in places if line.get(place)]
+        kept = [i for i, place in enumerate(places) if line.get(place)]
+        values = [line[places[i]] for i in kept]
         axes.errorbar(
-            kept if numeric else [places.index(place) for place in kept],
-            [float(np.mean(line[place])) for place in kept],
-            [float(np.std(line[place], ddof=1)) if len(line[place]) > 1 else 0 for place in kept],
+            kept,
+            [float(np.mean(v)) for v in values],
+            [float(np.std(v, ddof=1)) if len(v) > 1 else 0 for v in values],
             label=label, marker="o", ms=3, capsize=2,
         )  # fmt: skip
-    if numeric and len(places) > 1 and places[0] > 0:
-        axes.set_xscale("log")
-        axes.minorticks_off()
-    axes.set_xticks(places if numeric else range(len(places)), [f"{p}" for p in places])
+    axes.set_xticks(range(len(places)), [cell_text(place) for place in places], parse_math=False)
     axes.set_xlabel(x)
     axes.set_ylabel(value)
     if len(lines) > 1:
         axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     tidy(axes)
-    return to_png(figure)
+    return figure
 
 
-def draw_differences(differences: Mapping[str, tuple[float, float]]) -> bytes:
-    """Paired differences in points with their 95 % t intervals, a row for each label."""
+def draw_differences(differences: Mapping[str, tuple[float, float]]) -> Figure:
+    """Paired differences in points with 95 % t intervals; a single pair is an open circle."""
     figure = Figure(figsize=(6.4, 0.9 + 0.34 * len(differences)), layout="constrained")
     axes = figure.subplots()
-    means, widths = zip(*differences.values(), strict=True)
-    rows = range(len(differences))
-    axes.errorbar(means, rows, xerr=np.nan_to_num(widths), fmt="o", ms=4, capsize=3)
+    for row, (mean, width) in enumerate(differences.values()):
+        single = math.isnan(width)
+        axes.errorbar(
+            mean, row, xerr=None if single else width, color=BLUE, fmt="o", ms=4, capsize=3,
+            mfc="white" if single else BLUE,
+        )  # fmt: skip
     axes.axvline(0, color="0.3", linewidth=1)
-    axes.set_yticks(rows, list(differences), parse_math=False)
+    axes.set_yticks(range(len(differences)), list(differences), parse_math=False)
     axes.invert_yaxis()
     axes.set_xlabel("difference of test accuracies (points)")
     tidy(axes)
-    return to_png(figure)
+    return figure
+
+
+def write_png(figure: Figure, path: str | Path) -> None:
+    """Write the figure, and the folder that it goes to."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(to_png(figure))
 
 
 DRAW = {"heatmaps": draw_heatmaps, "histograms": draw_histograms, "curves": draw_curves}
@@ -186,14 +198,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name = options.field.rpartition(".")[2]
     try:
         runs = runs_by_value(options.paths, options.field)
-        png = DRAW[options.kind]({f"{name} {_text(value)}": run for value, run in runs.items()})
+        figure = DRAW[options.kind]({f"{name} {cell_text(v)}": run for v, run in runs.items()})
     except ValueError as error:
         sys.exit(f"error: {error}")
-    Path(options.png).write_bytes(png)
-
-
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    write_png(figure, options.png)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import fcntl
 import itertools
-import json
 import multiprocessing
 import os
 import traceback
@@ -30,7 +29,7 @@ from cka_sr_jax._errors import unknown
 from cka_sr_jax.experiments.replicas import replica_groups, train_together
 from cka_sr_jax.experiments.start import experiment_of
 from cka_sr_jax.training import ConfigError, default_config, loop
-from cka_sr_jax.training.config import flatten, validate
+from cka_sr_jax.training.config import flatten, read_config, validate
 
 FAILURE = "failed.txt"
 
@@ -102,7 +101,7 @@ def run_grid(
 
     Raises:
       ConfigError: as `grid_points`; an index outside the grid; fewer than 1 jobs or replicas, or
-        more than 1 of both; a point whose config cannot work.
+        more than 1 of both; replicas with several devices; a point whose config cannot work.
     """
     console = console or Console(soft_wrap=True)
     workdir = Path(workdir)
@@ -112,6 +111,11 @@ def run_grid(
             raise ConfigError(f"--{name}={count} is too small: run 1 or more.")
     if jobs > 1 and replicas > 1:
         raise ConfigError("--jobs and --replicas are two ways to share one machine: use one.")
+    if replicas > 1 and len(jax.local_devices()) > 1:
+        raise ConfigError(
+            f"--replicas trains on one device and this machine shows {len(jax.local_devices())}: "
+            "show it one, such as with CUDA_VISIBLE_DEVICES=0, and start one process for each."
+        )
     if index is not None:
         if not 0 <= index < len(points):
             raise ConfigError(
@@ -128,7 +132,8 @@ def run_grid(
         ended = _run_points(points, workdir, jobs, retry, console)
     for name, state in ended:
         states[name] = state
-        console.print(f"[{len(states)}/{len(points)}] {name}: {state}", highlight=False)
+        line = f"[{len(states)}/{len(points)}] {name}: {state}"
+        console.print(line, highlight=False, markup=False)
     counts = Counter(state.split(":")[0] for state in states.values())
     console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
     return states
@@ -182,17 +187,23 @@ def _run_together(
     for group in replica_groups(pending, workdir, replicas):
         with ExitStack() as locks:
             free = {
-                workdir / name: pending[name]
+                name: pending[name]
                 for name in group
                 if locks.enter_context(_lock(workdir / ".locks" / name))
+                and not _ended(workdir / name, pending[name], retry)
             }
-            try:
-                if len(free) > 1:
-                    train_together(free, console)
-            except ConfigError:
-                raise
-            except Exception as error:  # such as too little memory; each may do on its own
-                console.print(f"Not together: {' '.join(str(error).split())}", highlight=False)
+            # Again, under the locks: another process may have gone on with some of them.
+            for part in replica_groups(free, workdir, replicas):
+                for name in part:
+                    (workdir / name / FAILURE).unlink(missing_ok=True)
+                try:
+                    if len(part) > 1:
+                        train_together({workdir / name: free[name] for name in part}, console)
+                except ConfigError:
+                    raise
+                except Exception as error:  # such as too little memory; each may do on its own
+                    reason = " ".join(str(error).split())
+                    console.print(f"Not together: {reason}", highlight=False, markup=False)
         for name in group:  # evaluates and reports what has been trained
             yield name, run_point(pending[name], workdir, name, retry)
         jax.clear_caches()
@@ -205,11 +216,9 @@ def _ended(folder: Path, config: ConfigDict, retry: bool) -> str:
     failure = folder / FAILURE
     if failure.exists() and not retry:
         return f"failed before: {''.join(failure.read_text().splitlines()[-1:])}"
-    if (folder / "result.json").exists() and (folder / "config.json").exists():
-        before, now = json.loads((folder / "config.json").read_text()), config.to_dict()
-        if flatten(before) == flatten(now):
-            return "finished before"
-    return ""
+    stored = folder / "config.json"
+    finished = (folder / "result.json").exists() and stored.exists()
+    return "finished before" if finished and read_config(stored) == flatten(config) else ""
 
 
 def run_point(

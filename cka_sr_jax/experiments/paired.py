@@ -14,15 +14,14 @@ import math
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from cka_sr_jax._errors import unknown
-from cka_sr_jax.experiments.figures import draw_differences
-from cka_sr_jax.experiments.table import Row, check_alike, read_runs, write_csv
+from cka_sr_jax.experiments.figures import draw_differences, write_png
+from cka_sr_jax.experiments.rows import Row, cell_text, check_alike, read_runs, write_csv
 
 BOOTSTRAP_SAMPLES = 10_000
 
@@ -150,7 +149,7 @@ def paired_table(
     for key, c in comparisons(rows, by_row, field, baseline, value).items():
         lines.append(
             [
-                *(f"{part:g}" if isinstance(part, float) else str(part) for part in key),
+                *map(cell_text, key),
                 f"{c.baseline:.2f}",
                 f"{c.chosen:g} ({c.candidates})",
                 f"{c.changed:.2f}",
@@ -190,10 +189,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_csv(rows, options.csv)
         if options.png:
             found = {
-                " ".join(map(str, key)): (c.difference, c.t_interval)
+                " ".join(map(cell_text, key)): (c.difference, c.t_interval)
                 for key, c in comparisons(*asked).items()
             }
-            Path(options.png).write_bytes(draw_differences(found))
+            write_png(draw_differences(found), options.png)
     except ValueError as error:
         sys.exit(f"error: {error}")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from rich.console import Console
 from cka_sr_jax.training import Checkpoints, TrainState, loop
 from cka_sr_jax.training.checkpoints import has_checkpoint
 from cka_sr_jax.training.config import flatten
+from cka_sr_jax.training.evaluation import cka_function, eval_function
 from cka_sr_jax.training.experiment import (
     Experiment,
     prepare,
@@ -29,7 +31,7 @@ from cka_sr_jax.training.experiment import (
     training_data,
 )
 from cka_sr_jax.training.metrics import ProgressReporter
-from cka_sr_jax.training.recorder import Recorder
+from cka_sr_jax.training.recorder import Recorder, Replica
 
 VARIES = ("seed", "cka.beta")
 
@@ -51,47 +53,51 @@ def train_together(configs: Mapping[Path, ConfigDict], console: Console) -> None
 
     Each directory then holds what a run on its own leaves when it is killed after its last
     checkpoint, so that `run` writes its result and its report. A group that is killed itself goes
-    on from its checkpoints.
+    on from its checkpoints. Each run is booked its share of the group's time.
 
     Raises:
       ConfigError: as `run`.
+      ValueError: the runs' newest checkpoints are of different steps.
       SystemExit: at SIGTERM or Ctrl-C, once checkpoints are saved.
     """
-    experiments = [
-        prepare(config, workdir)._replace(devices=jax.local_devices()[:1])
-        for workdir, config in configs.items()
-    ]
-    first = experiments[0]
-    quiet = Console(quiet=True)
-    recorders = [Recorder(e, quiet, replica=i) for i, e in enumerate(experiments)]
-    start = recorders[0].start
-    states = stack([recorder.state for recorder in recorders])
-    step_function = replica_function(experiments)
-    data = jax.device_put(training_data(first), first.devices[0])
-    console.print(f"Training {len(experiments)} runs together.", highlight=False)
-    with (
-        ProgressReporter(first.steps, start, console) as progress,
-        loop.stop_signals() as stop,
-    ):
-        for recorder in recorders:
-            recorder.start_clock()
-        for step in range(start, first.steps):
-            indices = np.stack([step_indices(e, step) for e in experiments])
-            states, metrics = step_function(states, indices, data)
-            logged = [
-                recorder.record(step + 1, metrics, _part(states, i), save=bool(stop))
-                for i, recorder in enumerate(recorders)
-            ]
-            if logged[0]:
-                progress.update(step + 1, logged[0])
-            if stop:
-                break
-    for recorder in recorders:
-        recorder.close()
-    if stop:
-        raise SystemExit(
-            f"Stopped at step {step + 1} of {first.steps}; the same command goes on there."
-        )
+    experiments = [prepare(config, workdir) for workdir, config in configs.items()]
+    first, quiet = experiments[0], Console(quiet=True)
+    evaluators = eval_function(first), cka_function(first)
+    group = [Replica(i, len(experiments)) for i in range(len(experiments))]
+    with ExitStack() as open_files:
+        recorders = [
+            open_files.enter_context(closing(Recorder(e, quiet, evaluators, replica)))
+            for e, replica in zip(experiments, group, strict=True)
+        ]
+        starts = {recorder.start for recorder in recorders}
+        if len(starts) > 1:
+            raise ValueError(f"the newest checkpoints are of different steps: {sorted(starts)}.")
+        (start,) = starts
+        states = stack([recorder.state for recorder in recorders])
+        step_function = replica_function(experiments)
+        data = jax.device_put(training_data(first), first.devices[0])
+        console.print(f"Training {len(experiments)} runs together.", highlight=False)
+        with (
+            ProgressReporter(first.steps, start, console) as progress,
+            loop.stop_signals() as stop,
+        ):
+            for recorder in recorders:
+                recorder.start_clock()
+            for step in range(start, first.steps):
+                indices = np.stack([step_indices(e, step) for e in experiments])
+                states, metrics = step_function(states, indices, data)
+                stopping = bool(stop)  # for all runs: one that comes later is for the next step
+                logged = [
+                    recorder.record(step + 1, metrics, _part(states, i), save=stopping)
+                    for i, recorder in enumerate(recorders)
+                ]
+                if logged[0]:
+                    progress.update(step + 1, logged[0])
+                if stopping:
+                    raise SystemExit(
+                        f"Stopped at step {step + 1} of {first.steps}; the same command goes on "
+                        "there."
+                    )
 
 
 def replica_function(experiments: Sequence[Experiment]) -> Callable[..., Any]:

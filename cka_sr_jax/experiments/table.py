@@ -8,72 +8,23 @@ The arguments are folders of a grid, or CSV files that this wrote before.
 from __future__ import annotations
 
 import argparse
-import csv
-import json
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from cka_sr_jax._errors import unknown
-from cka_sr_jax.experiments.figures import draw_lines
-from cka_sr_jax.training.config import flatten
-from cka_sr_jax.training.evaluation import EPSILONS
-
-Row = dict[str, Any]
-
-# What a run's row holds of its result.json.
-RESULTS = (
-    "test.accuracy",
-    "test.loss",
-    "validation.accuracy",
-    "density",
-    "explored",
-    "flops",
-    "training_flops",
-    "cka_within_stage",
-    "cka_cross_stage",
-    *(f"epsilon_sparsity.{epsilon:g}" for epsilon in EPSILONS),
-    "wall_seconds",
+from cka_sr_jax.experiments.figures import draw_lines, write_png
+from cka_sr_jax.experiments.rows import (
+    RESULTS,
+    Row,
+    cell_text,
+    check_alike,
+    in_order,
+    read_runs,
+    write_csv,
 )
-# Fields of the config that say where things are, not what was run.
-PLACES = ("data.dir", "data.cache_dir")
-
-
-def read_runs(paths: Iterable[str | Path], keep: Sequence[str] = ()) -> list[Row]:
-    """One row for each finished run: the config's fields that differ between runs, and RESULTS.
-
-    Args:
-      paths: folders that hold runs' folders, and CSV files of `write_csv`.
-      keep: fields of the config to hold even where all runs agree.
-
-    Raises:
-      ValueError: a path without a finished run.
-    """
-    rows = []
-    for path in map(Path, paths):
-        found = _read_csv(path) if path.is_file() else _read_folder(path)
-        if not found:
-            raise ValueError(f"{path} holds no finished run: name a grid's folder or a CSV of one.")
-        rows += found
-    fields = list(dict.fromkeys(field for row in rows for field in row))
-    varying = [
-        field
-        for field in fields
-        if field in (*RESULTS, *keep) or len({str(row.get(field)) for row in rows}) > 1
-    ]
-    return [{field: row.get(field) for field in varying} for row in rows]
-
-
-def write_csv(rows: Sequence[Row], path: str | Path) -> None:
-    """The rows as CSV, numbers with every digit."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def summary_table(
@@ -99,14 +50,14 @@ def summary_table(
     cells = cell_values(rows, by_row, by_column, value, scale)
     columns = sorted(
         {column for line in cells.values() for column in line},
-        key=lambda c: (isinstance(c, int | float), c if isinstance(c, int | float) else str(c)),
+        key=in_order,
         reverse=True,
     )
-    header = [*(field.rpartition(".")[2] for field in by_row), *map(_text, columns)]
+    header = [*(field.rpartition(".")[2] for field in by_row), *map(cell_text, columns)]
     lines = [header, ["---"] * len(by_row) + ["---:"] * len(columns)]
     for key, line in cells.items():
         values = [_mean_and_deviation(line.get(column, [])) for column in columns]
-        lines.append([*map(_text, key), *values])
+        lines.append([*map(cell_text, key), *values])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
@@ -127,19 +78,8 @@ def cell_values(
         cells[key] = {}
         for column, runs in columns.items():
             check_alike(runs, allowed=["seed"])
-            cells[key][column] = [scale * float(r[value]) for r in runs if r[value] is not None]
+            cells[key][column] = [scale * float(r[value]) for r in runs if r.get(value) is not None]
     return cells
-
-
-def check_alike(rows: Sequence[Row], allowed: Sequence[str]) -> None:
-    """Raise ValueError where the rows differ in a field of the config that is not `allowed`."""
-    for field in rows[0]:
-        values = {str(row.get(field)) for row in rows}
-        if field not in (*RESULTS, *allowed) and len(values) > 1:
-            raise ValueError(
-                f"runs that are compared differ in {field} ({', '.join(sorted(values))}): name it "
-                "in --rows."
-            )
 
 
 def _mean_and_deviation(values: Sequence[float]) -> str:
@@ -147,41 +87,6 @@ def _mean_and_deviation(values: Sequence[float]) -> str:
         return ""
     deviation = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.2f}{deviation} ({len(values)})"
-
-
-def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _read_folder(folder: Path) -> list[Row]:
-    rows = []
-    for result in sorted(folder.glob("*/result.json")):
-        if not (result.parent / "config.json").exists():
-            continue
-        config = flatten(json.loads((result.parent / "config.json").read_text()))
-        results = flatten(json.loads(result.read_text()))
-        kept = {field: value for field, value in config.items() if field not in PLACES}
-        rows.append({**kept, **{name: results.get(name) for name in RESULTS}})
-    return rows
-
-
-def _read_csv(path: Path) -> list[Row]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return [
-            {field: _number(text) for field, text in row.items()} for row in csv.DictReader(file)
-        ]
-
-
-def _number(text: str) -> Any:
-    """The number, None or text that a cell of a CSV stands for."""
-    if text == "":
-        return None
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -213,9 +118,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(summary_table(*shown))
         if options.png:
             cells = cell_values(*shown)
-            lines = {" ".join(map(_text, key)): line for key, line in cells.items()}
+            lines = {" ".join(map(cell_text, key)): line for key, line in cells.items()}
             label = f"{options.value} x {options.scale:g}"
-            Path(options.png).write_bytes(draw_lines(lines, options.columns or "", label))
+            write_png(draw_lines(lines, options.columns or "", label), options.png)
     except ValueError as error:
         sys.exit(f"error: {error}")
 

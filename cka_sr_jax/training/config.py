@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from collections.abc import Container
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -151,6 +153,15 @@ def flatten(config: Any) -> dict[str, Any]:
         else:
             flat[key] = list(value) if isinstance(value, tuple) else value
     return flat
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """{"cka.beta": 1e-4, ...} of a run's config.json; fields that are newer have their default.
+
+    Raises:
+      ValueError: the file is no JSON.
+    """
+    return flatten(default_config()) | flatten(json.loads(path.read_text()))
 
 
 def validate(config: ConfigDict, devices: int) -> None:
@@ -321,10 +332,11 @@ def _check_batch(config: ConfigDict, devices: int) -> None:
         )
     per_device = batch // devices
     samples = per_device // config.cka.batches if config.cka.samples == -1 else config.cka.samples
-    if samples < 4:
+    least, measure = (4, "debiased CKA") if config.cka.similarity == "cka" else (2, "CCA")
+    if samples < least:
         raise ConfigError(
-            f"cka.samples={config.cka.samples} gives {samples} samples and debiased CKA needs at "
-            "least 4: use 4 or more, or -1 for the whole batch."
+            f"cka.samples={config.cka.samples} gives {samples} samples and {measure} needs at "
+            f"least {least}: use {least} or more, or -1 for the whole batch."
         )
     if samples * config.cka.batches > per_device:
         raise ConfigError(

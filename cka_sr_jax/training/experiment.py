@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from functools import partial
@@ -29,7 +28,7 @@ from cka_sr_jax.sparsity import Rule, apply_masks, learn_masks, rescale_kept, sp
 from cka_sr_jax.sparsity.gradual import all_kept
 from cka_sr_jax.sparsity.rule import maskable_shapes
 from cka_sr_jax.training.checkpoints import has_checkpoint
-from cka_sr_jax.training.config import RESUMABLE, ConfigError, flatten, validate
+from cka_sr_jax.training.config import RESUMABLE, ConfigError, flatten, read_config, validate
 from cka_sr_jax.training.learned_masks import METHODS, ReparametrisedModel, create_method
 from cka_sr_jax.training.optimizer import (
     create_optimizer,
@@ -195,7 +194,7 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
             )
         return
     try:
-        before = flatten(json.loads(stored.read_text()))
+        before = read_config(stored)
     except ValueError:
         raise ConfigError(f"{stored} is damaged: pass another --workdir.") from None
     now = flatten(config)

@@ -90,10 +90,11 @@ def train(experiment: Experiment, console: Console) -> tuple[TrainState, float, 
         recorder.start_clock()
         for step in range(recorder.start, experiment.steps):
             state, metrics = step_function(state, step_indices(experiment, step), data)
-            values = recorder.record(step + 1, metrics, lambda: state, save=bool(stop))  # noqa: B023
+            stopping = bool(stop)  # a signal that comes later is for the next step
+            values = recorder.record(step + 1, metrics, lambda: state, save=stopping)  # noqa: B023
             if values:
                 progress.update(step + 1, values)
-            if stop:
+            if stopping:
                 recorder.close()
                 raise SystemExit(
                     f"Stopped at step {step + 1} of {experiment.steps}; the same command goes on "
@@ -191,12 +192,13 @@ def _describe(experiment: Experiment, console: Console) -> None:
     kept = float(density(get_masks(experiment.state.opt_state)))
     if config.sparsity.rule in PRUNERS:  # a run that resumes has the masks in its checkpoint
         kept = config.sparsity.density
+    penalty = "CKA-SR" if config.cka.similarity == "cka" else config.cka.similarity.upper()
     console.print(
         f"{data.name}: {len(data.train_labels)} training, {len(data.validation_labels)} validation "
         f"and {len(data.test_labels)} test images of {shape} in {data.num_classes} classes\n"
         f"{config.model.name}: {sum(p.size for p in jax.tree.leaves(experiment.state.params)):,} "
         f"parameters; rule {config.sparsity.rule}, density {kept:.4f} of its "
-        f"kernels; CKA-SR beta {config.cka.beta:g}\n"
+        f"kernels; {penalty} beta {config.cka.beta:g}\n"
         f"{experiment.steps} steps of {config.train.batch_size} images on "
         f"{len(experiment.devices)} x {experiment.devices[0].device_kind}",
         highlight=False,

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -32,6 +32,15 @@ from cka_sr_jax.training.metrics import MetricWriter, mean_metrics
 from cka_sr_jax.training.parallel import replicate
 from cka_sr_jax.training.step import TrainState
 
+Evaluators = tuple[Callable[..., dict[str, float]], Callable[[TrainState], np.ndarray | None]]
+
+
+class Replica(NamedTuple):
+    """Which of the runs that train together: their metrics have an axis of runs."""
+
+    number: int
+    runs: int
+
 
 class Recorder:
     """What a run keeps on the host as it trains: its metrics, evaluations and checkpoints.
@@ -42,12 +51,17 @@ class Recorder:
     """
 
     def __init__(
-        self, experiment: Experiment, console: Console, replica: int | None = None
+        self,
+        experiment: Experiment,
+        console: Console,
+        evaluators: Evaluators | None = None,
+        replica: Replica | None = None,
     ) -> None:
         """Open the work directory and read its newest checkpoint.
 
         Args:
-          replica: which entry of the metrics is this run's, where several train together.
+          evaluators: compiled for a run that is alike; None: this run's own.
+          replica: which of the runs that train together this is.
 
         Raises:
           ConfigError: the work directory cannot be made, or its checkpoint does not fit.
@@ -66,7 +80,10 @@ class Recorder:
             experiment, self._checkpoints, console
         )
         self.start = int(self.state.step)
-        self._evaluate, self._cka_of = eval_function(experiment), cka_function(experiment)
+        self._evaluate, self._cka_of = evaluators or (
+            eval_function(experiment),
+            cka_function(experiment),
+        )
         self._groups = feature_groups(experiment)
         self._positions = kernel_positions_of(experiment)
         self._writer = MetricWriter(self.workdir, self.start)
@@ -112,7 +129,7 @@ class Recorder:
     def _log(self, done: int) -> dict[str, float]:
         steps = jax.device_get(self._pending)  # waits for the device
         if self._replica is not None:
-            steps = [{name: v[self._replica] for name, v in step.items()} for step in steps]
+            steps = [{k: v[self._replica.number] for k, v in step.items()} for step in steps]
         values = mean_metrics(steps)
         now = time.perf_counter()
         self._writer.write(
@@ -124,7 +141,10 @@ class Recorder:
                 "learning_rate": float(self._experiment.schedule(done - 1)),
                 **self._sparsity,
                 "training_flops": self._flops,
-                "steps_per_second": len(steps) / (now - self._logged),
+                # Of a group the clock also counts what the other runs' records take.
+                **(
+                    {} if self._replica else {"steps_per_second": len(steps) / (now - self._logged)}
+                ),
             },
         )
         self._pending, self._logged = [], now
@@ -155,10 +175,14 @@ class Recorder:
             {
                 "state": state,
                 "best": self._best,
-                "seconds": np.array(self._seconds + time.perf_counter() - self._began),
+                "seconds": np.array(self._total_seconds()),
                 "flops": np.array(self._flops),
             },
         )
+
+    def _total_seconds(self) -> float:
+        runs = self._replica.runs if self._replica else 1
+        return self._seconds + (time.perf_counter() - self._began) / runs
 
     def close(self) -> None:
         """Wait for the last checkpoint, and close the files."""
@@ -168,7 +192,7 @@ class Recorder:
     def finish(self, state: TrainState) -> tuple[TrainState, float, dict[str, Any]]:
         """Close; the selected weights' state, the seconds of training, and what was selected."""
         self.close()
-        seconds = self._seconds + time.perf_counter() - self._began
+        seconds = self._total_seconds()
         select = self._experiment.config.eval.select
         if select == "last":
             return state, seconds, {"selected": "last", "step": self._experiment.steps}

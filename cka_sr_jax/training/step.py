@@ -72,7 +72,7 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The step `(state, batch, axis_name="batch") -> (state, metrics)` of one device.
 
-    It minimises cross-entropy + beta * cka_penalty(features), the penalty being added in every
+    It minimises cross-entropy + beta * penalty(features), the penalty being added in every
     `every`-th step (the CKA-SR paper's batches_to_cal, without rescaling). Gradients, metrics and
     BatchNorm statistics are averaged over the axis, so the step belongs inside `jax.pmap`,
     `jax.shard_map` or `jax.vmap` with that axis name; `axis_name=None` is one device on its own.
@@ -87,7 +87,7 @@ def make_train_step(
       penalty_options: of the penalty.
 
     The batch is {"image": [b, h, w, c] floats, "label": [b] integers}. Metrics are scalars: loss,
-    task_loss, accuracy, and cka_penalty (NaN in steps that leave it out).
+    task_loss, accuracy, and cka_penalty, the penalty's value (NaN in steps that leave it out).
     """
     penalised = not isinstance(beta, int | float) or beta != 0  # an array may hold any number
 

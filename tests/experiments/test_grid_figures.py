@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from cka_sr_jax.experiments import figures
+from cka_sr_jax.experiments.rows import in_order
 from cka_sr_jax.training import Checkpoints
 
 PNG = b"\x89PNG"
@@ -44,7 +45,7 @@ def grid(tmp_path):
 
 @pytest.mark.parametrize("kind", figures.DRAW)
 def test_each_figure_from_the_command_line(grid, tmp_path, kind):
-    png = tmp_path / "figure.png"
+    png = tmp_path / "new" / "figure.png"
     figures.main([kind, str(grid), str(png)])
     assert png.read_bytes().startswith(PNG)
 
@@ -60,18 +61,56 @@ def test_one_run_for_each_value(grid):
     np.testing.assert_array_equal(figures.kept_weights(runs[0.0]), [0.5, -0.25])
 
 
-def test_lines_and_differences():
-    lines = {"rst": {0.05: [80.0, 82.0], 0.01: [70.0]}, "rigl": {0.05: [83.0]}}
-    assert figures.draw_lines(lines, "density", "accuracy").startswith(PNG)
-    assert figures.draw_lines({"all": {"a": [1.0], "b": [2.0]}}, "rule", "x").startswith(PNG)
-    assert figures.draw_differences({"rst": (0.1, 0.2), "set": (0.0, np.nan)}).startswith(PNG)
+def test_first_runs_that_differ_in_another_field_are_refused(grid):
+    path = grid / "beta=0.01,seed=0" / "config.json"
+    config = json.loads(path.read_text())
+    config["sparsity"]["density"] = 0.5
+    path.write_text(json.dumps(config))
+    with pytest.raises(SystemExit, match=r"differ in sparsity.density \(0.05, 0.5\)"):
+        figures.main(["curves", str(grid), "x.png"])
+
+
+def test_values_are_in_order():
+    values = [1e-3, "b", 0.0, 1e-5, "a", 1e-4]
+    assert sorted(values, key=in_order) == ["a", "b", 0.0, 1e-5, 1e-4, 1e-3]
+
+
+def test_lines_show_means_and_deviations():
+    lines = {"rst": {0.05: [80.0, 82.0], 0.0: [70.0]}, "rigl": {0.05: [83.0]}}
+    (axes,) = figures.draw_lines(lines, "density", "accuracy").axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "0.05"]
+    rst, rigl = axes.containers
+    np.testing.assert_allclose(rst[0].get_xydata(), [[0, 70], [1, 81]])
+    np.testing.assert_allclose(rigl[0].get_xydata(), [[1, 83]])
+    segments = rst[2][0].get_segments()
+    np.testing.assert_allclose(segments[1][:, 1], [81 - np.sqrt(2), 81 + np.sqrt(2)])
+
+
+def test_differences_show_intervals_and_single_pairs_as_open_circles():
+    (axes,) = figures.draw_differences({"rst": (0.1, 0.2), "set": (0.3, np.nan)}).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["rst", "set"]
+    many, single = axes.containers
+    np.testing.assert_allclose(many[0].get_xydata(), [[0.1, 0]])
+    np.testing.assert_allclose(many[2][0].get_segments()[0][:, 0], [-0.1, 0.3], atol=1e-9)
+    assert not single[2]
+    assert single[0].get_markerfacecolor() == "white"
+
+
+def test_heat_maps_and_curves_show_what_was_stored(grid):
+    runs = {str(k): v for k, v in figures.runs_by_value([grid], "cka.beta").items()}
+    panels = figures.draw_heatmaps(runs).axes[:2]
+    assert [axes.get_title() for axes in panels] == ["0.0", "0.01"]
+    np.testing.assert_allclose(panels[1].images[0].get_array(), 0.99 * np.eye(3))
+    within, cross = figures.draw_curves(runs).axes
+    np.testing.assert_allclose(within.lines[0].get_xydata(), [[1.0, 0.5]])
+    np.testing.assert_allclose(cross.lines[0].get_xydata(), [[1.0, 0.25]])
 
 
 def test_what_is_missing_is_one_sentence(grid, tmp_path):
     with pytest.raises(SystemExit, match="no finished run there"):
         figures.main(["curves", str(tmp_path), "x.png"])
     with pytest.raises(SystemExit, match=r"did you mean 'cka\.beta'"):
-        figures.main(["curves", str(grid), "x.png", "--field=cka.bate"])
+        figures.main(["curves", str(grid), "x.png", "--field=cka.betta"])
     for run in grid.glob("*"):
         (run / "metrics.jsonl").unlink()
         (run / "report" / "cka_matrix.csv").unlink()

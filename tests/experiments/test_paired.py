@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cka_sr_jax.experiments.paired import choose_and_compare, compare, main, paired_table
-from cka_sr_jax.experiments.table import write_csv
+from cka_sr_jax.experiments.rows import write_csv
 
 
 def rows_of(table, density=0.05):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from contextlib import contextmanager
 
 import jax
@@ -10,10 +11,11 @@ import pytest
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from cka_sr_jax.experiments import grid, replicas
+from cka_sr_jax.experiments import grid
 from cka_sr_jax.experiments.grid import grid_points, run_grid
 from cka_sr_jax.experiments.replicas import replica_groups, train_together
 from cka_sr_jax.training import Checkpoints, default_config, loop
+from cka_sr_jax.training.recorder import Recorder
 
 
 def small_grid():
@@ -61,12 +63,12 @@ def stored(run):
     return arrays
 
 
-def check_alike(one, other):
+def check_alike(one, other, rtol=1e-7):
     arrays = stored(one), stored(other)
     assert arrays[0].keys() == arrays[1].keys()
     for path, array in arrays[0].items():
         if path != "seconds":
-            np.testing.assert_allclose(array, arrays[1][path], atol=1e-5, err_msg=path)
+            np.testing.assert_allclose(array, arrays[1][path], rtol, atol=1e-5, err_msg=path)
     results = [json.loads((run / "result.json").read_text()) for run in (one, other)]
     assert results[0]["test"] == pytest.approx(results[1]["test"], abs=1e-5)
     assert results[0]["training_flops"] == results[1]["training_flops"]
@@ -86,38 +88,61 @@ def test_together_is_one_by_one(together, tmp_path, index):
         assert a == pytest.approx(b, abs=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", ["snip", "dst"])
+def test_masks_found_before_or_learned_and_convolutions(tmp_path, rule):
+    """With BatchNorm, augmentation and three seeds."""
+    config = small_grid()
+    config.model.name, config.model.options = "resnet14", ConfigDict({"width": 2})
+    config.train.batch_size = 16
+    config.data.flip, config.data.pad = True, 1
+    config.sparsity.rule, config.sparsity.update_every = rule, None
+    config.sparsity.alpha = 1e-3 if rule == "dst" else None
+    config.eval.select = "last"
+    config.grid.cka.beta = (0.1,)
+    config.seeds = (3, 4, 5)
+    run_grid(config, tmp_path / "together", replicas=3, console=quiet())
+    name = list(grid_points(config))[2]
+    run_grid(config, tmp_path / "alone", index=2, console=quiet())
+    check_alike(tmp_path / "together" / name, tmp_path / "alone" / name, rtol=1e-4)
+
+
+@pytest.mark.slow
 def test_a_group_that_was_stopped_goes_on(together, tmp_path, monkeypatch):
+    """The signal comes while a run of the group is recorded: all stop at the same step."""
     received = []
 
     @contextmanager
     def stop_signals():
         yield received
 
-    make = replicas.replica_function
-
-    def stopping(experiments):
-        step, calls = make(experiments), []
-
-        def call(*arguments):
-            calls.append(1)
-            if len(calls) == 3:
-                received.append(15)
-            return step(*arguments)
-
-        return call
-
+    log = Recorder._log
     monkeypatch.setattr(loop, "stop_signals", stop_signals)
-    monkeypatch.setattr(replicas, "replica_function", stopping)
-    with pytest.raises(SystemExit, match="Stopped at step 3 of 6"):
+    monkeypatch.setattr(
+        Recorder, "_log", lambda self, done: (received.append(15), log(self, done))[1]
+    )
+    with pytest.raises(SystemExit, match="Stopped at step 4 of 6"):
         run_grid(small_grid(), tmp_path, replicas=4, console=quiet())
     monkeypatch.undo()
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
     points = grid_points(small_grid())
     assert replica_groups(points, tmp_path, 4) == [list(points)]
-    train_together({tmp_path / name: config for name, config in points.items()}, quiet())
+    run_grid(small_grid(), tmp_path, replicas=4, console=quiet())
     name = list(points)[2]
-    grid.run_point(points[name], tmp_path, name, retry=False)
     check_alike(together / name, tmp_path / name)
+
+
+def test_runs_of_different_steps_do_not_train_together(together, tmp_path):
+    points = grid_points(small_grid())
+    names = list(points)[:2]
+    shutil.copytree(together / names[0], tmp_path / names[0])
+    (tmp_path / names[0] / "result.json").unlink()
+    assert replica_groups({name: points[name] for name in names}, tmp_path, 4) == [
+        [names[0]],
+        [names[1]],
+    ]
+    with pytest.raises(ValueError, match=r"checkpoints are of different steps: \[0, 6\]"):
+        train_together({tmp_path / name: points[name] for name in names}, quiet())
 
 
 def test_groups_differ_in_seed_and_beta_alone(tmp_path):

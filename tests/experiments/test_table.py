@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from cka_sr_jax.experiments.table import main, read_runs, summary_table, write_csv
+from cka_sr_jax.experiments.rows import read_runs, write_csv
+from cka_sr_jax.experiments.table import main, summary_table
 
 PNG = b"\x89PNG"
 

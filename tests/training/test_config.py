@@ -72,6 +72,7 @@ def config_with(**fields):
             {"cka__similarity": "cca", "cka__batches": 2},
             "cka.similarity='cca' averages nothing over devices or sub-batches",
         ),
+        ({"cka__similarity": "cca", "cka__samples": 1}, "CCA needs at least 2"),
         ({"cka__similarity": "cda"}, "Unknown cka.similarity 'cda'"),
         ({"sparsity__end": 0.0}, r"sparsity.end=0.0 is not in \(0, 1\]"),
         ({"sparsity__exclude": ("haed",)}, "exclude pattern 'haed' matches no parameter"),

@@ -3,11 +3,13 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from cka_sr_jax.training import (
     experiment as experiment_module,
 )
 from cka_sr_jax.training.metrics import mean_metrics
+from cka_sr_jax.training.recorder import Recorder
 
 ROOT = Path(__file__).parents[2]
 TFDS = ROOT.parent / "shared" / "tfds"
@@ -314,10 +317,12 @@ def check_resuming(tmp_path, number, step, *arguments):
     stop_in_training(start(stopped, *arguments), stopped, number, step)
     assert not (stopped / "result.json").exists()
     if number == signal.SIGTERM:
-        assert "the same command goes on there" in output_of(stopped)
+        stopped_at = re.search(r"Stopped at step (\d+) of", output_of(stopped))
     assert running.wait(900) == 0, output_of(whole)
     assert start(stopped, *arguments).wait(900) == 0, output_of(stopped)
-    assert "Resuming from step" in output_of(stopped)
+    resumed = re.search(r"Resuming from step (\d+)", output_of(stopped))
+    if number == signal.SIGTERM:
+        assert resumed[1] == stopped_at[1]
     assert_same_run(whole, stopped)
     steps = [r["step"] for r in records(stopped, "train")]
     assert steps == sorted(set(steps))
@@ -344,6 +349,26 @@ def test_resnet20_on_real_cifar10_resumes_bit_for_bit(tmp_path):
         "--config=configs/cifar10_resnet20_rst.py", f"--config.data.dir={TFDS}",
         "--config.train.steps=20", "--config.checkpoint.every=4", "--config.train.log_every=1",
     )  # fmt: skip
+
+
+def test_a_signal_while_a_step_is_recorded_waits_for_the_next(tmp_path, monkeypatch):
+    config = small_config(train__steps=6, train__log_every=1, cka__beta=0.0)
+    received = []
+
+    @contextmanager
+    def stop_signals():
+        yield received
+
+    log = Recorder._log
+    monkeypatch.setattr(loop, "stop_signals", stop_signals)
+    monkeypatch.setattr(
+        Recorder, "_log", lambda self, done: (received.append(15), log(self, done))[1]
+    )
+    with pytest.raises(SystemExit, match="Stopped at step 2 of 6"):
+        run(config, tmp_path)
+    checkpoints = Checkpoints(tmp_path)
+    assert checkpoints.latest_step() == 2
+    checkpoints.close()
 
 
 def test_selection_on_the_test_set_is_labelled(tmp_path):
