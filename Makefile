@@ -13,7 +13,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 --cov=cka_sr_jax
 
 test-slow: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n auto --maxprocesses=4 -m slow
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
