@@ -41,19 +41,23 @@ def apply_masks(params: Params, masks: Masks) -> Params:
 
 
 def rescale_kept(params: Params, masks: Masks) -> Params:
-    """`params` masked, and the kept weights of each output unit divided by sqrt(its density).
+    """`params` masked, and each output unit's kept weights scaled to the norm that all had.
 
-    An initialisation for n inputs then has the variance that suits the inputs that a unit has left
-    (Evci et al. 2022, "Gradient Flow in Sparse Neural Networks"). Deep networks without
-    normalisation need it at low densities, where else the signal fades in every layer. Units are
-    the last axis, as in Flax's kernels.
+      w_kept * ||w|| / ||w_kept||  over the weights into a unit, the last axis in Flax's kernels.
+
+    A unit's output then varies as in the dense network. Deep networks without normalisation need it
+    at low densities, where else the signal fades in every layer. With random masks the factor is
+    about 1 / sqrt(the unit's density) (Evci et al. 2022, "Gradient Flow in Sparse Neural
+    Networks"); masks that keep large weights, as SNIP's do, need less.
     """
 
     def at_leaf(mask: Array, leaf: Array) -> Array:
         inputs = tuple(range(mask.ndim - 1))
-        share = jnp.mean(mask, axis=inputs, keepdims=True, dtype=jnp.float32)
+        squares = jnp.square(leaf.astype(jnp.float32))
+        whole = jnp.sum(squares, axis=inputs, keepdims=True)
+        kept = jnp.sum(jnp.where(mask, squares, 0), axis=inputs, keepdims=True)
         # A unit that keeps nothing is 0 whatever the factor.
-        factor = jax.lax.rsqrt(jnp.where(share > 0, share, 1)).astype(leaf.dtype)
+        factor = jnp.sqrt(whole / jnp.where(kept > 0, kept, 1)).astype(leaf.dtype)
         return jnp.where(mask, leaf * factor, 0)
 
     return map_masked(at_leaf, masks, params)

@@ -79,7 +79,9 @@ def default_config() -> ConfigDict:
     config.sparsity.rule = "rst"
     config.sparsity.density = 0.05  # dense, str, dst and sr_ste have none or their own
     config.sparsity.exclude = ()  # path patterns of parameters that stay dense
-    config.sparsity.rescale = False  # initial weights by 1/sqrt(density): deep nets without norms
+    config.sparsity.rescale = (
+        False  # kept initial weights to the norm of all: deep nets without norms
+    )
     config.sparsity.end = 0.75  # share of the run after which no rule changes the masks
     # Options of some rules, under the names they have there; None: the rule's own default.
     config.sparsity.distribution = placeholder(str)  # in sparsity.DISTRIBUTIONS; gmp: or "global"
