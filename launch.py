@@ -74,7 +74,7 @@ def main(argv: list[str]) -> None:
     except ConfigError as error:
         fail(str(error))
     except KeyboardInterrupt:
-        raise SystemExit("Interrupted; the same command goes on where it was.") from None
+        raise SystemExit("Interrupted; the same command goes on from what was saved.") from None
 
 
 def fail(message: str) -> NoReturn:

@@ -86,9 +86,15 @@ class Point(NamedTuple):
         return len(self.merged) < len(self.fitted)
 
     @property
+    def start(self) -> str:
+        """Which start gave the better refit, "warm" or "cold"; "" where no layer merged."""
+        better = "warm" if self.warm_error.mean <= self.cold_error.mean else "cold"
+        return better if self.has_merged else ""
+
+    @property
     def refitted(self) -> Layers:
         """The better of the two refitted networks."""
-        return self.warm if self.warm_error.mean <= self.cold_error.mean else self.cold
+        return self.cold if self.start == "cold" else self.warm
 
     @property
     def error(self) -> Estimate:
@@ -124,6 +130,7 @@ def run(config: ConfigDict, workdir: str | Path, console: Console | None = None)
     result = {
         "chosen_strength": chosen.strength,
         "chosen_merged": chosen.has_merged,
+        "chosen_start": chosen.start,
         "error": setup.task.error_name,
         "path": [_path_row(setup, point) for point in path],
         "networks": [network._asdict() for network in networks],
@@ -369,4 +376,11 @@ def _shapes(chain: Layers) -> list[tuple[int, ...]]:
 def _print(result: Mapping[str, Any], console: Console, workdir: Path) -> None:
     for table in (path_table, networks_table):
         print_table(*table(result), console)
+    if not result["chosen_merged"]:
+        console.print(
+            "No layer of the chosen network merged, so the three networks are one: raise "
+            "layer_sparsity.strengths, train longer, or allow a larger validation error with "
+            "layer_sparsity.standard_errors.",
+            soft_wrap=True,
+        )
     console.print(f"Tables, networks and result.json: {workdir}", soft_wrap=True, highlight=False)

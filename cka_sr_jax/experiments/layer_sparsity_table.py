@@ -81,13 +81,13 @@ def path_table(result: Mapping[str, Any]) -> tuple[str, list[str], list[list[str
 
 
 def networks_table(result: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
-    """(title, columns, rows) of the networks before and after."""
+    """(title, columns, rows) of the networks before and after; a star marks the refit to keep."""
     columns = [
         "network", "depth", "params", "MACs", "non-zero", "valid.", "test", "µs", "ratio",
     ]  # fmt: skip
     rows = [
         [
-            row["name"],
+            row["name"] + (" *" if row["name"] == f"refit, {result['chosen_start']}" else ""),
             str(row["depth"]),
             f"{row['parameters']:,}",
             f"{row['multiply_adds']:,}",

@@ -527,8 +527,8 @@ def _parts(model: Any) -> Iterator[Any]:
         model = model.layers
     elif not _is_sequence(model):
         raise ValueError(
-            f"a {type(model).__name__} is no sequence of layers: pass a Sequential or the list of "
-            "its parts in the order of execution."
+            f"a {type(model).__name__} is no nnx.Sequential: pass one, or the list of its parts in "
+            "the order of execution; a Linen model goes to from_linen."
         )
     for part in model:
         if type(part) is nnx.Sequential or _is_sequence(part):

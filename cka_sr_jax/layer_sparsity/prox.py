@@ -107,8 +107,8 @@ def layer_prox(
         so `[str(j) for j in candidate_layers(chain)]`.
 
     Raises:
-      ValueError: a strength or learning rate that is negative or not a finite number; at `init`, a
-        pattern that matches no layer; at `update`, no parameters.
+      ValueError: a strength or learning rate that is negative or not a finite number; no layers;
+        at `init`, a pattern that matches no layer; at `update`, no parameters.
     """
     return _proximal(prox_negative_part, strength, learning_rate, layers)
 
@@ -153,6 +153,8 @@ def _proximal(
         if np.ndim(number) or not (number >= 0 and math.isfinite(number)):
             raise ValueError(f"{name}={number} is not a number >= 0.")
     patterns = (layers,) if isinstance(layers, str) else tuple(layers)
+    if not patterns:
+        raise ValueError("layers is empty: name the layers to penalise, such as 'hidden[1-9]*'.")
 
     def init(params: Any) -> LayerProxState:
         if jax.tree.leaves(params):  # none: `optax.tree_map_params` asks for the state's structure

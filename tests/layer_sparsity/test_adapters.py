@@ -316,10 +316,10 @@ def nnx_linear(*sizes):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (None, "a NoneType is no sequence of layers: pass a Sequential or the list of its parts"),
-        (nnx_linear(6, 6), "a Linear is no sequence of layers"),
-        (Custom(), "a Custom is no sequence of layers"),
-        (Residual(nnx_linear(6, 6)), "a Residual is no sequence of layers"),
+        (None, "a NoneType is no nnx.Sequential: pass one, or the list of its parts"),
+        (nnx_linear(6, 6), "a Linear is no nnx.Sequential"),
+        (Custom(), "a Custom is no nnx.Sequential"),
+        (Residual(nnx_linear(6, 6)), "a Residual is no nnx.Sequential.*from_linen"),
         ([nnx_linear(6, 6), nnx.relu, Residual(nnx_linear(6, 6))], "Residual 2 is no part"),
         ([nnx.LoRALinear(6, 6, lora_rank=2, rngs=nnx.Rngs(0))], "LoRALinear 0 is no part"),
         (

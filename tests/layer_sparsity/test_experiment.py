@@ -98,7 +98,8 @@ def test_digits_end_to_end(tmp_path, capsys):
     )  # one image
     tables = (workdir / "tables.md").read_text()
     for name in rows:
-        assert f"| {name} |" in tables
+        star = " *" if name == f"refit, {result['chosen_start']}" else ""
+        assert f"| {name}{star} |" in tables
         assert name in printed
     # Merged and fitted networks are the same function, as plain MLPs read from the files.
     inputs = layer_sparsity.prepare(config, workdir).task.test.inputs
@@ -179,6 +180,7 @@ def test_where_nothing_merges_nothing_is_called_refitted(tmp_path):
     tables = (tmp_path / "run" / "tables.md").read_text()
     assert "| - | - |" in tables
     assert ", no layer merged: error rate" in tables
+    assert result["chosen_start"] == ""
 
 
 @pytest.mark.parametrize("width", [40, 80])
@@ -192,7 +194,8 @@ def test_no_number_of_the_tables_is_cut(width):
         "oracle depth", 9, 8, [128] * 8, 218_034, 217_000, 216_000, 0.12, 0.13, 12345.0, 1.0
     )
     result = {
-        "chosen_strength": 5.5, "chosen_merged": True, "error": "squared error",
+        "chosen_strength": 5.5, "chosen_merged": True, "chosen_start": "warm",
+        "error": "squared error",
         "inference_batch": 2000, "device": "cpu", "networks": [network._asdict()],
         "path": [{"strength": 5.5, "active": range(8), **size, **errors}],
     }  # fmt: skip

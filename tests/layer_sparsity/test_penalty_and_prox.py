@@ -300,6 +300,8 @@ def test_layer_prox_refuses_bad_arguments_with_a_sentence():
         for prox in (prox_negative_part, prox_l1, prox_units):
             with pytest.raises(ValueError, match="is not one number >= 0"):
                 prox(np.ones((2, 3)), number)
+    with pytest.raises(ValueError, match="layers is empty: name the layers"):
+        layer_prox(1.0, 0.1, layers=[])
     with pytest.raises(ValueError, match="'hiden' matches no layer: the parameters have head, hid"):
         layer_prox(1.0, 0.1, ["hidden1", "hiden"]).init(params)
     tx = layer_prox(1.0, 0.1, "hidden1")
