@@ -124,7 +124,6 @@ def run_grid(
             )
         name = list(points)[index]
         points = {name: points[name]}
-    _check_shared(points, workdir)
     states: dict[str, str] = {}
     if replicas > 1:
         ended = _run_together(points, workdir, replicas, retry, console)
@@ -141,26 +140,34 @@ def run_grid(
 
 def _check_shared(points: Mapping[str, ConfigDict], workdir: Path) -> None:
     """Raise ConfigError for a model, data or optimiser that cannot work, before anything runs."""
-    name, config = next(iter(points.items()))
-    if not (workdir / name).exists():
-        experiment_of(config).prepare(config, workdir / name)
+    for name, config in list(points.items())[:1]:
+        if not (workdir / name).exists():
+            experiment_of(config).prepare(config, workdir / name)
 
 
 def _run_points(
     points: Mapping[str, ConfigDict], workdir: Path, jobs: int, retry: bool, console: Console
 ) -> Iterator[tuple[str, str]]:
     """(name, state) of each point as it ends."""
-    if jobs == 1 or len(points) == 1:
+    if jobs == 1 or len(points) <= 1:
+        _check_shared(points, workdir)
         for name, config in points.items():
             yield name, run_point(config, workdir, name, retry, console)
             jax.clear_caches()  # each point compiles its own step
         return
-    before = os.environ.get("NPROC")
-    os.environ["NPROC"] = str(max(1, (os.cpu_count() or 1) // jobs))  # XLA's threads in each
+    # What each process takes: XLA's threads, and the share of an accelerator's memory.
+    shares = {
+        "NPROC": str(max(1, (os.cpu_count() or 1) // jobs)),
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / jobs:.2f}",
+    }
+    before = {name: os.environ.get(name) for name in shares}
+    os.environ |= shares
     context = multiprocessing.get_context("spawn")  # JAX does not survive a fork
     # One point for each process: its memory and its compiled steps go with it.
     pool = ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1)
     try:
+        # In a process too: this one must leave the accelerator to the others.
+        pool.submit(_check_shared, points, workdir).result()
         futures = {
             pool.submit(run_point, config, workdir, name, retry): name
             for name, config in points.items()
@@ -169,16 +176,18 @@ def _run_points(
             yield futures[future], future.result()
     finally:
         pool.shutdown(cancel_futures=True)  # those that run are waited for, Ctrl-C reaches them
-        if before is None:
-            del os.environ["NPROC"]
-        else:
-            os.environ["NPROC"] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _run_together(
     points: Mapping[str, ConfigDict], workdir: Path, replicas: int, retry: bool, console: Console
 ) -> Iterator[tuple[str, str]]:
     """(name, state) of each point as it ends, those that can being trained together."""
+    _check_shared(points, workdir)
     pending = {
         name: config
         for name, config in points.items()
