@@ -141,6 +141,8 @@ def draw_lines(lines: Mapping[str, Mapping[Any, Sequence[float]]], x: str, value
     """
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     axes = figure.subplots()
+    if len(lines) > 10:  # or colours would repeat
+        axes.set_prop_cycle(color=[colormaps["tab20"](i) for i in range(20)])
     places = sorted({place for line in lines.values() for place in line}, key=in_order)
     for label, line in lines.items():
         kept = [i for i, place in enumerate(places) if line.get(place)]
