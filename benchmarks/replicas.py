@@ -1,4 +1,4 @@
-"""Runs trained together by vmap against one by one: how many times more runs an hour.
+"""Runs trained together by vmap against one by one: how many times more steps a second.
 
   python benchmarks/replicas.py
 
@@ -95,7 +95,7 @@ def main() -> None:
         if name != "ResNet-20" or jax.default_backend() != "cpu"
         for replicas in counts
     ]
-    columns = ["model", "runs", "one (ms)", "together (ms)", "runs per hour, ratio"]
+    columns = ["model", "runs", "one (ms)", "together (ms)", "steps per second, ratio"]
     print_table("Runs trained together against one by one", columns, rows)
 
 
