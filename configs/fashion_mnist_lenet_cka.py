@@ -1,0 +1,23 @@
+"""Fashion-MNIST, a sparse LeNet-5: CKA-SR with convolutions and without BatchNorm.
+
+No table of the paper: its claim on a small convolutional network, for a CPU.
+
+  python launch.py --config=configs/fashion_mnist_lenet_cka.py --grid --config.data.dir=TFDS_FOLDER
+  python -m cka_sr_jax.experiments.paired runs/fashion_mnist_lenet_cka --rows=sparsity.density
+
+24 runs of 3 epochs. The beta is chosen on validation data among three.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.fashion_mnist_lenet_rules import get_config as recipe
+
+
+def get_config():
+    """The config."""
+    config = recipe()
+    config.train.epochs = 3.0
+    config.cka.samples = 8
+    config.grid.sparsity = ConfigDict({"density": (0.02, 0.005)})
+    config.grid.cka = ConfigDict({"beta": (0.0, 1e-4, 1e-3, 1e-2)})
+    return config
