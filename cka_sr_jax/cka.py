@@ -163,15 +163,18 @@ def sum_over_pairs(
     raise ValueError(f"reduction={reduction!r} is unknown: use 'sum' or 'mean'.")
 
 
-def centred_grams(features: Any, samples: int | None = None) -> Float[Array, "l n n"]:
+def centred_grams(
+    features: Any, samples: int | None = None, *, debiased: bool = False
+) -> Float[Array, "l n n"]:
     """HKH of each feature's linear Gram K, up to a scale of its own; 0 where it does not vary.
 
     Raises:
-      ValueError: fewer than 2 samples; more than the features have; features of different n.
+      ValueError: fewer than 2 samples, 4 for what is debiased later; more than the features have;
+        features of different n.
     """
-    parts = _split(_leaves(features), samples, batches=1, debiased=False)
+    parts = _split(_leaves(features), samples, batches=1, debiased=debiased)
     grams, _ = _normalise(jnp.stack([_gram(x) for x in parts], axis=1), axis_name=None)
-    return _centre(grams, debiased=False)[0]
+    return centre(grams, debiased=False)[0]
 
 
 def _groups(features: Any) -> list[list[Any]]:
@@ -274,7 +277,7 @@ def _scaled_hsic(
     grams, scales = _normalise(jnp.stack([_gram(x) for x in parts], axis=1), axis_name)
     if kernel == "rbf":
         grams, scales = _rbf(grams), jnp.ones_like(scales)
-    stacked = _centre(grams, debiased).reshape(batches, len(parts), n * n)
+    stacked = centre(grams, debiased).reshape(batches, len(parts), n * n)
     # One matrix product gives all pairs, summed over the sub-batches.
     hsic = jnp.einsum("kia,kja->ij", stacked, stacked, precision=jax.lax.Precision.HIGHEST)
     hsic = hsic / (batches * (n * (n - 3) if debiased else (n - 1) ** 2))
@@ -346,7 +349,7 @@ def _diagonal(grams: Float[Array, "k l n n"]) -> Float[Array, "k l n"]:
     return jnp.diagonal(grams, axis1=2, axis2=3)
 
 
-def _centre(gram: Float[Array, "k l n n"], debiased: bool) -> Float[Array, "k l n n"]:
+def centre(gram: Float[Array, "k l n n"], debiased: bool) -> Float[Array, "k l n n"]:
     """U-centred Gram (zero diagonal, zero row sums over i != j), or HKH when biased.
 
     A result that is rounding error only (constant features, or one live sample) becomes exactly 0.

@@ -19,7 +19,10 @@ def features(n=30, widths=(3, 3, 5), seed=0):
 
 
 def naive(x, y, ridge):
-    """By the eigenvectors of the centred Grams: P = V diag(e / (e + ridge mean(e))) V'."""
+    """By the eigenvectors of the centred Grams: P = V diag(e / (e + ridge mean(e))) V'.
+
+    Returns the biased value and the debiased one, by Song et al.'s formula for HSIC.
+    """
 
     def whitened(x):
         x = x.reshape(len(x), -1)
@@ -27,31 +30,54 @@ def naive(x, y, ridge):
         values, vectors = np.linalg.eigh(x @ x.T)
         return (vectors * (values / (values + ridge * values.mean()))) @ vectors.T
 
+    def unbiased(p, q):
+        n = len(p)
+        p, q = p * (1 - np.eye(n)), q * (1 - np.eye(n))
+        means = p.sum() * q.sum() / ((n - 1) * (n - 2)) - 2 * (p @ q).sum() / (n - 2)
+        return np.trace(p @ q) + means
+
+    def ratio(hsic):
+        return hsic(p, q) / np.sqrt(hsic(p, p) * hsic(q, q))
+
     p, q = whitened(x), whitened(y)
-    return np.sum(p * q) / np.sqrt(np.sum(p * p) * np.sum(q * q))
+    return ratio(lambda p, q: np.sum(p * q)), ratio(unbiased)
 
 
 def test_without_a_ridge_it_is_the_mean_squared_canonical_correlation(enable_x64):
     x, y, _ = features()
     bases = [np.linalg.qr(a - a.mean(axis=0))[0] for a in (x, y)]
     correlations = np.linalg.svd(bases[0].T @ bases[1], compute_uv=False)
-    actual = cca_matrix((x, y), ridge=1e-10)[0, 1]
+    actual = cca_matrix((x, y), ridge=1e-10, debiased=False)[0, 1]
     np.testing.assert_allclose(actual, np.mean(correlations**2), rtol=1e-6)
 
 
 @pytest.mark.parametrize("ridge", [0.01, 0.1, 10.0])
 def test_it_is_the_naive_formula(ridge):
     xs = [x.reshape(len(x), -1) for x in features(widths=(4, 6, 40))]
-    matrix = cca_matrix([jnp.asarray(x) for x in xs], ridge=ridge)
+    arrays = [jnp.asarray(x) for x in xs]
+    matrices = [cca_matrix(arrays, ridge=ridge, debiased=debiased) for debiased in (False, True)]
     for i, x in enumerate(xs):
         for j, y in enumerate(xs):
-            np.testing.assert_allclose(matrix[i, j], naive(x, y, ridge), rtol=1e-4)
+            for matrix, expected in zip(matrices, naive(x, y, ridge), strict=True):
+                np.testing.assert_allclose(matrix[i, j], expected, rtol=1e-3, atol=1e-5)
 
 
-def test_a_large_ridge_makes_it_biased_cka():
+@pytest.mark.parametrize(("n", "width"), [(20, 60), (128, 4096), (8, 500)])
+def test_independent_wide_features_are_not_alike(n, width):
+    """Biased they read near 1; debiased near 0, as CKA does."""
+    x, y = jax.random.normal(jax.random.key(0), (2, n, width))
+    assert cca_matrix((x, y), debiased=False)[0, 1] > 0.9
+    assert abs(cca_matrix((x, y))[0, 1]) < 0.4
+
+
+@pytest.mark.parametrize("debiased", [True, False])
+def test_a_large_ridge_makes_it_cka(debiased):
     xs = [jnp.asarray(x) for x in features()]
-    expected = cka_matrix(xs, debiased=False)
-    np.testing.assert_allclose(cca_matrix(xs, ridge=1e4), expected, atol=1e-3)
+    actual = cca_matrix(xs, ridge=1e4, debiased=debiased)
+    # P is of the centred Gram, whose diagonal the unbiased HSIC leaves out: near CKA, not equal.
+    np.testing.assert_allclose(
+        actual, cka_matrix(xs, debiased=debiased), atol=0.1 * debiased + 1e-3
+    )
 
 
 def test_an_invertible_map_changes_little_at_a_small_ridge_and_much_in_cka(enable_x64):
@@ -100,7 +126,8 @@ def test_a_constant_feature_has_value_and_gradient_zero():
     [
         ({"ridge": 0.0}, r"ridge=0.0 is not positive"),
         ({"samples": 9}, "samples=9 in batches=1 needs 9 samples and the batch has 8"),
-        ({"samples": 1}, "1 samples are too few"),
+        ({"samples": 3}, "3 samples are too few"),
+        ({"samples": 1, "debiased": False}, "1 samples are too few"),
         ({"pairs": "stage"}, "pairs='stage' is unknown"),
         ({"reduction": "max"}, "reduction='max' is unknown"),
     ],

@@ -28,9 +28,11 @@ from cka_sr_jax.sparsity.gradual import all_kept
 from cka_sr_jax.sparsity.masks import masks_from_paths
 from cka_sr_jax.sparsity.rule import maskable_shapes
 from cka_sr_jax.sparsity.selection import top_k_masks
+from cka_sr_jax.sparsity.sparsify import with_masks
 from cka_sr_jax.training import ConfigError, TrainState, load_variables, loop
 from cka_sr_jax.training.experiment import Experiment
 from cka_sr_jax.training.experiment import prepare as prepare_run
+from cka_sr_jax.training.optimizer import create_optimizer
 from cka_sr_jax.training.recorder import write_json
 
 
@@ -127,10 +129,11 @@ def _run_round(
     if result_file.exists() and (folder / "report" / "index.html").exists():
         return json.loads(result_file.read_text())
     experiment = prepare_run(config, folder, static(masks))
+    inner = create_optimizer(config.optimizer, experiment.schedule)
     state = dataclasses.replace(
         rewound,
         params=apply_masks(rewound.params, masks),
-        opt_state=rewound.opt_state._replace(masks=masks),
+        opt_state=with_masks(inner, rewound.opt_state, masks),
     )
     trained = loop.train(experiment._replace(state=state), console)
     return loop.finish(experiment, *trained, console)

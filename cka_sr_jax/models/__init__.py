@@ -1,7 +1,8 @@
 """Models (Flax Linen) that record the features that CKA-SR compares.
 
-Each takes float images [b, h, w, c] and `train`, computes in its `dtype` (float32 or bfloat16; the
-parameters stay float32), returns float32 logits, and sows its features from the top-level module:
+Each takes float images [b, h, w, c] and `train`, computes in its `dtype` (float32, bfloat16 or
+float64; the parameters stay float32), returns logits in at least float32, and sows its features
+from the top-level module:
 
     logits, mutables = model.apply(
         variables, x, train=True, mutable=["features", "batch_stats"]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from cka_sr_jax.models.layers import kaiming_normal, sow_feature
+from cka_sr_jax.models.layers import at_least_float32, kaiming_normal, sow_feature
 
 
 class LeNet5(nn.Module):
@@ -42,4 +42,4 @@ class LeNet5(nn.Module):
         for i, width in enumerate((120, 84), start=1):
             x = nn.relu(dense(width, name=f"dense{i}")(x))
             sow_feature(self, "dense", x)
-        return dense(self.num_classes, name="head")(x).astype(jnp.float32)
+        return at_least_float32(dense(self.num_classes, name="head")(x))

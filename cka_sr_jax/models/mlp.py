@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from cka_sr_jax.models.layers import kaiming_normal, sow_feature
+from cka_sr_jax.models.layers import at_least_float32, kaiming_normal, sow_feature
 
 
 class MLP(nn.Module):
@@ -27,4 +27,4 @@ class MLP(nn.Module):
             x = nn.relu(x)
             sow_feature(self, "hidden", x)
         x = nn.Dense(self.num_classes, kernel_init=kaiming_normal, dtype=self.dtype, name="head")(x)
-        return x.astype(jnp.float32)
+        return at_least_float32(x)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from cka_sr_jax.models.layers import kaiming_normal, sow_feature
+from cka_sr_jax.models.layers import at_least_float32, kaiming_normal, sow_feature
 
 _conv = partial(nn.Conv, use_bias=False, kernel_init=kaiming_normal)
 # PyTorch's defaults: its momentum of 0.1 is 0.9 here.
@@ -92,4 +92,4 @@ class CifarResNet(nn.Module):
                 sow_feature(self, f"stage{stage}", x)
         x = x.mean(axis=(1, 2))
         x = nn.Dense(self.num_classes, kernel_init=kaiming_normal, dtype=self.dtype, name="head")(x)
-        return x.astype(jnp.float32)
+        return at_least_float32(x)

@@ -67,22 +67,24 @@ def cka_curve(records: Sequence[Record]) -> bytes:
 
 
 def mask_curves(records: Sequence[Record]) -> bytes:
-    """What a rule did to the masks over epochs: density, R_s, churn, and the layers' densities."""
-    figure = Figure(figsize=(12, 3.6), layout=ConstrainedLayoutEngine(wspace=0.06))
-    shares, layers = figure.subplots(1, 2)
+    """What a rule did to the masks at each update: density, R_s, churn, the layers, and FLOPs."""
+    figure = Figure(figsize=(12, 6.6), layout=ConstrainedLayoutEngine(wspace=0.06, hspace=0.06))
+    (shares, layers), (flops, training) = figure.subplots(2, 2)
     names = {
         "density": "density",
         "explored": "kept at least once (R_s)",
-        "churn": "new at the last change",
+        "churn": "changed (churn)",
     }
     for name, label in names.items():
-        shares.plot(*series(records, "train", name), label=label)
+        shares.plot(*series(records, "masks", name), label=label)
     _label_percent(shares, "share of weights (%)")
     paths = {key: None for record in records for key in record if key.startswith("density/")}
     for path in paths:
         name = path.removeprefix("density/").removesuffix("/kernel")
         layers.plot(*series(records, "layers", path), label=name, marker="o", ms=3)
     _label_percent(layers, "density of each layer (%)")
+    _plot_flops(flops, series(records, "masks", "flops"), "FLOPs of one image, forward")
+    _plot_flops(training, series(records, "train", "training_flops"), "FLOPs of training so far")
     return to_png(figure)
 
 
@@ -181,6 +183,14 @@ def _label_percent(axes: Axes, label: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     if 0 < len(axes.lines) <= 10:  # more names would cover the lines
         axes.legend(frameon=False)
+    tidy(axes)
+
+
+def _plot_flops(axes: Axes, points: tuple[list[float], list[float]], label: str) -> None:
+    axes.plot(*points, color=BLUE)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(label)
+    axes.set_ylim(bottom=0)
     tidy(axes)
 
 

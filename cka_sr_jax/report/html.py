@@ -23,7 +23,7 @@ RESULTS = {
     "test.step": ("Step of these weights", "{:,}"),
     "density": ("Density of the masked kernels", "{:.4f}"),
     "explored": ("Weights kept at least once (R_s)", "{:.4f}"),
-    "churn": ("New weights at the last mask update", "{:.4f}"),
+    "churn": ("Churn of the last mask update", "{:.4f}"),
     "parameters": ("Parameters", "{:,}"),
     "parameters_kept": ("Parameters kept", "{:,}"),
     "flops_dense": ("FLOPs per example, dense", "{:,}"),
@@ -235,10 +235,10 @@ def _layers(layers: Sequence[LayerRow], figures: Mapping[str, bytes]) -> str:
         return f"{table}\n{note}\n{bars}"
     curves = _figure(
         figures["mask_curves"],
-        "Density, exploration and churn of the masks over epochs",
-        "From metrics.jsonl: density, the share of weights kept; explored, the share kept at least "
-        "once so far (R_s); churn, the share of new weights at the last change of the masks; and "
-        "each layer's density.",
+        "Density, exploration and churn of the masks, and FLOPs, over epochs",
+        "From metrics.jsonl, at each update of the masks: density, the share of weights kept; "
+        "explored, the share kept at least once so far (R_s); churn, how much of them changed; "
+        "each layer's density; and FLOPs of the kept weights.",
     )
     return f"{table}\n{note}\n{bars}\n{curves}"
 

@@ -27,7 +27,7 @@ from cka_sr_jax.sparsity.reparametrisation import Reparametrisation, learn_masks
 from cka_sr_jax.sparsity.rule import Rule
 from cka_sr_jax.sparsity.rules import RULES, make_rule
 from cka_sr_jax.sparsity.saliency import grasp, snip, synflow
-from cka_sr_jax.sparsity.schedules import constant, cosine, cubic, linear
+from cka_sr_jax.sparsity.schedules import constant, cosine, cubic_counts, linear
 from cka_sr_jax.sparsity.scores import SCORES, Score, magnitude_and_gradient
 from cka_sr_jax.sparsity.selection import top_k_mask
 from cka_sr_jax.sparsity.sparsify import SparseState, get_masks, mask_metrics, sparsify
@@ -51,7 +51,7 @@ __all__ = [
     "churn",
     "constant",
     "cosine",
-    "cubic",
+    "cubic_counts",
     "dense",
     "density",
     "dst",

@@ -117,9 +117,9 @@ def layer_counts(
 
 def check_density(density: float, name: str = "density") -> None:
     """Raise ValueError unless `density` lies in (0, 1]."""
-    if not 0 < density <= 1:
+    if isinstance(density, str) or not 0 < density <= 1:
         raise ValueError(
-            f"{name}={density} is not in (0, 1]: it is the share of weights that is kept, "
+            f"{name}={density!r} is not in (0, 1]: it is the share of weights that is kept, "
             "for example 0.05 for 95 % sparsity."
         )
 

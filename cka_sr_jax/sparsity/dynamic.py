@@ -190,7 +190,8 @@ def replace_share(share: Schedule, drop: Score, grow: Score) -> Update:
 
         def layer(path: str, key: Array, mask: Array, param: Array, grad: Array) -> Array:
             count = jnp.sum(mask, dtype=jnp.int32)
-            moved = jnp.floor(fraction * count).astype(jnp.int32)
+            # Clipped, for a schedule of the user's own may leave [0, 1].
+            moved = jnp.clip(jnp.floor(fraction * count).astype(jnp.int32), 0, count)
             return drop_and_grow(key, mask, param, grad, count - moved, moved, drop, grow)
 
         return masks_from_paths(params, map_layers(layer, key, masks, params, grads))
@@ -215,7 +216,7 @@ def grow_first(
         fraction = jnp.where(step >= end_step, 0, share(step))
 
         def layer(path: str, key: Array, mask: Array, param: Array, grad: Array) -> Array:
-            extra = jnp.floor(fraction * targets[path]).astype(jnp.int32)
+            extra = jnp.maximum(jnp.floor(fraction * targets[path]).astype(jnp.int32), 0)
             return drop_and_grow(key, mask, param, grad, targets[path], extra, drop, grow)
 
         return masks_from_paths(params, map_layers(layer, key, masks, params, grads))

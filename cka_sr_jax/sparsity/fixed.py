@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from cka_sr_jax.sparsity.distributions import check_density, layer_counts, layer_densities
-from cka_sr_jax.sparsity.masks import Masks, Params, is_dense, leaf_paths, masks_from_paths
+from cka_sr_jax.sparsity.masks import Masks, Params, check_masks, is_dense, masks_from_paths
 from cka_sr_jax.sparsity.rule import (
     Distributed,
     Rule,
@@ -39,35 +38,16 @@ def static(masks: Masks) -> Rule:
     """
 
     def init(key: Array, params: Params) -> Masks:
-        treedef: Any = jax.tree.structure(params)
-        try:
-            entries = treedef.flatten_up_to(masks)
-        except (ValueError, TypeError, KeyError):
-            raise ValueError(
-                "the masks have another structure than the parameters: pass a pytree like the "
-                "parameters, with optax.MaskedNode() at each leaf that stays dense."
-            ) from None
-        checked = []
-        for (path, leaf), mask in zip(leaf_paths(params), entries, strict=True):
-            if not is_dense(mask):
-                if mask is None:
-                    raise ValueError(
-                        f"the mask of {path} is None: put optax.MaskedNode() at each leaf that "
-                        "stays dense."
-                    )
-                if np.shape(mask) != np.shape(leaf):
-                    raise ValueError(
-                        f"the mask of {path} has shape {np.shape(mask)} and the parameter "
-                        f"{np.shape(leaf)}: masks are bool arrays of their parameter's shape."
-                    )
-                if not isinstance(mask, jax.core.Tracer) and not np.isin(mask, (0, 1)).all():
-                    raise ValueError(
-                        f"the mask of {path} has values other than 0 and 1: pass masks, not scores "
-                        "or weights."
-                    )
-                mask = jnp.asarray(mask, bool)
-            checked.append(mask)
-        return jax.tree.unflatten(treedef, checked)
+        given = check_masks(params, masks)
+        given = {path: mask for path, mask in given.items() if not is_dense(mask)}
+        for path, mask in given.items():
+            if not isinstance(mask, jax.core.Tracer) and not np.isin(mask, (0, 1)).all():
+                raise ValueError(
+                    f"the mask of {path} has values other than 0 and 1: pass masks, not scores "
+                    "or weights."
+                )
+        bools = {path: jnp.asarray(mask, bool) for path, mask in given.items()}
+        return masks_from_paths(params, bools)
 
     return Rule(init)
 

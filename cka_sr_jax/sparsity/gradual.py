@@ -13,7 +13,13 @@ from cka_sr_jax.sparsity.distributions import Shapes, check_density, layer_count
 from cka_sr_jax.sparsity.dynamic import random_start, replace_share
 from cka_sr_jax.sparsity.masks import Masks, Params, leaf_paths, masks_from_paths
 from cka_sr_jax.sparsity.rule import Distributed, Rule, map_layers, mask_shapes, maskable_shapes
-from cka_sr_jax.sparsity.schedules import Schedule, check_steps, cubic, drop_schedule, periodic
+from cka_sr_jax.sparsity.schedules import (
+    Schedule,
+    check_steps,
+    cubic_counts,
+    drop_schedule,
+    periodic,
+)
 from cka_sr_jax.sparsity.scores import Score, get_score
 from cka_sr_jax.sparsity.selection import top_k_mask, top_k_masks
 
@@ -35,7 +41,8 @@ def gmp(
       n_t = n_f + (N - n_f) (1 - (t - start) / (end - start))^3,   n_f = density N,
 
     ranked over all layers together, or of each layer its own N and n_f. Pruned weights never
-    return. Global ranking may empty a layer at very low densities; a distribution does not.
+    return. With end = start it prunes once, at that step (one-shot pruning). Global ranking may
+    empty a layer at very low densities; a distribution does not.
 
     Args:
       density, exclude: as for `rst`.
@@ -48,7 +55,8 @@ def gmp(
       ValueError: a density or schedule that cannot work; an unknown name.
     """
     check_density(density)
-    check_steps(update_every, start_step, end_step)
+    steps = {"start_step": start_step, "end_step": end_step, "update_every": update_every}
+    check_steps(**steps, one_shot=True)
     score = get_score(drop)
 
     def init(key: Array, params: Params) -> Masks:
@@ -63,12 +71,12 @@ def gmp(
         shapes = mask_shapes(masks)
         if distribution == "global":
             size = _total(shapes)
-            count = _count_at(step, size, _global_count(density, size), start_step, end_step)
+            count = cubic_counts(size, _global_count(density, size), **steps)(step)
             return prune_globally(key, masks, params, grads, count, score)
         final = layer_counts(shapes, density, distribution)
 
         def layer(path: str, key: Array, mask: Array, param: Array, grad: Array) -> Array:
-            count = _count_at(step, mask.size, final[path], start_step, end_step)
+            count = cubic_counts(mask.size, final[path], **steps)(step)
             return top_k_mask(score(key, param, grad, mask), count, where=mask)
 
         return masks_from_paths(params, map_layers(layer, key, masks, params, grads))
@@ -122,7 +130,8 @@ def granet(
             "the first to the second."
         )
     prune_end = end_step if prune_end_step is None else prune_end_step
-    check_steps(update_every, start_step, prune_end)
+    steps = {"start_step": start_step, "end_step": prune_end, "update_every": update_every}
+    check_steps(**steps, one_shot=True)
     if prune_end > end_step:
         raise ValueError(
             f"prune_end_step={prune_end} comes after end_step={end_step}, the last step that may "
@@ -138,7 +147,7 @@ def granet(
         shapes = mask_shapes(masks)
         initial = sum(layer_counts(shapes, initial_density, distribution).values())
         final = min(initial, _global_count(density, _total(shapes)))
-        count = _count_at(step, initial, final, start_step, prune_end)
+        count = cubic_counts(initial, final, **steps)(step)
         prune_key, regenerate_key = jax.random.split(key)
         pruned = prune_globally(prune_key, masks, params, grads, count, score)
         return regenerate(regenerate_key, step, pruned, params, grads)
@@ -165,12 +174,6 @@ def prune_globally(
 def all_kept(params: Params, shapes: Shapes) -> Masks:
     """Masks that keep every weight of these layers."""
     return masks_from_paths(params, {path: jnp.ones(shape, bool) for path, shape in shapes.items()})
-
-
-def _count_at(
-    step: Int[Array, ""], initial: int, final: int, start_step: int, end_step: int
-) -> Int[Array, ""]:
-    return jnp.round(cubic(initial, final, start_step, end_step)(step)).astype(jnp.int32)
 
 
 def _global_count(density: float, size: int) -> int:

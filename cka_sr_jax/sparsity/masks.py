@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
@@ -35,8 +36,41 @@ def map_masked(function: Callable[..., Any], masks: Masks, tree: Any, *rest: Any
     return jax.tree.map(at_leaf, tree, masks, *rest, is_leaf=is_dense)
 
 
+def check_masks(params: Params, masks: Masks) -> dict[str, Any]:
+    """{path: mask or optax.MaskedNode()} of all parameters.
+
+    Raises:
+      ValueError: the masks do not have the structure and the shapes of the parameters.
+    """
+    treedef: Any = jax.tree.structure(params)
+    try:
+        entries = treedef.flatten_up_to(masks)
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(
+            "the masks have another structure than the parameters: pass a pytree like the "
+            "parameters, with optax.MaskedNode() at each leaf that stays dense."
+        ) from None
+    leaves = leaf_paths(params)
+    for (path, leaf), mask in zip(leaves, entries, strict=True):
+        if mask is None:
+            raise ValueError(
+                f"the mask of {path} is None: put optax.MaskedNode() at each leaf that stays dense."
+            )
+        if not is_dense(mask) and np.shape(mask) != np.shape(leaf):
+            raise ValueError(
+                f"the mask of {path} has shape {np.shape(mask)} and the parameter "
+                f"{np.shape(leaf)}: masks are bool arrays of their parameter's shape."
+            )
+    return {path: mask for (path, _), mask in zip(leaves, entries, strict=True)}
+
+
 def apply_masks(params: Params, masks: Masks) -> Params:
-    """`params` with exactly 0 wherever the mask is False."""
+    """`params` with exactly 0 wherever the mask is False.
+
+    Raises:
+      ValueError: the masks have another structure than the parameters, or other shapes.
+    """
+    check_masks(params, masks)
     return map_masked(lambda mask, leaf: jnp.where(mask, leaf, 0), masks, params)
 
 
@@ -49,7 +83,11 @@ def rescale_kept(params: Params, masks: Masks) -> Params:
     at low densities, where else the signal fades in every layer. With random masks the factor is
     about 1 / sqrt(the unit's density) (Evci et al. 2022, "Gradient Flow in Sparse Neural
     Networks"); masks that keep large weights, as SNIP's do, need less.
+
+    Raises:
+      ValueError: as `apply_masks`.
     """
+    check_masks(params, masks)
 
     def at_leaf(mask: Array, leaf: Array) -> Array:
         inputs = tuple(range(mask.ndim - 1))
@@ -93,10 +131,15 @@ def epsilon_sparsity(
 
 
 def churn(before: Masks, after: Masks) -> Float[Array, ""]:
-    """Share of the weights kept now that were pruned before; 0 where nothing is masked."""
-    new = [jnp.sum(b & ~a, dtype=jnp.float32) for a, b in _pairs(before, after)]
-    kept = [jnp.sum(mask, dtype=jnp.float32) for mask in jax.tree.leaves(after)]
-    return jnp.asarray(sum(new) / jnp.maximum(sum(kept), 1), jnp.float32)
+    """How much of the masks changed: |before xor after| / (|before| + |after|), |.| being counts.
+
+    Where as many weights are grown as are dropped this is the share of new ones; 1 where nothing is
+    left of the masks before, and 0 where nothing is masked.
+    """
+    pairs = list(zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
+    changed = [jnp.sum(a ^ b, dtype=jnp.float32) for a, b in pairs]
+    kept = [jnp.sum(a, dtype=jnp.float32) + jnp.sum(b, dtype=jnp.float32) for a, b in pairs]
+    return jnp.asarray(sum(changed) / jnp.maximum(sum(kept), 1), jnp.float32)
 
 
 def explored(so_far: Masks, masks: Masks) -> Masks:
@@ -106,10 +149,6 @@ def explored(so_far: Masks, masks: Masks) -> Masks:
     2021): the share of weights that were active at least once.
     """
     return jax.tree.map(jnp.logical_or, so_far, masks)
-
-
-def _pairs(before: Masks, after: Masks) -> list[tuple[Array, Array]]:
-    return list(zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
 
 
 def leaf_paths(tree: Any) -> list[tuple[str, Any]]:

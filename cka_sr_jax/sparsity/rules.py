@@ -51,6 +51,12 @@ def make_rule(name: str, **options: Any) -> Rule:
     signature = inspect.signature(RULES[name])
     for option in options:
         if option not in signature.parameters:
+            others = [rule for rule in RULES if option in inspect.signature(RULES[rule]).parameters]
+            if others:
+                raise ValueError(
+                    f"Sparsity rule {name!r} has no option {option!r}, which {', '.join(others)} "
+                    f"have: it takes {', '.join(signature.parameters) or 'none'}."
+                )
             raise ValueError(
                 unknown(f"option of sparsity rule {name!r}:", option, signature.parameters)
             )

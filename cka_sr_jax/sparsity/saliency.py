@@ -52,7 +52,8 @@ def snip(
         of random pruning do (Liu et al. 2022); None: the best places.
 
     Raises:
-      ValueError: density outside (0, 1]; a pattern that matches nothing.
+      ValueError: density outside (0, 1]; a pattern that matches nothing; outside jit, scores that
+        are not finite.
     """
     check_density(density)
     scores = snip_scores(loss, params, batch, exclude=exclude)
@@ -95,6 +96,10 @@ def synflow(
     Round k of n keeps round(density^(k/n) N) weights of those left, scored anew. Iterating is what
     keeps every layer alive at densities where one-shot pruning empties some.
 
+    The flow grows with each layer and soon leaves float32's range: ResNet-32 needs float64, as the
+    authors use. Under `jax.enable_x64(True)` give it float64 parameters and inputs, and a model
+    that computes in float64 (Flax's `dtype`).
+
     Args:
       model: `(params, inputs) -> outputs`, with BatchNorm in evaluation mode.
       inputs: an array of the model's input shape (one sample is enough); only its shape and type
@@ -103,7 +108,7 @@ def synflow(
       params, density, exclude, shuffle: as for `snip`.
 
     Raises:
-      ValueError: as `snip`; `rounds` below 1.
+      ValueError: as `snip`; `rounds` below 1; a flow beyond the range of its type.
     """
     check_density(density)
     if rounds < 1:
@@ -112,15 +117,26 @@ def synflow(
     size = sum(map(math.prod, shapes.values()))
 
     @jax.jit  # one compilation for all rounds; a scan would slow convolutions down on CPUs
-    def next_round(masks: dict[str, Array], count: Int[Array, ""]) -> dict[str, Array]:
+    def next_round(
+        masks: dict[str, Array], count: Int[Array, ""]
+    ) -> tuple[dict[str, Array], Float[Array, ""]]:
         masked = apply_masks(params, masks_from_paths(params, masks))
         scores = synflow_scores(model, masked, inputs, exclude=exclude)
-        return top_k_masks(scores, count, where=masks)
+        largest = jnp.max(jnp.stack([score.max() for score in scores.values()]))
+        # To at most 1, by a power of two: scores are ranked in float32.
+        _, exponent = jnp.frexp(largest)
+        scores = {path: jnp.ldexp(score, -exponent) for path, score in scores.items()}
+        return top_k_masks(scores, count, where=masks), largest
 
     masks = {path: jnp.ones(shape, bool) for path, shape in shapes.items()}
     for k in range(1, rounds + 1):
         count = max(1, round(density ** (k / rounds) * size))
-        masks = next_round(masks, jnp.int32(count))
+        masks, largest = next_round(masks, jnp.int32(count))
+        if k == 1 and not isinstance(largest, jax.core.Tracer) and not jnp.isfinite(largest):
+            raise ValueError(
+                f"SynFlow's scores leave the range of {largest.dtype} in this model: compute them "
+                "in float64, with jax.enable_x64(True) and a model and parameters of that type."
+            )
     return masks_from_paths(params, _shuffled(shuffle, masks))
 
 
@@ -165,6 +181,12 @@ def synflow_scores(
 
 def _keep_best(params: Params, scores: Scores, density: float, shuffle: Array | None) -> Masks:
     size = sum(score.size for score in scores.values())
+    for path, score in scores.items():
+        if not isinstance(score, jax.core.Tracer) and not jnp.isfinite(score).all():
+            raise ValueError(
+                f"the scores of {path} are not finite: check that the loss of the untrained model "
+                "is, and that its gradients are."
+            )
     masks = top_k_masks(scores, max(1, round(density * size)))
     return masks_from_paths(params, _shuffled(shuffle, masks))
 

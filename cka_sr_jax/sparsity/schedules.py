@@ -1,6 +1,6 @@
-"""Schedules over the steps of training: how many weights to move, how sparse to be, and when.
+"""Schedules over the steps of training: how many weights to move, how many to keep, and when.
 
-Each builder checks its arguments and gives a pure function of the step, traced or not, in float32.
+Each builder checks its arguments and gives a pure function of the step, traced or not.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from cka_sr_jax._errors import unknown
@@ -24,7 +25,7 @@ def cosine(initial: float, end_step: int, floor: float = 0.0) -> Schedule:
     """
     _check_decay(initial, end_step, floor)
     return lambda step: (
-        floor + (initial - floor) / 2 * (1 + jnp.cos(jnp.pi * _progress(step, 0, end_step)))
+        floor + (initial - floor) / 2 * (1 + jnp.cos(jnp.pi * _progress(step, end_step)))
     )
 
 
@@ -35,7 +36,7 @@ def linear(initial: float, end_step: int, floor: float = 0.0) -> Schedule:
       ValueError: as `cosine`.
     """
     _check_decay(initial, end_step, floor)
-    return lambda step: initial + (floor - initial) * _progress(step, 0, end_step)
+    return lambda step: initial + (floor - initial) * _progress(step, end_step)
 
 
 def constant(initial: float) -> Schedule:
@@ -68,20 +69,37 @@ def drop_schedule(
     return named[name]()
 
 
-def cubic(initial: float, final: float, start_step: int, end_step: int) -> Schedule:
-    """final + (initial - final) (1 - (t - start) / (end - start))^3, of a sparsity or a count.
+def cubic_counts(
+    initial: int, final: int, *, start_step: int, end_step: int, update_every: int
+) -> Callable[[Step], Int[Array, ""]]:
+    """How many weights to keep at each update of gradual pruning (Zhu & Gupta 2017, GMP).
 
-    `initial` up to `start_step` and `final` from `end_step` on (Zhu & Gupta 2017, GMP).
+      round(final + (initial - final) (1 - (t - start) / (end - start))^3)
+
+    at the updates t = start, start + every, ...; `initial` before `start_step` and `final` from
+    `end_step` on, also where they are one step. Exact for counts beyond float32's 2^24: NumPy
+    computes them beforehand.
 
     Raises:
-      ValueError: `end_step` does not come after `start_step`.
+      ValueError: as `check_steps`, one step being allowed.
     """
-    check_steps(1, start_step, end_step)
-    return lambda step: final + (initial - final) * (1 - _progress(step, start_step, end_step)) ** 3
+    check_steps(update_every, start_step, end_step, one_shot=True)
+    length = end_step - start_step
+    left = 1 - np.arange(0, length, update_every) / max(length, 1)
+    counts = np.rint(final + (initial - final) * np.append(left, 0.0) ** 3).astype(np.int32)
+
+    def count(step: Step) -> Int[Array, ""]:
+        step = jnp.asarray(step)
+        update = jnp.clip((step - start_step) // update_every, 0, max(len(counts) - 2, 0))
+        index = jnp.where(step >= end_step, len(counts) - 1, update)
+        # Before a single step there is no entry yet.
+        return jnp.where(step < start_step, initial, jnp.asarray(counts)[index])
+
+    return count
 
 
 def periodic(
-    update_every: int, end_step: int, start_step: int = 0, also: int | None = None
+    update_every: int, end_step: int, start_step: int = 0, *, also: int | None = None
 ) -> Callable[[Step], Bool[Array, ""]]:
     """Whether a step is one of start, start + every, start + 2 every, ... up to `end_step`.
 
@@ -91,9 +109,9 @@ def periodic(
       also: one more step.
 
     Raises:
-      ValueError: `update_every` < 1, `start_step` < 0 or `end_step` <= `start_step`.
+      ValueError: as `check_steps`, one step being allowed.
     """
-    check_steps(update_every, start_step, end_step)
+    check_steps(update_every, start_step, end_step, one_shot=True)
 
     def due(step: Step) -> Bool[Array, ""]:
         step = jnp.asarray(step)
@@ -104,12 +122,24 @@ def periodic(
     return due
 
 
-def check_steps(update_every: int, start_step: int, end_step: int) -> None:
-    """Raise ValueError unless updates every `update_every` steps fit between start and end."""
+def check_steps(
+    update_every: int, start_step: int, end_step: int, *, one_shot: bool = False
+) -> None:
+    """Raise ValueError unless updates every `update_every` steps fit between start and end.
+
+    Args:
+      one_shot: whether start and end may be one step, at which there is one update.
+    """
+    steps = {"update_every": update_every, "start_step": start_step, "end_step": end_step}
+    for name, value in steps.items():
+        if not isinstance(value, int | np.integer):
+            raise ValueError(f"{name}={value!r} is not a number of steps: pass a whole number.")
     if update_every < 1:
         raise ValueError(f"update_every={update_every} is not a number of steps: pass 1 or more.")
     if start_step < 0:
         raise ValueError(f"start_step={start_step} is negative: steps count from 0.")
+    if one_shot and end_step == start_step > 0:
+        return
     if end_step <= start_step:
         raise ValueError(
             f"end_step={end_step} does not come after start_step={start_step}: the masks would "
@@ -134,8 +164,7 @@ def _check_decay(initial: float, end_step: int, floor: float) -> None:
         raise ValueError(f"end_step={end_step} is not a number of steps: pass 1 or more.")
 
 
-def _progress(step: Step, start_step: int, end_step: int) -> Float[Array, ""]:
-    """0 at the start, 1 at the end, linear between and constant outside."""
-    # Subtracted as integers: float32 holds these exactly only up to 2^24.
-    done = jnp.clip(jnp.asarray(step) - start_step, 0, end_step - start_step)
-    return done / jnp.float32(end_step - start_step)
+def _progress(step: Step, end_step: int) -> Float[Array, ""]:
+    """0 at step 0, 1 from `end_step` on, linear between."""
+    # Clipped as integers: float32 holds these exactly only up to 2^24.
+    return jnp.clip(jnp.asarray(step), 0, end_step) / jnp.float32(end_step)

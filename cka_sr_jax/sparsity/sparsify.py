@@ -14,6 +14,7 @@ from cka_sr_jax.sparsity.masks import (
     Masks,
     Params,
     apply_masks,
+    check_masks,
     churn,
     density,
     explored,
@@ -32,7 +33,7 @@ class SparseState(NamedTuple):
       inner_state: the inner optimiser's.
       gradient_average: of the dense gradients at masked leaves, for the rules that need it.
       kept_before: weights that earlier masks kept, for rules that change them.
-      churn: share of new weights among those kept, at the last change.
+      churn: of the last change, see `masks.churn`.
     """
 
     step: Int[Array, ""]
@@ -68,7 +69,8 @@ def sparsify(
 
     Raises:
       TypeError: `rule` is not a Rule.
-      ValueError: `update` is called without `params`.
+      ValueError: `update` is called without `params`, with a state of another transform or another
+        kind of rule, or with masks that do not fit the parameters.
     """
     if not isinstance(rule, Rule):
         raise TypeError(f"rule={rule!r} is no Rule: pass one from make_rule('rst', density=0.05).")
@@ -92,6 +94,7 @@ def sparsify(
     ) -> tuple[Params, SparseState]:
         if params is None:
             raise ValueError("sparsify needs the parameters: call tx.update(grads, state, params).")
+        _check_state(state, params, rule, changes)
         updates, inner_state = inner.update(
             apply_masks(grads, state.masks), state.inner_state, params, **extra
         )
@@ -130,6 +133,23 @@ def sparsify(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def _check_state(state: Any, params: Params, rule: Rule, changes: bool) -> None:
+    """Raise ValueError for a state that this rule did not make: better than training dense."""
+    made_by_it = isinstance(state, SparseState) and (
+        bool(jax.tree.leaves(state.kept_before)) == bool(changes and jax.tree.leaves(state.masks))
+        and bool(jax.tree.leaves(state.gradient_average))
+        == bool(rule.gradient_decay and jax.tree.leaves(state.masks))
+    )
+    if made_by_it and not jax.tree.leaves(state.masks):  # as of a dense rule
+        made_by_it = not jax.tree.leaves(jax.eval_shape(rule.init, jax.random.key(0), params))
+    if not made_by_it:
+        raise ValueError(
+            "this optimiser state is not one of this sparsify: make it with tx.init(params), or "
+            "put masks that you have into static(masks)."
+        )
+    check_masks(params, state.masks)
+
+
 def _zeros(masks: Masks, dtype: DTypeLike) -> Any:
     return jax.tree.map(lambda mask: jnp.zeros(mask.shape, dtype), masks)
 
@@ -153,12 +173,20 @@ def _reset_slots(inner: optax.GradientTransformation, inner_state: Any, kept: Ma
     return optax.tree_utils.tree_map_params(inner, reset, inner_state, kept, is_leaf=is_dense)
 
 
+def with_masks(
+    inner: optax.GradientTransformation, state: SparseState, masks: Masks
+) -> SparseState:
+    """The state of `sparsify(inner, ...)` with other masks, and 0 in every slot that they prune."""
+    return state._replace(masks=masks, inner_state=_reset_slots(inner, state.inner_state, masks))
+
+
 def get_masks(opt_state: Any) -> Masks:
     """The masks inside an optimiser state, however deep `sparsify` was wrapped.
 
     Raises:
       ValueError: the state has no masks, or several; or `sparsify` is followed by another
-        transform in a chain, which would undo the pruning.
+        transform in an `optax.chain`, which would undo the pruning. The order inside an
+        `optax.named_chain` is not seen: its state is a dict, which keeps none under jit.
     """
     return _find_state(opt_state).masks
 
@@ -166,8 +194,8 @@ def get_masks(opt_state: Any) -> Masks:
 def mask_metrics(opt_state: Any) -> dict[str, Float[Array, ""]]:
     """Scalars that say how the masks inside an optimiser state fare.
 
-    "density"; and where the rule changes the masks, "churn", the share of new weights among those
-    kept at the last change, and "explored", the share of weights that were kept at least once:
+    "density"; and where the rule changes the masks, "churn", how much of them the last change
+    changed (`masks.churn`), and "explored", the share of weights that were kept at least once:
     R_s, the exploration rate of in-time over-parametrisation (ITOP, Liu et al. 2021).
 
     Raises:

@@ -23,7 +23,7 @@ from cka_sr_jax.sparsity.masks import (
 )
 from cka_sr_jax.sparsity.reparametrisation import Reparametrisation, part
 from cka_sr_jax.sparsity.rule import Rule, map_layers, maskable_shapes
-from cka_sr_jax.sparsity.schedules import check_steps, cubic, periodic
+from cka_sr_jax.sparsity.schedules import check_steps, cubic_counts, periodic
 from cka_sr_jax.sparsity.selection import top_k_mask
 
 
@@ -149,7 +149,8 @@ def channels(
       ValueError: a density or schedule that cannot work; at `init`, a pattern that matches nothing.
     """
     check_density(density)
-    check_steps(update_every, start_step, end_step)
+    steps = {"start_step": start_step, "end_step": end_step, "update_every": update_every}
+    check_steps(**steps, one_shot=True)
 
     def init(key: Array, params: Params) -> Masks:
         return all_kept(params, maskable_shapes(params, exclude))
@@ -159,9 +160,9 @@ def channels(
     ) -> Masks:
         def layer(path: str, key: Array, mask: Array, param: Array, grad: Array) -> Array:
             size = mask.shape[-1]
-            count = cubic(size, _final_count(size, density), start_step, end_step)(step)
+            count = cubic_counts(size, _final_count(size, density), **steps)(step)
             left = jnp.any(mask, axis=range(mask.ndim - 1))
-            return _largest_channels(param, jnp.round(count).astype(jnp.int32), left)
+            return _largest_channels(param, count, left)
 
         return masks_from_paths(params, map_layers(layer, key, masks, params, grads))
 

@@ -130,10 +130,14 @@ def sparsity_metrics(state: TrainState, positions: dict[str, int]) -> dict[str, 
     return {**metrics, "flops": total_row(layer_rows_of(state, positions)).flops}
 
 
-def layer_densities(state: TrainState, positions: dict[str, int]) -> dict[str, float]:
-    """{"density/PATH": share of its weights that are kept} of each kernel."""
-    rows = layer_rows_of(state, positions)
-    return {f"density/{row.path}": row.density for row in rows if row.flops_dense}
+def layer_metrics(state: TrainState, positions: dict[str, int]) -> dict[str, float]:
+    """{"density/PATH": share of its weights that are kept, "flops/PATH": of one image's forward
+    pass with them} of each kernel.
+    """
+    rows = [row for row in layer_rows_of(state, positions) if row.flops_dense]
+    return {f"density/{row.path}": row.density for row in rows} | {
+        f"flops/{row.path}": float(row.flops) for row in rows
+    }
 
 
 def layer_rows_of(state: TrainState, positions: dict[str, int]) -> list[LayerRow]:

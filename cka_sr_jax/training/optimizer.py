@@ -16,6 +16,7 @@ from cka_sr_jax._errors import unknown
 from cka_sr_jax.cca import cca_penalty
 from cka_sr_jax.cka import cka_penalty
 from cka_sr_jax.sparsity import Rule, make_rule
+from cka_sr_jax.sparsity.masks import matches
 from cka_sr_jax.sparsity.rules import RULES
 
 
@@ -56,12 +57,24 @@ def create_rule(config: ConfigDict, steps: int) -> Rule:
     """
     if config.rule not in RULES:
         raise ValueError(unknown("sparsity.rule here", config.rule, RULES))
+    if config.rule == "channels" and not any(matches(p, "head/kernel") for p in config.exclude):
+        raise ValueError(
+            "sparsity.rule='channels' would prune classes with the channels of the last layer: "
+            "keep it dense with sparsity.exclude=('head/kernel',)."
+        )
     parameters = inspect.signature(RULES[config.rule]).parameters
     options = rule_options(config, parameters)
     if "end_step" in parameters:
         # An update at step index t shows in step t + 1.
         options["end_step"] = max(1, min(round(config.end * steps), steps - 1))
-    return make_rule(config.rule, **options)
+    try:
+        return make_rule(config.rule, **options)
+    except ValueError as error:
+        if "end_step=" not in str(error):
+            raise
+        raise ValueError(
+            f"{error} (end_step is sparsity.end={config.end:g} of the run's {steps} steps.)"
+        ) from None
 
 
 def rule_options(config: Mapping[str, Any], parameters: Container[str]) -> dict[str, Any]:
@@ -80,8 +93,11 @@ def rule_options(config: Mapping[str, Any], parameters: Container[str]) -> dict[
             options[name] = value
         elif name != "density":
             rule = config["rule"]
-            known = [field for field in config if field in parameters]
-            raise ValueError(unknown(f"option of sparsity rule {rule!r}:", name, known))
+            known = ", ".join(field for field in config if field in parameters) or "none"
+            raise ValueError(
+                f"sparsity.{name}={value!r} is no option of sparsity.rule {rule!r}, which has "
+                f"{known}: leave it out, or take a rule that has it."
+            )
     return options
 
 

@@ -64,7 +64,15 @@ def prune_before_training(
         return model.apply({"params": params, "batch_stats": statistics}, inputs, train=False)
 
     if config.rule == "synflow":
-        return synflow(outputs, params, images(batch_at(0)[:1]), **options)
+        with jax.enable_x64(True):  # the flow through a deep network leaves float32's range
+            double = {name: _float64(tree) for name, tree in variables.items()}
+
+            def flow(params: Any, inputs: Array) -> Any:
+                wide = model.clone(dtype=jnp.float64)
+                return wide.apply({**double, "params": params}, inputs, train=False)
+
+            inputs = _float64(images(batch_at(0)[:1]))
+            return synflow(flow, double["params"], inputs, **options)
     if config.rule == "ntt":
         rounds = options.pop("rounds", 0)
         if rounds < 1:
@@ -88,8 +96,7 @@ def prune_before_training(
         )
         return cross_entropy(logits / temperature, batch[1]).mean()
 
-    scored = jax.jit(lambda params, batch: prune(loss, params, batch, **options))
-    return scored(params, (images(batch), jnp.asarray(labels[batch])))
+    return prune(jax.jit(loss), params, (images(batch), jnp.asarray(labels[batch])), **options)
 
 
 def pruner_options(name: str) -> set[str]:
@@ -97,6 +104,10 @@ def pruner_options(name: str) -> set[str]:
     inputs = {"batch", "batches", "inputs", "loss", "model", "params"}
     options = set(inspect.signature(PRUNERS[name]).parameters) - inputs
     return options | {"rounds"} if name == "ntt" else options
+
+
+def _float64(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), tree)
 
 
 def _first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:

@@ -23,7 +23,7 @@ from cka_sr_jax.training.evaluation import (
     eval_function,
     feature_groups,
     kernel_positions_of,
-    layer_densities,
+    layer_metrics,
     sparsity_metrics,
     stage_means,
 )
@@ -119,6 +119,8 @@ class Recorder:
         # Counting waits for the device: masks that change in every step are counted at logs.
         if experiment.mask_updates[done - 1] and (logs or not experiment.mask_updates.all()):
             self._sparsity = sparsity_metrics(state(), self._positions)
+            epoch = done / experiment.steps_per_epoch
+            self._writer.write("masks", done, {"epoch": epoch, **self._sparsity})
         values = self._log(done) if logs else {}
         if done % (config.eval.every or experiment.steps_per_epoch) == 0 or last:
             self._evaluate_at(done, state())
@@ -154,8 +156,8 @@ class Recorder:
         jax.block_until_ready(state)  # so that training is not timed as evaluation
         before = time.perf_counter()
         epoch = done / self._experiment.steps_per_epoch
-        densities = layer_densities(state, self._positions)
-        self._writer.write("layers", done, {"epoch": epoch, **densities})
+        of_layers = layer_metrics(state, self._positions)
+        self._writer.write("layers", done, {"epoch": epoch, **of_layers})
         split, images, labels = _selection_data(self._experiment)
         if len(labels):
             values = self._evaluate(state, images, labels)

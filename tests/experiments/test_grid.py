@@ -63,7 +63,7 @@ def test_points_are_all_combinations_with_every_seed():
         ({"data": {"name": ("mnist",)}}, "data.dir is empty"),
         (
             {"sparsity": {"rule": ("rigl", "rst"), "update_every": (1,)}},
-            "Unknown option of sparsity rule 'rst': 'update_every'",
+            "sparsity.update_every=1 is no option of sparsity.rule 'rst'",
         ),
     ],
 )

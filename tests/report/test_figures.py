@@ -58,7 +58,7 @@ def test_curves_draw_whatever_was_logged(records):
 
 def test_mask_curves():
     records = [
-        {"split": "train", "epoch": e, "density": 0.5, "explored": 0.6, "churn": 0.1}
+        {"split": "masks", "epoch": e, "density": 0.5, "explored": 0.6, "churn": 0.1, "flops": 9}
         for e in range(3)
     ]
     names = [f"density/layer{i}/kernel" for i in range(12)]

@@ -19,6 +19,7 @@ from cka_sr_jax.sparsity import (
     make_rule,
     rescale_kept,
     rst,
+    sparsify,
     static,
 )
 
@@ -153,13 +154,50 @@ def test_static_refuses_masks_that_do_not_fit(masks, message):
         static(masks).init(jax.random.key(0), params)
 
 
+def test_masks_that_do_not_fit_are_never_applied():
+    params = {"w": jnp.ones((4, 5)), "b": jnp.ones(3)}
+    masks = {"w": jnp.ones((1, 5), bool), "b": optax.MaskedNode()}
+    for apply in (apply_masks, rescale_kept):
+        with pytest.raises(ValueError, match=r"mask of w has shape \(1, 5\) and the parameter"):
+            apply(params, masks)
+
+
+@pytest.mark.parametrize(
+    ("made_with", "used_with"),
+    [
+        (make_rule("dense"), rst(0.2)),
+        (rst(0.2), make_rule("rigl", density=0.2, end_step=9, update_every=2)),
+        (make_rule("rigl", density=0.2, end_step=9, update_every=2), rst(0.2)),
+        (make_rule("set", density=0.2, end_step=900), make_rule("snfs", density=0.2, end_step=900)),
+    ],
+)
+def test_a_state_of_another_rule_is_no_dense_run(made_with, used_with):
+    params = {"w": jnp.ones((4, 5)), "b": jnp.ones(3)}
+    state = sparsify(optax.sgd(0.1), made_with).init(params)
+    with pytest.raises(ValueError, match=r"not one of this sparsify: make it with tx.init"):
+        sparsify(optax.sgd(0.1), used_with).update(params, state, params)
+
+
+def test_a_state_of_no_rule_or_of_other_parameters():
+    params = {"w": jnp.ones((4, 5)), "b": jnp.ones(3)}
+    tx = sparsify(optax.sgd(0.1), rst(0.2))
+    with pytest.raises(ValueError, match="not one of this sparsify"):
+        tx.update(params, optax.sgd(0.1).init(params), params)
+    other = tx.init({"w": jnp.ones((1, 5)), "b": jnp.ones(3)})
+    with pytest.raises(ValueError, match=r"mask of w has shape \(1, 5\)"):
+        tx.update(params, other, params)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: make_rule("rts", density=0.1), "Unknown sparsity rule 'rts': did you mean 'rst'?"),
         (lambda: make_rule("rst", densty=0.1), "'densty': did you mean 'density'?"),
         (lambda: make_rule("rst"), "Sparsity rule 'rst' needs the option 'density'"),
-        (lambda: make_rule("dense", density=0.1), "Unknown option of sparsity rule 'dense'"),
+        (
+            lambda: make_rule("dense", density=0.1),
+            "Sparsity rule 'dense' has no option 'density', which .* have: it takes none",
+        ),
         (lambda: make_rule("rst", density=0.0), "density=0.0 is not in"),
         (lambda: rst(0.1, "er_k").init(jax.random.key(0), linen_params()), "Unknown distribution"),
         (

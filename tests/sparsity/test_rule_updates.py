@@ -1,6 +1,7 @@
 """Each rule's update against a naive NumPy loop, schedules, and what rules refuse."""
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -15,11 +16,12 @@ from cka_sr_jax.sparsity import (
     churn,
     constant,
     cosine,
-    cubic,
+    cubic_counts,
     density,
     explored,
     get_masks,
     layer_counts,
+    leaf_paths,
     linear,
     magnitude_and_gradient,
     make_rule,
@@ -83,15 +85,15 @@ def naive_global(masks, params, count):
 
 
 def count_at(step, initial, final):
-    return int(np.round(np.float32(cubic(initial, final, 0, END)(step))))
+    return round(final + (initial - final) * (1 - min(step, END) / END) ** 3)
 
 
 def naive_update(name, share, masks, params, grads, key, step):
     """What each rule should do, layer by layer and weight by weight."""
     size = sum(mask.size for mask in masks.values())
     erk, half = layer_counts(SHAPES, 0.3), layer_counts(SHAPES, 0.6)
-    if name in ("gmp", "granet"):
-        start = size if name == "gmp" else sum(half.values())
+    if name in ("gmp", "granet", "granet_dense"):
+        start = sum(half.values()) if name == "granet" else size
         masks = naive_global(masks, params, count_at(step, start, round(0.3 * size)))
         if name == "gmp":
             return masks
@@ -104,11 +106,16 @@ def naive_update(name, share, masks, params, grads, key, step):
             keep, moved = count_at(step, mask.size, erk[path]), 0
         elif name == "mest_soft":
             keep = erk[path]
-            moved = int(np.floor(np.float32(share) * np.float32(keep)))
+            # The last update only drops.
+            moved = int(np.floor(np.float32(share) * np.float32(keep))) if step < END else 0
         else:
             keep = n - moved
         drop = w + np.float32(0.5) * g if name == "mest" else w
-        grow = g if name in ("rigl", "snfs", "granet") else uniform_of(key, path, mask.shape)
+        grow = (
+            g
+            if name in ("rigl", "snfs", "granet", "granet_dense")
+            else uniform_of(key, path, mask.shape)
+        )
         new[path] = naive_replace(mask, drop, grow, keep, moved)
     return new
 
@@ -123,11 +130,13 @@ RULES = {
     "gmp": ("gmp", {}),
     "gmp_erk": ("gmp", {"distribution": "erk"}),
     "granet": ("granet", {"initial_density": 0.6}),
+    "granet_dense": ("granet", {"initial_density": 1.0}),
 }
 SHARES = {
     "rigl": linear(0.6, END),
     "snfs": constant(0.3),
     "granet": cosine(0.5, END, 0.005),
+    "granet_dense": cosine(0.5, END, 0.005),
 }
 
 
@@ -137,7 +146,7 @@ def test_updates_are_those_of_a_naive_loop(name):
     rule = make_rule(rule_name, **COMMON, **options)
     init, update = jax.jit(rule.init), jax.jit(rule.update)
 
-    @given(st.integers(0, 10_000), st.sampled_from([2, 4, 8]))
+    @given(st.integers(0, 10_000), st.sampled_from([2, 4, 8, END]))
     @settings(max_examples=25)
     def agrees(seed, step):
         params, grads = random_layers(seed)
@@ -288,10 +297,9 @@ def test_mask_metrics_are_those_of_the_history():
 
 
 def test_schedules_between_their_ends():
-    """cos(pi / 4) and, of the cubic, (3 / 4)^3, computed by hand."""
+    """cos(pi / 4), computed by hand."""
     np.testing.assert_allclose(cosine(0.4, 100, 0.1)(25), 0.1 + 0.15 * (1 + 0.70710678), rtol=1e-6)
     np.testing.assert_allclose(linear(0.4, 100, 0.1)(25), 0.325, rtol=1e-6)
-    np.testing.assert_allclose(cubic(1.0, 0.0, 0, 100)(25), 0.421875, rtol=1e-6)
 
 
 def test_scores_may_be_infinite():
@@ -314,13 +322,47 @@ def test_schedules_at_their_ends():
     for schedule in (cosine(0.4, 100, 0.1), linear(0.4, 100, 0.1)):
         np.testing.assert_allclose([schedule(t) for t in (0, 50, 100, 150)], [0.4, 0.25, 0.1, 0.1])
     assert constant(0.25)(7) == 0.25
-    sparsity = cubic(0.0, 0.9, 10, 20)
-    np.testing.assert_allclose(
-        [sparsity(t) for t in (0, 10, 15, 20, 30)], [0, 0, 0.7875, 0.9, 0.9], atol=1e-7
-    )
     due = periodic(4, 14, start_step=2, also=13)
     assert [t for t in range(20) if due(t)] == [2, 6, 10, 13, 14]
     assert [t for t in range(20) if periodic(4, 8)(t)] == [4, 8]
+
+
+def test_counts_of_gradual_pruning():
+    """By hand: of 1000 weights 100 are left; at a quarter of the way (3/4)^3 of the rest are."""
+    count = cubic_counts(1000, 100, start_step=10, end_step=30, update_every=5)
+    steps = {0: 1000, 10: 1000, 15: 480, 20: 212, 25: 114, 30: 100, 99: 100}
+    assert {step: int(count(step)) for step in steps} == steps
+    assert int(count(17)) == 480  # between updates, that of the last one
+    # An end that is no multiple of the period, and counts that float32 does not hold.
+    count = cubic_counts(100_000_001, 50_000_001, start_step=0, end_step=7, update_every=3)
+    expected = {t: 50_000_001 + round(50_000_000 * ((7 - t) / 7) ** 3) for t in (3, 6, 7)}
+    assert {step: int(jax.jit(count)(step)) for step in expected} == expected
+    # One shot.
+    count = cubic_counts(1000, 100, start_step=4, end_step=4, update_every=100)
+    assert [int(count(step)) for step in (0, 3, 4, 5)] == [1000, 1000, 100, 100]
+
+
+def test_one_shot_pruning_is_gmp_at_one_step():
+    rule = make_rule("gmp", density=0.2, start_step=3, end_step=3)
+    history = run(rule, 6)
+    sizes = [sum(int(mask.sum()) for mask in jax.tree.leaves(masks)) for masks in history]
+    whole = sum(math.prod(shape) for shape in SHAPES.values())
+    assert sizes == [whole] * 4 + [round(0.2 * whole)] * 3
+
+
+@given(st.sampled_from(["rigl", "mest"]), st.floats(-3, 3))
+@settings(max_examples=20)
+def test_a_drop_fraction_of_the_users_own_may_be_anything(name, value):
+    params, grads = random_layers(1)
+    options = {"soft": True} if name == "mest" else {}
+    rule = make_rule(name, density=0.3, end_step=900, drop_fraction=lambda step: value, **options)
+    masks = rule.init(jax.random.key(0), params)
+    after = rule.update(jax.random.key(1), jnp.int32(4), masks, params, grads)
+    counts = dict(leaf_paths(after))
+    for path, mask in leaf_paths(masks):
+        if name == "rigl":
+            assert counts[path].sum() == mask.sum()
+        assert 0 < counts[path].sum() <= mask.size
 
 
 GOOD = {"density": 0.1, "end_step": 100}
@@ -340,9 +382,17 @@ GOOD = {"density": 0.1, "end_step": 100}
         ("set", {"grow": "randon"}, "Unknown score 'randon': did you mean 'random'?"),
         ("rigl", {"density": 0.0}, r"density=0.0 is not in \(0, 1\]"),
         ("snfs", {"momentum": 1.0}, r"momentum=1.0 is not in \(0, 1\)"),
-        ("snfs", {"grow": "random"}, "Unknown option of sparsity rule 'snfs': 'grow'"),
-        ("rst", {}, "Unknown option of sparsity rule 'rst': 'end_step'"),
-        ("gmp", {"start_step": 100}, "end_step=100 does not come after start_step=100"),
+        (
+            "snfs",
+            {"grow": "random"},
+            "Sparsity rule 'snfs' has no option 'grow', which granet, mest, rigl, set",
+        ),
+        ("rst", {}, "Sparsity rule 'rst' has no option 'end_step', which channels, gmp"),
+        ("rigl", {"update_every": 2.5}, "update_every=2.5 is not a number of steps: pass a whole"),
+        ("gmp", {"end_step": float("nan")}, "end_step=nan is not a number of steps"),
+        ("gmp", {"start_step": 101}, "end_step=100 does not come after start_step=101"),
+        ("gmp", {"end_step": 0}, "end_step=0 does not come after start_step=0"),
+        ("set", {"density": "0.1"}, r"density='0.1' is not in \(0, 1\]"),
         ("gmp", {"start_step": -1}, "start_step=-1 is negative"),
         ("gmp", {"density": 1.5}, "density=1.5 is not in"),
         (
@@ -363,7 +413,7 @@ def test_impossible_options_are_one_sentence(name, options, message):
 
 @pytest.mark.parametrize(
     "call",
-    [lambda: cosine(0.3, 0), lambda: linear(0.3, 10, floor=0.4), lambda: cubic(0, 0.9, 5, 5)],
+    [lambda: cosine(0.3, 0), lambda: linear(0.3, 10, floor=0.4), lambda: periodic(1, 4, 5)],
 )
 def test_impossible_schedules(call):
     with pytest.raises(ValueError, match=r"end_step|ends at"):

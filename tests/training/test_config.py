@@ -40,17 +40,22 @@ def config_with(**fields):
         ),
         (
             {"sparsity__update_every": 10},
-            "Unknown option of sparsity rule 'rst': 'update_every'",
+            r"sparsity.update_every=\d+ is no option of sparsity.rule 'rst', which has density, dis",
         ),
         (
             {"sparsity__rule": "snip", "sparsity__rounds": 10},
-            "Unknown option of sparsity rule 'snip': 'rounds'",
+            r"sparsity.rounds=\d+ is no option of sparsity.rule 'snip'",
         ),
         ({"sparsity__rule": "rigl", "sparsity__update_every": 0}, "update_every=0 is not a number"),
         (
             {"sparsity__rule": "gmp", "sparsity__start_step": 10_000},
-            "does not come after start_step=10000",
+            r"does not come after start_step=10000.*\(end_step is sparsity.end=0.75 of the run's",
         ),
+        (
+            {"sparsity__rule": "gmp", "sparsity__initial_density": 0.5},
+            "sparsity.initial_density=0.5 is no option of sparsity.rule 'gmp', which has density",
+        ),
+        ({"sparsity__rule": "channels"}, r"keep it dense with sparsity.exclude=\('head/kernel',\)"),
         (
             {"sparsity__rule": "set", "sparsity__drop_fraction": 1.0},
             r"drop fraction 1.0 is not in \(0, 1\)",
@@ -58,7 +63,7 @@ def config_with(**fields):
         ({"sparsity__rule": "set", "sparsity__grow": 3}, "sparsity.grow=3 has the wrong type"),
         (
             {"sparsity__rule": "rigl", "sparsity__exact": False},
-            "Unknown option of sparsity rule 'rigl': 'exact'",
+            "sparsity.exact=False is no option of sparsity.rule 'rigl'",
         ),
         (
             {"sparsity__rule": "sr_ste", "sparsity__rescale": True},

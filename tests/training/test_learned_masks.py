@@ -67,7 +67,7 @@ def test_mistakes_are_one_sentence(tmp_path):
     for rule, options, message in (
         ("dst", {}, "Sparsity rule 'dst' needs the option sparsity.alpha"),
         ("dst", {"alpha": -1.0}, "alpha=-1.0 is not a number >= 0"),
-        ("str", {"alpha": 1.0}, "Unknown option of sparsity rule 'str': 'alpha'"),
+        ("str", {"alpha": 1.0}, "sparsity.alpha=1.0 is no option of sparsity.rule 'str'"),
         ("sr_ste", {"m": 3}, "m=3"),
         ("sr_ste", {"n": 4, "m": 2}, "n=4"),
     ):

@@ -1,6 +1,7 @@
 """Whole runs: what they leave behind, and that an interrupted one ends as if it never was."""
 
 import io
+import itertools
 import json
 import os
 import re
@@ -200,7 +201,16 @@ def test_a_rule_that_changes_its_masks_reports_them(tmp_path):
     assert [step for step in range(1, 40) if density[step] != density[step - 1]] == [15, 20]
     assert density[-1] == pytest.approx(0.2, abs=1e-4)
     assert result["explored"] == 1
-    assert result["churn"] == 0
+    # Every update is on record: what it changed, and the FLOPs that are left.
+    updates = records(tmp_path, "masks")
+    assert [r["step"] for r in updates] == [11, 16, 21]
+    sizes = [r["density"] for r in updates]
+    assert updates[0]["churn"] == 0
+    for (before, after), record in zip(itertools.pairwise(sizes), updates[1:], strict=True):
+        assert record["churn"] == pytest.approx((before - after) / (before + after), rel=1e-5)
+    assert result["churn"] == updates[-1]["churn"] > 0
+    (layers,) = [r for r in records(tmp_path, "layers") if r["step"] == 40]
+    assert sum(v for k, v in layers.items() if k.startswith("flops/")) == updates[-1]["flops"]
     assert training[-1]["training_flops"] == result["training_flops"]
     # The masks that a record tells of are those of the next step.
     used = [2 * (64 * 32 + 2 * 32 * 32 + 32 * 10), *(r["flops"] for r in training[:-1])]
