@@ -40,7 +40,7 @@ def config_with(**fields):
         ),
         (
             {"sparsity__update_every": 10},
-            r"sparsity.update_every=\d+ is no option of sparsity.rule 'rst', which has density, dis",
+            r"sparsity.update_every=\d+ is no option of sparsity.rule 'rst', which has den",
         ),
         (
             {"sparsity__rule": "snip", "sparsity__rounds": 10},
