@@ -140,6 +140,11 @@ def test_a_work_directory_of_something_else(tmp_path):
         prepare(config_with(), tmp_path / "thesis.tex")
 
 
+def test_a_work_directory_of_a_run_killed_as_it_wrote_its_config(tmp_path):
+    (tmp_path / "config.tmp").write_text('{"se')
+    prepare(config_with(), tmp_path)
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.py")), ids=lambda p: p.stem)
 def test_every_config_is_valid_and_says_what_to_expect(path):
     scope = {}
