@@ -109,8 +109,8 @@ def stop_signals() -> Iterator[list[int]]:
     received: list[int] = []
 
     def on_signal(number: int, frame: Any) -> None:
-        if received:  # a second one does not wait
-            raise KeyboardInterrupt
+        if received and number == signal.SIGINT:  # an impatient second Ctrl-C does not wait
+            raise KeyboardInterrupt  # and SIGTERM is sent twice by those that stop whole groups
         received.append(number)
 
     try:
