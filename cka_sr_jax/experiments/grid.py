@@ -97,7 +97,7 @@ def run_grid(
       workdir: holds one directory for each point.
       index: run the point of this number only, counted from 0.
       jobs: processes side by side; on a CPU they share the cores. SIGTERM and Ctrl-C stop them
-        all, each once it has saved a checkpoint.
+        all, each once it has saved a checkpoint; after SIGKILL they still end their points.
       replicas: points that train together in one program where they differ in seed and beta alone;
         faster on accelerators. See `experiments.replicas`.
       retry: run failed points again.

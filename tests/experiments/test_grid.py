@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -230,6 +232,22 @@ def test_with_several_processes_a_shared_mistake_ends_the_grid(tmp_path, monkeyp
     with pytest.raises(ConfigError, match="there is no such data"):
         run_grid(two_points(), tmp_path, jobs=2, console=quiet())
     assert not list(tmp_path.iterdir())
+
+
+def test_after_a_signal_no_process_is_started_and_the_others_are_stopped(monkeypatch):
+    received = []
+
+    @contextmanager
+    def stop_signals():
+        yield received
+
+    monkeypatch.setattr(grid.loop, "stop_signals", stop_signals)
+    threading.Timer(1, received.append, (signal.SIGINT,)).start()
+    ended = []
+    with pytest.raises(SystemExit, match="Stopped; the same command goes on"):  # noqa: PT012
+        for outcome in grid._in_processes({name: (time.sleep, 600) for name in "abc"}, 2):
+            ended.append(outcome)
+    assert sorted(ended) == [("a", "stopped"), ("b", "stopped")]
 
 
 def launch(config, *arguments):
