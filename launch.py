@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
                 replicas=FLAGS.replicas,
                 retry=FLAGS.retry,
             )
-            if any(state.startswith("failed") for state in states.values()):
+            if any(state.startswith(("failed", "stopped")) for state in states.values()):
                 raise SystemExit(1)
         elif FLAGS.retry or FLAGS.jobs != 1 or FLAGS.replicas != 1:
             fail("--retry, --jobs and --replicas are for grids: add --grid.")
@@ -89,12 +89,20 @@ def _explain(error: Exception, argv: list[str]) -> str:
     from cka_sr_jax.training.config import default_config, flatten
 
     fields = flatten(default_config())
+    missing = re.search(r"'(\w+)\\?'", str(error))
+    if not isinstance(error, AttributeError | KeyError):
+        missing = None
     for argument in argv[1:]:
         match = re.match(r"--?config\.([\w.]+)", argument)
-        if match and match[1] not in fields and not match[1].startswith("model.options."):
+        if match and match[1].startswith("grid."):
+            if missing and missing[1] in match[1].split("."):
+                return (
+                    f"{match[1]} is no axis of this config's grid: an axis has to be in the config "
+                    "file before its values can be set."
+                )
+        elif match and match[1] not in fields and not match[1].startswith("model.options."):
             return unknown("config field", match[1], fields)
-    missing = re.search(r"'(\w+)\\?'", str(error))
-    if isinstance(error, AttributeError | KeyError) and missing:
+    if missing:
         return f"The config file sets no field {missing[1]!r} under model.options."
     if isinstance(error, OSError):
         return f"The config file cannot be read: {str(error).splitlines()[-1].strip()}."

@@ -6,7 +6,8 @@
 
 heatmaps: CKA between all features of the trained network. histograms: the kept weights of all
 kernels together. curves: mean CKA within and across stages over training. Each shows one run for
-every value of the field, the first by name; choose others with a shell pattern, runs/GRID/*seed=1*.
+every value of the field, that of the lowest seed; choose others with a shell pattern,
+runs/GRID/*seed=1*.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ BINS = 201  # odd: the middle one is around 0
 
 
 def runs_by_value(paths: Sequence[str | Path], field: str) -> dict[Any, Path]:
-    """{value of the config's field: folder of the first run that has it}, values in order.
+    """{value of the config's field: folder of its run with the lowest seed}, values in order.
 
     Args:
       paths: folders of grids, or of runs.
 
     Raises:
-      ValueError: no finished run; a field that the runs' configs do not have; first runs that
+      ValueError: no finished run; a field that the runs' configs do not have; runs to show that
         differ in another field too.
     """
     folders = [
@@ -53,11 +54,15 @@ def runs_by_value(paths: Sequence[str | Path], field: str) -> dict[Any, Path]:
         raise ValueError(f"{', '.join(map(str, paths))}: no finished run there.")
     found: dict[Any, Path] = {}
     configs = {run: as_row(run / "config.json") for run in folders}
-    for run, config in configs.items():
+    for run, config in sorted(configs.items(), key=lambda item: item[1]["seed"]):
         if field not in config:
             raise ValueError(unknown("field of these runs:", field, config))
         found.setdefault(config[field], run)
-    check_alike([configs[run] for run in found.values()], allowed=[field])
+    check_alike(
+        [configs[run] for run in found.values()],
+        allowed=[field],
+        remedy="name runs that agree in it, such as with a shell pattern",
+    )
     return {value: found[value] for value in sorted(found, key=in_order)}
 
 

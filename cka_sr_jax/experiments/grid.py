@@ -1,8 +1,9 @@
 """Grids of runs: every combination of some fields' values, each with every seed.
 
 Each point is an ordinary run in a directory of its own, named after its values, so that a grid may
-be killed, extended and run again at any time: finished points are skipped and begun ones go on
-from their checkpoint. Points that differ in `cka.beta` alone share seed, initial weights, masks and
+be killed and run again at any time: finished points are skipped and begun ones go on from their
+checkpoint. More values may be given to an axis, and more seeds; a new axis renames the points, and
+they all run again. Points that differ in `cka.beta` alone share seed, initial weights, masks and
 the order of the data.
 """
 
@@ -15,9 +16,9 @@ import multiprocessing
 import os
 import traceback
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from cka_sr_jax._errors import unknown
 from cka_sr_jax.experiments.replicas import replica_groups, train_together
 from cka_sr_jax.experiments.start import experiment_of
 from cka_sr_jax.training import ConfigError, default_config, loop
-from cka_sr_jax.training.config import flatten, read_config, validate
+from cka_sr_jax.training.config import flatten, validate
+from cka_sr_jax.training.experiment import check_workdir
 
 FAILURE = "failed.txt"
 
@@ -86,22 +88,26 @@ def run_grid(
 ) -> dict[str, str]:
     """Run the points of a grid that are not finished; {name: "finished", "failed", ...}.
 
-    A point that fails leaves failed.txt with the reason in its directory and is left alone from
-    then on; the others go on. A mistake in the config is no failure: it ends the grid, and what all
-    points share is checked before the first one runs. A point that another process is running is
-    "running elsewhere".
+    A point that fails, or whose own values cannot work, leaves failed.txt with the reason in its
+    directory and is left alone from then on; the others go on. What all points share is no failure:
+    a mistake there is found before the first one runs, and ends the grid. A point that another
+    process is running is "running elsewhere".
 
     Args:
       workdir: holds one directory for each point.
       index: run the point of this number only, counted from 0.
-      jobs: processes side by side; on a CPU they share the cores.
+      jobs: processes side by side; on a CPU they share the cores. SIGTERM and Ctrl-C stop them
+        all, each once it has saved a checkpoint; after SIGKILL they still end their points.
       replicas: points that train together in one program where they differ in seed and beta alone;
         faster on accelerators. See `experiments.replicas`.
       retry: run failed points again.
 
     Raises:
       ConfigError: as `grid_points`; an index outside the grid; fewer than 1 jobs or replicas, or
-        more than 1 of both; replicas with several devices; a point whose config cannot work.
+        more than 1 of both; replicas with several devices; a point's directory that holds another
+        config's run or a damaged one; a model, data or optimiser that the first point to run cannot
+        work with; a `workdir` whose file system has no locks.
+      SystemExit: stopped by a signal.
     """
     console = console or Console(soft_wrap=True)
     workdir = Path(workdir)
@@ -124,6 +130,10 @@ def run_grid(
             )
         name = list(points)[index]
         points = {name: points[name]}
+    for name, point in points.items():
+        folder = workdir / name
+        if not (folder / FAILURE).exists() or (folder / "config.json").exists():
+            check_workdir(point, folder)
     states: dict[str, str] = {}
     if replicas > 1:
         ended = _run_together(points, workdir, replicas, retry, console)
@@ -139,10 +149,11 @@ def run_grid(
 
 
 def _check_shared(points: Mapping[str, ConfigDict], workdir: Path) -> None:
-    """Raise ConfigError for a model, data or optimiser that cannot work, before anything runs."""
-    for name, config in list(points.items())[:1]:
-        if not (workdir / name).exists():
+    """Raise ConfigError for a model, data or optimiser that the first point cannot work with."""
+    for name, config in points.items():
+        if not _ended(workdir / name, retry=False):
             experiment_of(config).prepare(config, workdir / name)
+            return
 
 
 def _run_points(
@@ -162,25 +173,103 @@ def _run_points(
     }
     before = {name: os.environ.get(name) for name in shares}
     os.environ |= shares
-    context = multiprocessing.get_context("spawn")  # JAX does not survive a fork
-    # One point for each process: its memory and its compiled steps go with it.
-    pool = ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=1)
     try:
-        # In a process too: this one must leave the accelerator to the others.
-        pool.submit(_check_shared, points, workdir).result()
-        futures = {
-            pool.submit(run_point, config, workdir, name, retry): name
-            for name, config in points.items()
-        }
-        for future in as_completed(futures):
-            yield futures[future], future.result()
+        # In a process too: this one must leave the accelerator to the others. If that process
+        # dies, so do those of the points, and they say why.
+        list(_in_processes({"the check": (_check_shared, points, workdir)}, 1))
+        calls = {n: (run_point, config, workdir, n, retry) for n, config in points.items()}
+        for name, state in _in_processes(calls, jobs):
+            if isinstance(state, Died):
+                state = _record_death(workdir, name, str(state))
+            yield name, state
     finally:
-        pool.shutdown(cancel_futures=True)  # those that run are waited for, Ctrl-C reaches them
         for name, value in before.items():
             if value is None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+class Died(str):
+    """How a process ended that did not say itself how its call did."""
+
+
+def _in_processes(calls: Mapping[str, tuple[Any, ...]], jobs: int) -> Iterator[tuple[str, Any]]:
+    """(name, what it returned) of each call as it ends, or "stopped", or how its process Died.
+
+    Args:
+      calls: {name: (function, *arguments)}. Each has a process of its own: its memory and its
+        compiled steps go with it.
+
+    Raises:
+      ConfigError: of a call; the others are stopped.
+      SystemExit: SIGTERM or Ctrl-C came; the processes were told and have ended.
+    """
+    context = multiprocessing.get_context("spawn")  # JAX does not survive a fork
+    waiting, told = list(calls), False
+    running: dict[str, tuple[Any, Connection]] = {}
+    with loop.stop_signals() as stop:
+        try:
+            while running or (waiting and not stop):
+                while waiting and len(running) < jobs and not stop:
+                    name = waiting.pop(0)
+                    receiver, sender = context.Pipe(duplex=False)
+                    process = context.Process(target=_send_outcome, args=(sender, *calls[name]))
+                    process.start()
+                    sender.close()  # so that the receiver sees the end of a process that dies
+                    running[name] = process, receiver
+                if stop and not told:
+                    for process, _ in running.values():
+                        process.terminate()
+                    told = True
+                # Not for ever: a signal does not end the wait.
+                ready = wait([receiver for _, receiver in running.values()], timeout=0.5)
+                for name, (process, receiver) in list(running.items()):
+                    if receiver in ready:
+                        outcome = _receive_outcome(process, receiver)
+                        del running[name]
+                        if isinstance(outcome, ConfigError):
+                            raise outcome
+                        yield name, "stopped" if stop and isinstance(outcome, Died) else outcome
+        finally:
+            for process, _ in running.values():
+                process.terminate()
+            for process, _ in running.values():
+                process.join()
+        if stop:
+            raise SystemExit("Stopped; the same command goes on from what was saved.")
+
+
+def _send_outcome(sender: Connection, function: Callable[..., Any], *arguments: Any) -> None:
+    """Call it in this process and send what became of it to the one that started this."""
+    try:
+        outcome = function(*arguments)
+    except ConfigError as error:
+        outcome = error
+    except (SystemExit, KeyboardInterrupt):  # it has saved what it could
+        outcome = "stopped"
+    with suppress(BrokenPipeError):  # the grid was killed: the point's directory says it all
+        sender.send(outcome)
+
+
+def _receive_outcome(process: Any, receiver: Connection) -> Any:
+    try:
+        return receiver.recv()
+    except (EOFError, OSError):
+        process.join()
+        code = process.exitcode
+        return Died(f"killed by signal {-code}" if code < 0 else f"ended with status {code}")
+    finally:
+        process.join()
+        receiver.close()
+
+
+def _record_death(workdir: Path, name: str, reason: str) -> str:
+    with _lock(workdir / ".locks" / name) as free:
+        if free:  # or another process has taken over already
+            (workdir / name).mkdir(parents=True, exist_ok=True)
+            (workdir / name / FAILURE).write_text(f"{reason}\n")
+    return f"failed: {reason}"
 
 
 def _run_together(
@@ -191,7 +280,7 @@ def _run_together(
     pending = {
         name: config
         for name, config in points.items()
-        if not _ended(workdir / name, config, retry) and experiment_of(config) is loop
+        if not _ended(workdir / name, retry) and experiment_of(config) is loop
     }
     for group in replica_groups(pending, workdir, replicas):
         with ExitStack() as locks:
@@ -199,7 +288,7 @@ def _run_together(
                 name: pending[name]
                 for name in group
                 if locks.enter_context(_lock(workdir / ".locks" / name))
-                and not _ended(workdir / name, pending[name], retry)
+                and not _ended(workdir / name, retry)
             }
             # Again, under the locks: another process may have gone on with some of them.
             for part in replica_groups(free, workdir, replicas):
@@ -208,8 +297,6 @@ def _run_together(
                 try:
                     if len(part) > 1:
                         train_together({workdir / name: free[name] for name in part}, console)
-                except ConfigError:
-                    raise
                 except Exception as error:  # such as too little memory; each may do on its own
                     reason = " ".join(str(error).split())
                     console.print(f"Not together: {reason}", highlight=False, markup=False)
@@ -220,14 +307,12 @@ def _run_together(
     yield from _run_points(rest, workdir, 1, retry, console)
 
 
-def _ended(folder: Path, config: ConfigDict, retry: bool) -> str:
-    """How the point ended before; "" if it has to run."""
+def _ended(folder: Path, retry: bool) -> str:
+    """How the point ended before; "" if it has to run. Its config has been checked."""
     failure = folder / FAILURE
     if failure.exists() and not retry:
         return f"failed before: {''.join(failure.read_text().splitlines()[-1:])}"
-    stored = folder / "config.json"
-    finished = (folder / "result.json").exists() and stored.exists()
-    return "finished before" if finished and read_config(stored) == flatten(config) else ""
+    return "finished before" if (folder / "result.json").exists() else ""
 
 
 def run_point(
@@ -238,13 +323,11 @@ def run_point(
     with _lock(workdir / ".locks" / name) as free:
         if not free:
             return "running elsewhere"
-        if ended := _ended(folder, config, retry):
+        if ended := _ended(folder, retry):
             return ended
         (folder / FAILURE).unlink(missing_ok=True)
         try:
             result = experiment_of(config).run(config, folder, console or Console(quiet=True))
-        except ConfigError:
-            raise
         except Exception as error:  # whatever it is, the other points go on
             folder.mkdir(parents=True, exist_ok=True)
             (folder / FAILURE).write_text(traceback.format_exc())
@@ -274,12 +357,22 @@ def _short_names(fields: Mapping[str, Any]) -> dict[str, str]:
 
 @contextmanager
 def _lock(path: Path) -> Iterator[bool]:
-    """Whether this process alone holds the file; freed when the process ends, however it ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    """Whether this process alone holds the file; freed when the process ends, however it ends.
+
+    Raises:
+      ConfigError: the file cannot be made or locked.
+    """
+    with ExitStack() as open_file:
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = open_file.enter_context(path.open("w"))
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
         except BlockingIOError:
-            yield False
-            return
-        yield True
+            free = False
+        except OSError as error:
+            raise ConfigError(
+                f"{path} cannot be locked ({error.strerror}): name a --workdir that can be written "
+                "to, on a file system that has locks."
+            ) from error
+        yield free

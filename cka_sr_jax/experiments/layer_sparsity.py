@@ -143,10 +143,10 @@ def run(config: ConfigDict, workdir: str | Path, console: Console | None = None)
     }
     for name in ("fitted", "merged", "refitted"):
         save_mlp(setup.workdir / f"{name}.npz", getattr(chosen, name))
-    write_json(setup.workdir / "result.json", result)
     (setup.workdir / "tables.md").write_text(
         "\n".join(to_markdown(*table(result)) for table in (path_table, networks_table))
     )
+    write_json(setup.workdir / "result.json", result)  # last: it says that all is done
     _print(result, console, setup.workdir)
     return result
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cka_sr_jax.training.config import flatten, read_config
+from cka_sr_jax._errors import unknown
+from cka_sr_jax.training.config import RESUMABLE, flatten, read_config
 from cka_sr_jax.training.evaluation import EPSILONS
 
 Row = dict[str, Any]
@@ -27,53 +29,64 @@ RESULTS = (
     *(f"epsilon_sparsity.{epsilon:g}" for epsilon in EPSILONS),
     "wall_seconds",
 )
-# Fields of the config that say where things are, not what was run.
-PLACES = ("data.dir", "data.cache_dir")
 
 
-def read_runs(paths: Iterable[str | Path], keep: Sequence[str] = ()) -> list[Row]:
-    """One row for each finished run: the config's fields that differ between runs, and RESULTS.
+def read_runs(paths: Iterable[str | Path], fields: Sequence[str] = ()) -> list[Row]:
+    """One row for each finished run: its whole config, and RESULTS.
+
+    Fields that do not change what a run computes, such as `data.dir`, are left out. None and "" are
+    both None.
 
     Args:
       paths: folders that hold runs' folders, and CSV files of `write_csv`.
-      keep: fields of the config to hold even where all runs agree.
+      fields: of the config, which the runs must have.
 
     Raises:
-      ValueError: a path without a finished run.
+      ValueError: a path without a finished run; a run that occurs twice; no such field.
     """
-    rows = []
+    rows: list[Row] = []
+    places: list[Path] = []  # of each row
     for path in map(Path, paths):
         found = _read_csv(path) if path.is_file() else _read_folder(path)
         if not found:
             raise ValueError(f"{path} holds no finished run: name a grid's folder or a CSV of one.")
-        rows += found
-    fields = list(dict.fromkeys(field for row in rows for field in row))
-    varying = [
-        field
-        for field in fields
-        if field in (*RESULTS, *keep) or len({str(row.get(field)) for row in rows}) > 1
-    ]
-    return [{field: row.get(field) for field in varying} for row in rows]
+        rows += found.values()
+        places += found
+    names = _columns(rows)
+    for field in fields:
+        if field not in names:
+            raise ValueError(unknown("field of these runs:", field, names))
+    rows = [{name: row.get(name) for name in names} for row in rows]
+    _check_once(rows, places)
+    return rows
 
 
 def write_csv(rows: Sequence[Row], path: str | Path) -> None:
     """The rows as CSV, numbers with every digit."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with Path(path).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, _columns(rows), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
 
-def check_alike(rows: Sequence[Row], allowed: Sequence[str]) -> None:
+def check_alike(
+    rows: Sequence[Row], allowed: Sequence[str], remedy: str = "name it in --rows"
+) -> None:
     """Raise ValueError where the rows differ in a field of the config that is not `allowed`."""
-    for field in rows[0]:
+    for field in _columns(rows):
         values = {str(row.get(field)) for row in rows}
         if field not in (*RESULTS, *allowed) and len(values) > 1:
             raise ValueError(
-                f"runs that are compared differ in {field} ({', '.join(sorted(values))}): name it "
-                "in --rows."
+                f"runs that are compared differ in {field} ({', '.join(sorted(values))}): {remedy}."
             )
+
+
+def selection_note(rows: Iterable[Row]) -> str:
+    """What goes below a table: whether some of its runs were selected on the test set."""
+    if any(row.get("eval.select") == "best-test" for row in rows):
+        return "\n\nRuns with eval.select=best-test: their weights were selected on the test set."
+    return ""
 
 
 def in_order(value: Any) -> tuple[Any, ...]:
@@ -87,39 +100,61 @@ def cell_text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _read_folder(folder: Path) -> list[Row]:
-    rows = []
-    for result in sorted(folder.glob("*/result.json")):
-        if (result.parent / "config.json").exists():
-            results = flatten(json.loads(result.read_text()))
-            found = {name: results.get(name) for name in RESULTS}
-            rows.append(as_row(result.parent / "config.json") | found)
-    return rows
+def parse_value(text: str) -> Any:
+    """What `text` stands for: a number, None for "", a tuple or a bool; anything else is text."""
+    if text == "":
+        return None
+    for kind in (int, float, ast.literal_eval):
+        try:
+            return kind(text)
+        except (ValueError, SyntaxError):
+            continue
+    return text
 
 
 def as_row(config: Path) -> Row:
-    """A run's config, without the fields that say where things are."""
-    return {
-        field: tuple(value) if isinstance(value, list) else value
-        for field, value in read_config(config).items()
-        if field not in PLACES
-    }
+    """A run's config, without the fields that do not change what it computes."""
+    row: Row = {}
+    for field, value in read_config(config).items():
+        if field not in RESUMABLE:
+            value = tuple(value) if isinstance(value, list) else value
+            row[field] = None if value == "" else value
+    return row
 
 
-def _read_csv(path: Path) -> list[Row]:
+def _read_folder(folder: Path) -> dict[Path, Row]:
+    rows = {}
+    for result in sorted(folder.glob("*/result.json")):
+        run = result.parent
+        if (run / "config.json").exists():
+            results = flatten(json.loads(result.read_text()))
+            found = {name: results.get(name) for name in RESULTS}
+            rows[run] = as_row(run / "config.json") | found
+    return rows
+
+
+def _read_csv(path: Path) -> dict[Path, Row]:
     with path.open(newline="", encoding="utf-8") as file:
-        return [
-            {field: _number(text) for field, text in row.items()} for row in csv.DictReader(file)
-        ]
+        return {
+            # A name for the line, as it is said in an error: the header is line 1.
+            Path(f"{path}, line {number}"): {
+                field: parse_value(text) for field, text in row.items() if field not in RESUMABLE
+            }
+            for number, row in enumerate(csv.DictReader(file), start=2)
+        }
 
 
-def _number(text: str) -> Any:
-    """The number, None or text that a cell of a CSV stands for."""
-    if text == "":
-        return None
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+def _columns(rows: Sequence[Row]) -> list[str]:
+    """The names in any of the rows: the config's first, and then the results."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return sorted(names, key=lambda name: name in RESULTS)
+
+
+def _check_once(rows: Sequence[Row], places: Sequence[Path]) -> None:
+    """Raise ValueError where two rows agree in the whole config, seed included."""
+    seen: dict[str, Path] = {}
+    for row, place in zip(rows, places, strict=True):
+        config = str([value for name, value in row.items() if name not in RESULTS])
+        if config in seen:
+            raise ValueError(f"{seen[config]} and {place} are the same run twice: name it once.")
+        seen[config] = place

@@ -11,10 +11,9 @@ import argparse
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cka_sr_jax._errors import unknown
 from cka_sr_jax.experiments.figures import draw_lines, write_png
 from cka_sr_jax.experiments.rows import (
     RESULTS,
@@ -23,31 +22,19 @@ from cka_sr_jax.experiments.rows import (
     check_alike,
     in_order,
     read_runs,
+    selection_note,
     write_csv,
 )
 
+Cells = Mapping[tuple[Any, ...], Mapping[Any, Sequence[float]]]  # {row: {column: values of runs}}
 
-def summary_table(
-    rows: Sequence[Row],
-    by_row: Sequence[str],
-    by_column: str | None = None,
-    value: str = "test.accuracy",
-    scale: float = 100.0,
-) -> str:
-    """A Markdown table of mean +- sample standard deviation (runs) of `scale` times a value.
 
-    Runs without the value, such as "explored" of fixed masks, leave their cell empty.
+def summary_table(cells: Cells, by_row: Sequence[str]) -> str:
+    """A Markdown table of mean +- sample standard deviation (runs) of each cell.
 
     Args:
-      rows: of `read_runs`.
-      by_row: fields whose combinations are the rows.
-      by_column: field whose values are the columns; None: one column.
-      value: a name in RESULTS.
-
-    Raises:
-      ValueError: runs of one cell differ in more than their seed.
+      cells: of `cell_values`; by_row: the same fields.
     """
-    cells = cell_values(rows, by_row, by_column, value, scale)
     columns = sorted(
         {column for line in cells.values() for column in line},
         key=in_order,
@@ -67,8 +54,20 @@ def cell_values(
     by_column: str | None = None,
     value: str = "test.accuracy",
     scale: float = 100.0,
-) -> dict[tuple[Any, ...], dict[Any, list[float]]]:
-    """{row: {column: values of its runs}}; arguments and errors as `summary_table`."""
+) -> Cells:
+    """`scale` times a value of each run, by row and column of a table.
+
+    Runs without the value, such as "explored" of fixed masks, leave their cell empty.
+
+    Args:
+      rows: of `read_runs`.
+      by_row: fields whose combinations are the rows.
+      by_column: field whose values are the columns; None: one column.
+      value: a name in RESULTS.
+
+    Raises:
+      ValueError: runs of one cell differ in more than their seed.
+    """
     groups: dict[tuple[Any, ...], dict[Any, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         key = tuple(row.get(field) for field in by_row)
@@ -105,19 +104,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     by_row = options.rows.split(",")
     fields = [*by_row, options.columns] if options.columns else by_row
     try:
-        rows = read_runs(options.paths, keep=fields)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    if options.csv:
-        write_csv(rows, options.csv)
-    for field in fields:
-        if not any(field in row for row in rows):
-            sys.exit("error: " + unknown("field of these runs:", field, rows[0]))
-    shown = (rows, by_row, options.columns, options.value, options.scale)
-    try:
-        print(summary_table(*shown))
+        rows = read_runs(options.paths, fields)
+        if options.csv:
+            write_csv(rows, options.csv)
+        cells = cell_values(rows, by_row, options.columns, options.value, options.scale)
+        print(summary_table(cells, by_row) + selection_note(rows))
         if options.png:
-            cells = cell_values(*shown)
             lines = {" ".join(map(cell_text, key)): line for key, line in cells.items()}
             label = f"{options.value} x {options.scale:g}"
             write_png(draw_lines(lines, options.columns or "", label), options.png)

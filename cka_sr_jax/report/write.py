@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from cka_sr_jax.report.layers import LayerRow
 def write_report(
     workdir: str | Path,
     *,
+    result: Mapping[str, Any],
     layers: Sequence[LayerRow],
     cka_matrix: np.ndarray | None,
     feature_names: Sequence[str],
@@ -35,18 +36,18 @@ def write_report(
     Next to the page lie the figures as PNGs, layers.csv and, with a CKA matrix, cka_matrix.csv.
 
     Args:
-      workdir: holds config.json, result.json and, if the run logged anything, metrics.jsonl.
+      workdir: holds config.json and, if the run logged anything, metrics.jsonl.
+      result: what is, or will be, in result.json.
       layers: of `layer_rows`.
       cka_matrix: CKA [L, L] between the trained network's features; None: no heat map.
       feature_names: L names; feature_groups: the stage of each.
 
     Raises:
-      FileNotFoundError: config.json or result.json is missing.
+      FileNotFoundError: config.json is missing.
       ValueError: the matrix, the names and the groups don't agree on L.
     """
     workdir = Path(workdir)
     config = json.loads((workdir / "config.json").read_text())
-    result = json.loads((workdir / "result.json").read_text())
     records = read_metrics(workdir / "metrics.jsonl")
     figures = {
         "learning_curves": learning_curves(records),

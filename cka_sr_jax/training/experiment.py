@@ -188,7 +188,8 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
         raise ConfigError(f"--workdir={workdir} is a file: name a directory.")
     stored = workdir / "config.json"
     if not stored.exists():
-        if workdir.exists() and any(workdir.iterdir()):
+        # What a run that was killed as it wrote its config left is no other's work.
+        if workdir.exists() and any(path.suffix != ".tmp" for path in workdir.iterdir()):
             raise ConfigError(
                 f"--workdir={workdir} holds files and no run: name a new or an empty directory."
             )

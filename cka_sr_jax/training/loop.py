@@ -37,7 +37,7 @@ from cka_sr_jax.training.learned_masks import ReparametrisedModel
 from cka_sr_jax.training.metrics import ProgressReporter
 from cka_sr_jax.training.parallel import map_devices, replicate
 from cka_sr_jax.training.pruning import PRUNERS
-from cka_sr_jax.training.recorder import Recorder, write_json
+from cka_sr_jax.training.recorder import Recorder, finite, write_json
 from cka_sr_jax.training.step import TrainState
 
 
@@ -109,8 +109,8 @@ def stop_signals() -> Iterator[list[int]]:
     received: list[int] = []
 
     def on_signal(number: int, frame: Any) -> None:
-        if received:  # a second one does not wait
-            raise KeyboardInterrupt
+        if received and number == signal.SIGINT:  # an impatient second Ctrl-C does not wait
+            raise KeyboardInterrupt  # and SIGTERM is sent twice by those that stop whole groups
         received.append(number)
 
     try:
@@ -131,7 +131,7 @@ def finish(
     selected: dict[str, Any],
     console: Console,
 ) -> dict[str, Any]:
-    """Evaluate on the test set, then write result.json and the report, and print where it is."""
+    """Evaluate on the test set, then write the report and result.json, and print where they are."""
     dataset, groups = experiment.dataset, feature_groups(experiment)
     evaluate = eval_function(experiment)
     test = evaluate(state, dataset.test_images, dataset.test_labels)
@@ -149,7 +149,7 @@ def finish(
     weights = jax.device_get(state.params)
     if isinstance(experiment.model, ReparametrisedModel):
         weights = experiment.model.method.weights(weights)
-    result = {
+    content = {
         "test": {**test, **selected},
         "validation": validation,
         **{name: float(value) for name, value in mask_metrics(state.opt_state).items()},
@@ -168,14 +168,16 @@ def finish(
         "devices": f"{len(experiment.devices)} x {experiment.devices[0].device_kind}",
         "jax": jax.__version__,
     }
-    write_json(experiment.workdir / "result.json", result)
+    result = finite(content)
     report = write_report(
         experiment.workdir,
+        result=result,
         layers=rows,
         cka_matrix=matrix,
         feature_names=[f"{stage}.{i}" for stage, count in groups.items() for i in range(count)],
         feature_groups=[stage for stage, count in groups.items() for _ in range(count)],
     )
+    write_json(experiment.workdir / "result.json", result)  # last: it says that the run is finished
     console.print(console_table(rows))
     console.print(
         f"Test accuracy {test['accuracy']:.4f}, density {result['density']:.4f}, "

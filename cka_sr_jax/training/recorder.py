@@ -258,14 +258,14 @@ def _update_best(best: dict[str, Any], accuracy: float, state: TrainState) -> di
 def write_json(path: Path, content: Any) -> None:
     """Write a whole file or none of it."""
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(_finite(content), indent=2) + "\n")
+    temporary.write_text(json.dumps(finite(content), indent=2) + "\n")
     os.replace(temporary, path)
 
 
-def _finite(content: Any) -> Any:
+def finite(content: Any) -> Any:
     """The content with None for NaN and infinity, which JSON does not have."""
     if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
+        return {key: finite(value) for key, value in content.items()}
     if isinstance(content, float) and not math.isfinite(content):
         return None
     return content

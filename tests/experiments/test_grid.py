@@ -3,8 +3,13 @@
 import io
 import json
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -138,42 +143,207 @@ def test_a_point_is_run_by_one_process_at_a_time(tmp_path):
     other.join(60)
 
 
-@pytest.mark.slow
-def test_a_grid_in_two_processes_from_the_command_line(tmp_path):
-    config = tmp_path / "two.py"
-    config.write_text(
-        "from ml_collections import ConfigDict\n"
+def write_run(folder, config, result):
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(config.to_dict()))
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def test_a_mistake_that_only_a_run_finds_is_that_point_s_failure(tmp_path, monkeypatch):
+    def refuse(config, workdir, console):
+        if config.cka.beta:
+            raise ConfigError("this point cannot work.")
+        return {}
+
+    fake = SimpleNamespace(run=refuse, prepare=lambda config, workdir: None)
+    monkeypatch.setattr(grid, "experiment_of", lambda config: fake)
+    states = run_grid(small_grid(), tmp_path, console=quiet())
+    assert list(states.values()) == ["finished"] * 2 + ["failed: this point cannot work."] * 2
+    assert len(list(tmp_path.glob("*/failed.txt"))) == 2
+    # Their directories hold no run, and do not block the others.
+    states = run_grid(small_grid(), tmp_path, console=quiet())
+    assert list(states.values())[3].startswith("failed before: ")
+
+
+def test_every_directory_is_checked_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "run_point", None)
+    config = small_grid()
+    folder = tmp_path / "beta=0.01,density=0.5,seed=4"
+    write_run(folder, grid_points(config)[folder.name], {})
+    config.train.steps = 3
+    with pytest.raises(ConfigError, match=r"belongs to another config: train.steps is 2"):
+        run_grid(config, tmp_path, console=quiet())
+    (folder / "config.json").write_text('{"seed": ')
+    with pytest.raises(ConfigError, match=r"seed=4/config.json is damaged: pass another"):
+        run_grid(small_grid(), tmp_path, console=quiet())
+
+
+def test_a_finished_point_is_finished_whatever_is_logged(tmp_path):
+    config = small_grid()
+    for name, point in grid_points(config).items():
+        write_run(tmp_path / name, point, {})
+    config.train.log_every, config.data.cache_dir = 7, "elsewhere"
+    states = run_grid(config, tmp_path, console=quiet())
+    assert set(states.values()) == {"finished before"}
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def refuse(file, operation):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(grid.fcntl, "flock", refuse)
+    with pytest.raises(ConfigError, match=r"cannot be locked \(Operation not supported\): name a"):
+        run_grid(small_grid(), tmp_path, index=0, console=quiet())
+
+
+def two_points():
+    config = small_grid()
+    config.grid = ConfigDict({"cka": {"beta": (0.0,)}})
+    return config
+
+
+def check_nothing(points, workdir):
+    pass
+
+
+def refuse_all(points, workdir):
+    raise ConfigError("there is no such data.")
+
+
+def die_at_seed_3(config, workdir, name, retry):
+    if config.seed == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "finished"
+
+
+def test_a_process_that_dies_is_a_failure_and_the_others_go_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "_check_shared", check_nothing)
+    with monkeypatch.context() as patch:
+        patch.setattr(grid, "run_point", die_at_seed_3)
+        states = run_grid(two_points(), tmp_path, jobs=2, console=quiet())
+    name = "beta=0.0,seed=3"
+    assert states == {name: "failed: killed by signal 9", "beta=0.0,seed=4": "finished"}
+    again = run_grid(two_points(), tmp_path, index=0, console=quiet())
+    assert again == {name: "failed before: killed by signal 9"}
+
+
+def test_with_several_processes_a_shared_mistake_ends_the_grid(tmp_path, monkeypatch):
+    monkeypatch.setattr(grid, "_check_shared", refuse_all)
+    with pytest.raises(ConfigError, match="there is no such data"):
+        run_grid(two_points(), tmp_path, jobs=2, console=quiet())
+    assert not list(tmp_path.iterdir())
+
+
+def test_after_a_signal_no_process_is_started_and_the_others_are_stopped(monkeypatch):
+    received = []
+
+    @contextmanager
+    def stop_signals():
+        yield received
+
+    monkeypatch.setattr(grid.loop, "stop_signals", stop_signals)
+    threading.Timer(1, received.append, (signal.SIGINT,)).start()
+    ended = []
+    with pytest.raises(SystemExit, match="Stopped; the same command goes on"):  # noqa: PT012
+        for outcome in grid._in_processes({name: (time.sleep, 600) for name in "abc"}, 2):
+            ended.append(outcome)
+    assert sorted(ended) == [("a", "stopped"), ("b", "stopped")]
+
+
+def launch(config, *arguments):
+    """The command line in a process of its own, on one device."""
+    return subprocess.Popen(
+        [sys.executable, "launch.py", f"--config={config}", *arguments],
+        cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def seeds_file(tmp_path):
+    """A config with three seeds, each of some seconds of training."""
+    path = tmp_path / "seeds.py"
+    path.write_text(
         "from cka_sr_jax.training import default_config\n"
         "def get_config():\n"
         "    config = default_config()\n"
         "    config.model.options.hidden = (8, 8)\n"
-        "    config.train.steps = 3\n"
-        "    config.seeds = (0, 1)\n"
+        "    config.train.steps = 2000\n"
+        "    config.train.log_every = 20\n"
+        "    config.eval.every = 500\n"
+        "    config.checkpoint.every = 100\n"
+        "    config.seeds = (0, 1, 2)\n"
         "    return config\n"
     )
+    return path
 
-    def launch(*arguments):
-        return subprocess.run(
-            [sys.executable, "launch.py", f"--config={config}", *arguments],
-            cwd=ROOT, capture_output=True, text=True, check=False,
-        )  # fmt: skip
 
-    refused = launch("--workdir", str(tmp_path / "none"))
+@pytest.mark.slow
+def test_a_grid_in_two_processes_from_the_command_line(seeds_file, tmp_path):
+    refused = launch(seeds_file, "--workdir", str(tmp_path / "none"))
+    assert refused.communicate()[1].startswith("error: This config is a grid of runs: add --grid")
     assert refused.returncode == 2
-    assert refused.stderr.startswith("error: This config is a grid of runs: add --grid")
-    done = launch("--grid", "--jobs=2", "--workdir", str(tmp_path / "grid"))
-    assert done.returncode == 0, done.stderr
-    assert "2 finished" in done.stdout
-    for seed in (0, 1):
+    command = (seeds_file, "--grid", "--jobs=2", f"--workdir={tmp_path / 'grid'}")
+    done = launch(*command, "--config.train.steps=3")
+    printed, errors = done.communicate()
+    assert done.returncode == 0, errors
+    assert "3 finished" in printed
+    for seed in (0, 1, 2):
         assert (tmp_path / "grid" / f"seed={seed}" / "result.json").exists()
 
 
-def test_a_mistake_that_only_a_run_finds_ends_the_grid(tmp_path, monkeypatch):
-    def refuse(config, workdir, console):
-        raise ConfigError("this point cannot work.")
+def logged(workdir, seed):
+    """The steps of training that a point has logged."""
+    path = workdir / f"seed={seed}" / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [r["step"] for r in map(json.loads, lines) if r["split"] == "train"]
 
-    fake = SimpleNamespace(run=refuse, prepare=lambda config, workdir: None)
-    monkeypatch.setattr(grid, "experiment_of", lambda config: fake)
-    with pytest.raises(ConfigError, match="this point cannot work"):
-        run_grid(small_grid(), tmp_path, console=quiet())
-    assert not list(tmp_path.glob("*/failed.txt"))
+
+def stop_when(process, number, condition):
+    """Send the signal once the condition holds; what was printed on stderr."""
+    deadline = time.monotonic() + 600
+    while not condition() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert process.poll() is None, process.communicate()
+    process.send_signal(number)
+    return process.communicate(timeout=300)[1]
+
+
+def check_rerun(workdir, *command):
+    """All is finished in the end; what was finished before is as it was."""
+    before = {path: path.stat().st_mtime_ns for path in workdir.glob("*/result.json")}
+    done = launch(*command)
+    printed, errors = done.communicate()
+    assert done.returncode == 0, errors
+    assert printed.count("finished before") == len(before) + (1 if before else 0)  # in the sum too
+    assert "elsewhere" not in printed
+    for path, changed in before.items():
+        assert path.stat().st_mtime_ns == changed
+    for seed in (0, 1, 2):
+        assert (workdir / f"seed={seed}" / "result.json").exists()
+        assert logged(workdir, seed) == list(range(20, 2001, 20))
+
+
+@pytest.mark.slow
+def test_a_killed_grid_goes_on(seeds_file, tmp_path):
+    workdir = tmp_path / "grid"
+    command = (seeds_file, "--grid", f"--workdir={workdir}")
+    stop_when(launch(*command), signal.SIGKILL, lambda: max(logged(workdir, 1), default=0) > 300)
+    assert len(list(workdir.glob("*/result.json"))) == 1
+    check_rerun(workdir, *command)
+
+
+@pytest.mark.slow
+def test_a_grid_in_two_processes_that_is_asked_to_end_saves_them(seeds_file, tmp_path):
+    workdir = tmp_path / "grid"
+    command = (seeds_file, "--grid", "--jobs=2", f"--workdir={workdir}")
+    process = launch(*command)
+    begun = lambda: logged(workdir, 0) and logged(workdir, 1)  # noqa: E731
+    errors = stop_when(process, signal.SIGTERM, begun)
+    assert process.returncode not in (0, -signal.SIGTERM)
+    assert errors == "Stopped; the same command goes on from what was saved.\n"
+    assert not (workdir / "seed=2").exists()
+    assert not list(workdir.glob("*/result.json"))
+    assert not list(workdir.glob("*/failed.txt"))
+    assert len(list(workdir.glob("*/checkpoints/*"))) >= 2
+    check_rerun(workdir, *command)

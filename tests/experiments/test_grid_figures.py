@@ -61,12 +61,22 @@ def test_one_run_for_each_value(grid):
     np.testing.assert_array_equal(figures.kept_weights(runs[0.0]), [0.5, -0.25])
 
 
+def test_the_lowest_seed_is_the_first_as_a_number(grid):
+    for run in grid.glob("*seed=0"):
+        config = json.loads((run / "config.json").read_text())
+        (run / "config.json").write_text(json.dumps(config | {"seed": 10}))
+        run.rename(run.with_name(run.name.replace("seed=0", "seed=10")))
+    assert {run.name[-6:] for run in figures.runs_by_value([grid], "cka.beta").values()} == {
+        "seed=1"
+    }
+
+
 def test_first_runs_that_differ_in_another_field_are_refused(grid):
     path = grid / "beta=0.01,seed=0" / "config.json"
     config = json.loads(path.read_text())
     config["sparsity"]["density"] = 0.5
     path.write_text(json.dumps(config))
-    with pytest.raises(SystemExit, match=r"differ in sparsity.density \(0.05, 0.5\)"):
+    with pytest.raises(SystemExit, match=r"density \(0.05, 0.5\): name runs that agree"):
         figures.main(["curves", str(grid), "x.png"])
 
 

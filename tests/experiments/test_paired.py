@@ -5,7 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from cka_sr_jax.experiments.paired import choose_and_compare, compare, main, paired_table
+from cka_sr_jax.experiments.paired import (
+    choose_and_compare,
+    choose_by_others,
+    compare,
+    comparisons,
+    main,
+    paired_table,
+)
 from cka_sr_jax.experiments.rows import write_csv
 
 
@@ -47,7 +54,7 @@ def test_intervals():
 
 def test_the_choice_is_by_validation_data_and_pairs_are_by_seed():
     found = choose_and_compare(rows_of(TABLE), "cka.beta", 0.0)
-    assert (found.chosen, found.candidates, found.pairs) == (1e-4, 2, 3)
+    assert (found.chosen, found.candidates, found.pairs) == ({1e-4: 3}, 2, 3)
     assert found.difference == pytest.approx(0.0, abs=1e-9)
     assert (found.wins, found.losses) == (1, 1)
     assert (found.baseline, found.changed) == (pytest.approx(82), pytest.approx(82))
@@ -55,8 +62,48 @@ def test_the_choice_is_by_validation_data_and_pairs_are_by_seed():
     fewer = [row for row in rows_of(TABLE) if (row["cka.beta"], row["seed"]) != (0.0, 0)]
     assert choose_and_compare(fewer, "cka.beta", 0.0).difference == pytest.approx(-0.5)
     assert choose_and_compare(rows_of(TABLE), "cka.beta", 0.0, value=1e-3).changed == 99
-    with pytest.raises(ValueError, match=r"a comparison needs 0.5 and another"):
-        choose_and_compare(rows_of(TABLE), "cka.beta", 0.5)
+    # And so is one that a value lacks which might have been chosen.
+    fewer = [row for row in rows_of(TABLE) if (row["cka.beta"], row["seed"]) != (1e-3, 2)]
+    assert choose_and_compare(fewer, "cka.beta", 0.0).pairs == 2
+    assert choose_and_compare(fewer, "cka.beta", 0.0, value=1e-4).pairs == 3
+    with pytest.raises(ValueError, match=r"are runs at cka.beta = 0.0, .* needs 0.5 and another"):
+        comparisons(rows_of(TABLE), [], "cka.beta", 0.5)
+
+
+def test_each_seed_has_the_value_that_the_others_choose():
+    table = {
+        0.0: [(0.5, 0.80), (0.5, 0.80), (0.5, 0.80)],
+        1e-4: [(0.9, 0.81), (0.5, 0.82), (0.5, 0.83)],  # its best seed alone has it elsewhere
+        1e-3: [(0.6, 0.91), (0.6, 0.92), (0.6, 0.93)],
+    }
+    found = choose_and_compare(rows_of(table), "cka.beta", 0.0)
+    assert found.chosen == {1e-4: 2, 1e-3: 1}
+    assert found.changed == pytest.approx((91 + 82 + 83) / 3)
+    assert found.difference == pytest.approx((11 + 2 + 3) / 3)
+    # A single seed has no others.
+    assert choose_by_others(np.array([[0.5], [0.7], [0.7]])).tolist() == [1]
+
+
+def test_a_field_that_does_nothing_gains_nothing():
+    """Grids of noise: chosen by the very networks that are tested, the best of 5 seems to gain."""
+    rng = np.random.default_rng(0)
+    gains, own = [], []
+    for _ in range(2000):
+        skill = rng.normal(size=(6, 3))  # of each network: in both of its accuracies
+        validation = skill + 0.1 * rng.normal(size=skill.shape)
+        choice = choose_by_others(validation[1:])
+        gains.append(np.mean(skill[1:][choice, range(3)] - skill[0]))
+        own.append(np.mean(skill[1:][validation[1:].mean(axis=1).argmax()] - skill[0]))
+    assert np.mean(own) > 0.5
+    assert abs(np.mean(gains)) < 4 * np.std(gains) / np.sqrt(len(gains))
+
+
+def test_runs_without_an_accuracy_are_named():
+    rows = rows_of(TABLE)
+    rows[4]["validation.accuracy"] = None
+    with pytest.raises(ValueError, match=r"with cka.beta = 0.0001 have no validation.accuracy"):
+        choose_and_compare(rows, "cka.beta", 0.0)
+    assert choose_and_compare(rows, "cka.beta", 0.0, value=1e-4).pairs == 3
 
 
 def test_runs_that_differ_in_something_else_are_no_pairs():
@@ -67,14 +114,37 @@ def test_runs_that_differ_in_something_else_are_no_pairs():
 
 def test_command_line(tmp_path, capsys):
     rows = rows_of(TABLE) + rows_of({0.0: [(0.1, 0.2)], 1e-4: [(0.1, 0.3)]}, density=0.01)
+    rows += rows_of({0.0: [(0.1, 0.2)]}, density=0.002)
     write_csv(rows, tmp_path / "runs.csv")
     png, again = tmp_path / "runs.png", tmp_path / "again.csv"
     main([str(tmp_path / "runs.csv"), f"--png={png}", f"--csv={again}"])
     assert png.read_bytes().startswith(b"\x89PNG")
-    assert len(again.read_text().splitlines()) == 12
+    assert len(again.read_text().splitlines()) == 13
     printed = capsys.readouterr().out.splitlines()
-    assert printed[2].startswith("| 0.05 | 82.00 | 0.0001 (2) | 82.00 | +0.00 ± 2.48 |")
-    assert printed[3].startswith("| 0.01 | 20.00 | 0.0001 (1) | 30.00 | +10.00 ± nan |")
-    assert "\n".join(printed) == paired_table(rows, ["sparsity.density"], "cka.beta", 0.0)
+    assert printed[2].startswith("| 0.05 | 82.00 | 0.0001 (3 of 3) | 2 | 82.00 | +0.00 ± 2.48 |")
+    assert printed[2].endswith("| 3 | 1/1/1 |")
+    assert printed[3] == "| 0.01 | 20.00 | 0.0001 (1 of 1) | 1 | 30.00 | +10.00 |  | 1 | 1/0/0 |"
+    assert printed[4] == "| 0.002 |" + " - |" * 8  # nothing to compare with yet
+    asked = (["sparsity.density"], "cka.beta", 0.0)
+    assert "\n".join(printed) == paired_table(comparisons(rows, *asked), *asked)
     with pytest.raises(SystemExit, match=r"Unknown field of these runs: 'cka.bta'"):
         main([str(tmp_path / "runs.csv"), "--field=cka.bta"])
+    with pytest.raises(SystemExit, match=r"a comparison needs 7 and another, with the same seeds"):
+        main([str(tmp_path / "runs.csv"), "--baseline=7"])
+
+
+def test_values_that_are_no_numbers(tmp_path, capsys):
+    rows = [
+        {"seed": seed, "cka.similarity": name, "eval.select": "best-test", "test.accuracy": 0.5}
+        for seed in (0, 1)
+        for name in ("cka", "cca")
+    ]
+    write_csv(rows, tmp_path / "runs.csv")
+    command = [str(tmp_path / "runs.csv"), "--field=cka.similarity", "--rows=eval.select"]
+    main([*command, "--baseline=cca", "--value=cka"])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].startswith("| select | similarity cca | chosen similarity (pairs) |")
+    assert printed[2].startswith("| best-test | 50.00 | cka (2 of 2) | 1 | 50.00 | +0.00 ± 0.00 |")
+    assert printed[-1] == (
+        "Runs with eval.select=best-test: their weights were selected on the test set."
+    )

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from cka_sr_jax.experiments.rows import read_runs, write_csv
-from cka_sr_jax.experiments.table import main, summary_table
+from cka_sr_jax.experiments.rows import RESULTS, as_row, check_alike, read_runs, write_csv
+from cka_sr_jax.experiments.table import cell_values, main, summary_table
+from cka_sr_jax.training import default_config
+from cka_sr_jax.training.config import RESUMABLE, flatten
 
 PNG = b"\x89PNG"
 
@@ -41,14 +43,13 @@ TABLE = """\
 def test_table_and_csv(grid, tmp_path, capsys):
     rows = read_runs([grid])
     assert len(rows) == 4
-    assert {"seed", "sparsity.rule", "sparsity.density"} <= rows[0].keys()
-    assert not {"data.dir", "sparsity.exclude"} & rows[0].keys()  # a place, and one value
-    assert summary_table(rows, ["sparsity.rule"], "sparsity.density") == TABLE
+    # The whole config, but for what does not change the run.
+    assert rows[0].keys() == (flatten(default_config()).keys() | {*RESULTS}) - {*RESUMABLE}
     file = tmp_path / "out" / "runs.csv"
     write_csv(rows, file)
-    again = read_runs([file])
-    assert [row["test.accuracy"] for row in again] == [row["test.accuracy"] for row in rows]
-    assert summary_table(again, ["sparsity.rule"], "sparsity.density") == TABLE
+    assert read_runs([file]) == rows
+    by_row = ["sparsity.rule"]
+    assert summary_table(cell_values(rows, by_row, "sparsity.density"), by_row) == TABLE
     png = tmp_path / "table.png"
     main([str(file), "--columns=sparsity.density", f"--png={png}"])
     assert capsys.readouterr().out.strip() == TABLE
@@ -66,4 +67,60 @@ def test_refusals(grid, tmp_path):
     with pytest.raises(SystemExit, match="holds no finished run"):
         main([str(tmp_path)])
     with pytest.raises(SystemExit, match=r"Unknown field of these runs: 'sparsity.rul'"):
-        main([str(grid), "--rows=sparsity.rul"])
+        main([str(grid), "--rows=sparsity.rul", f"--csv={tmp_path / 'runs.csv'}"])
+    assert not (tmp_path / "runs.csv").exists()
+
+
+def test_csvs_pool_where_their_configs_agree(grid, tmp_path):
+    rows = [row for row in read_runs([grid]) if row["sparsity.rule"] == "rst"]
+    files = [tmp_path / f"seed{row['seed']}.csv" for row in rows]
+    for row, file in zip(rows, files, strict=True):
+        write_csv([row], file)
+    assert cell_values(read_runs(files), ["sparsity.rule"]) == {
+        ("rst",): {"test.accuracy": [50.0, 70.0]}
+    }
+    write_csv([rows[1] | {"cka.samples": 16}], files[1])
+    with pytest.raises(SystemExit, match=r"differ in cka.samples \(16, 8\): name it in --rows"):
+        main([*map(str, files)])
+    main([*map(str, files), "--rows=cka.samples"])
+
+
+def test_a_run_that_occurs_twice_is_refused(grid, tmp_path):
+    file = tmp_path / "runs.csv"
+    write_csv(read_runs([grid])[-1:], file)
+    with pytest.raises(SystemExit, match=r"rst0.051 and .*runs.csv, line 2 are the same run twice"):
+        main([str(grid), str(file)])
+    with pytest.raises(ValueError, match="the same run twice"):
+        read_runs([file, file])
+
+
+def test_values_are_the_same_from_a_folder_and_from_a_csv(grid, tmp_path):
+    folder = grid / "rst0.050"
+    config = {
+        "cka": {"sync": True},
+        "optimizer": {"decay_at": [0.5], "learning_rate": 1e-05},
+        "model": {
+            "options": {"hidden": [300, 100], "none": None, "empty": "", "nan": float("nan")}
+        },
+        "sparsity": {"exclude": ["head/kernel"]},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    row = as_row(folder / "config.json")
+    assert row["cka.sync"] is True
+    assert row["optimizer.decay_at"] == (0.5,)
+    assert row["model.options.none"] is row["model.options.empty"] is None
+    write_csv([row], tmp_path / "runs.csv")
+    (again,) = read_runs([tmp_path / "runs.csv"])
+    assert {name: str(value) for name, value in again.items()} == {
+        name: str(value) for name, value in row.items()
+    }
+    assert {type(again[name]) for name in row} == {type(value) for value in row.values()}
+    check_alike([row, again], allowed=[])
+
+
+def test_selection_on_the_test_set_is_said(grid, capsys):
+    for run in grid.glob("*"):
+        config = json.loads((run / "config.json").read_text())
+        (run / "config.json").write_text(json.dumps(config | {"eval": {"select": "best-test"}}))
+    main([str(grid), "--columns=sparsity.density"])
+    assert "weights were selected on the test set" in capsys.readouterr().out.splitlines()[-1]

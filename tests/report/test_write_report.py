@@ -50,12 +50,12 @@ class _Page(HTMLParser):
 
 def _report(workdir, *, config=CONFIG, result=RESULT, records=RECORDS, matrix=None, names=("a",)):
     (workdir / "config.json").write_text(json.dumps(config))
-    (workdir / "result.json").write_text(json.dumps(result))
     if records is not None:
         lines = "".join(json.dumps(record) + "\n" for record in records)
         (workdir / "metrics.jsonl").write_text(lines)
     return write_report(
         workdir,
+        result=result,
         layers=ROWS,
         cka_matrix=matrix,
         feature_names=list(names),
@@ -151,5 +151,7 @@ def test_a_half_written_last_line_is_left_out(tmp_path):
 
 def test_a_directory_without_a_run_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
-        write_report(tmp_path, layers=[], cka_matrix=None, feature_names=[], feature_groups=[])
+        write_report(
+            tmp_path, result={}, layers=[], cka_matrix=None, feature_names=[], feature_groups=[]
+        )
     assert list(tmp_path.iterdir()) == []

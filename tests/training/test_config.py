@@ -145,6 +145,11 @@ def test_a_work_directory_of_something_else(tmp_path):
         prepare(config_with(), tmp_path / "thesis.tex")
 
 
+def test_a_work_directory_of_a_run_killed_as_it_wrote_its_config(tmp_path):
+    (tmp_path / "config.tmp").write_text('{"se')
+    prepare(config_with(), tmp_path)
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.py")), ids=lambda p: p.stem)
 def test_every_config_is_valid_and_says_what_to_expect(path):
     scope = {}
@@ -188,6 +193,7 @@ def test_schedules():
         (["--config.train.steps=abc"], "--config.train.steps=abc"),
         (["--config=configs/nothing.py"], "The config file cannot be read"),
         (["--config.model.options.hiden=(3,)"], "sets no field 'hiden'"),
+        (["--config.grid.cka.beta=(0.0,)"], "grid.cka.beta is no axis of this config's grid"),
         (["--cofig=x"], "Unknown command line flag 'cofig'"),
         (["stray"], "Unexpected argument 'stray'"),
         (["--config.cka.samples=2"], "cka.samples=2 gives 2 samples"),

@@ -175,12 +175,24 @@ def test_a_model_without_features_runs_without_the_penalty(tmp_path):
     assert result["cka_within_stage"] is None
 
 
-def test_a_run_killed_before_its_report_writes_it_when_run_again(finished, tmp_path):
+def test_a_result_means_finished(finished, tmp_path, monkeypatch):
+    """A run that is killed as it writes its report has no result yet; run again, it has both."""
     shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "report")
+    (tmp_path / "result.json").unlink()
+
+    def killed(workdir, **parts):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "write_report", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(small_config(), tmp_path)
+    assert not (tmp_path / "result.json").exists()
     again = run(small_config(), tmp_path)
     assert again["test"] == finished[1]["test"]
     assert (tmp_path / "report" / "index.html").exists()
+    assert (tmp_path / "result.json").exists()
 
 
 def test_a_rule_that_changes_its_masks_reports_them(tmp_path):
