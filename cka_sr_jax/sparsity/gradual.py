@@ -12,7 +12,14 @@ from jaxtyping import Array, Int
 from cka_sr_jax.sparsity.distributions import Shapes, check_density, layer_counts
 from cka_sr_jax.sparsity.dynamic import random_start, replace_share
 from cka_sr_jax.sparsity.masks import Masks, Params, leaf_paths, masks_from_paths
-from cka_sr_jax.sparsity.rule import Distributed, Rule, map_layers, mask_shapes, maskable_shapes
+from cka_sr_jax.sparsity.rule import (
+    Distributed,
+    Rule,
+    fold_in_path,
+    map_layers,
+    mask_shapes,
+    maskable_shapes,
+)
 from cka_sr_jax.sparsity.schedules import (
     Schedule,
     check_steps,
@@ -163,12 +170,12 @@ def prune_globally(
     key: Array, masks: Masks, params: Params, grads: Params, count: Int[Array, ""], drop: Score
 ) -> Masks:
     """The `count` weights of the masks with the highest drop score, all layers ranked together."""
-
-    def layer(path: str, key: Array, mask: Array, param: Array, grad: Array) -> Array:
-        return drop(key, param, grad, mask)
-
-    scores = map_layers(layer, key, masks, params, grads)
-    return masks_from_paths(params, top_k_masks(scores, count, where=dict(leaf_paths(masks))))
+    values, slopes, where = (dict(leaf_paths(tree)) for tree in (params, grads, masks))
+    scores = {
+        path: drop(fold_in_path(key, path), values[path], slopes[path], mask)
+        for path, mask in where.items()
+    }
+    return masks_from_paths(params, top_k_masks(scores, count, where=where))
 
 
 def all_kept(params: Params, shapes: Shapes) -> Masks:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -28,24 +30,43 @@ def top_k_mask(
       k: how many, traced or not; below 0 counts as 0, above the number of candidates as all.
       where: which entries are candidates, of the scores' shape; None: all.
     """
-    rank = _monotone_image(scores)
-    if where is not None:
-        rank = jnp.where(where, rank, 0)
-    k = jnp.clip(jnp.asarray(k, jnp.int32), 0, scores.size)
-    threshold, count = _threshold(lambda t: rank >= t, k, scores.size)
+    masks = {"": where} if where is not None else None
+    return top_k_masks({"": scores}, k, masks)[""]
 
-    def early(t: UInt32[Array, ""]) -> Bool[Array, "..."]:
+
+def top_k_masks(
+    scores: Mapping[str, Float[Array, "..."]],
+    k: int | Int[Array, ""],
+    where: Mapping[str, Bool[Array, "..."]] | None = None,
+) -> dict[str, Bool[Array, "..."]]:
+    """`top_k_mask` of layers ranked together: k weights in all, ties in the layers' order."""
+    ranks = {path: _monotone_image(score) for path, score in scores.items()}
+    if where is not None:
+        ranks = {path: jnp.where(where[path], rank, 0) for path, rank in ranks.items()}
+    sizes = [score.size for score in scores.values()]
+    *starts, size = itertools.accumulate(sizes, initial=0)
+    start_of = dict(zip(scores, starts, strict=True))
+    k = jnp.clip(jnp.asarray(k, jnp.int32), 0, size)
+
+    def reaches(path: str, t: UInt32[Array, ""]) -> Bool[Array, "..."]:
+        return ranks[path] >= t
+
+    def early(path: str, t: UInt32[Array, ""]) -> Bool[Array, "..."]:
         # The higher t, the fewer indices. Adding t keeps the indices out of memory: XLA would
         # move a comparison's constant side out of the search loop.
-        index = jax.lax.iota(jnp.uint32, scores.size).reshape(scores.shape)
-        return (rank == threshold) & (index + t <= scores.size)
+        rank = ranks[path]
+        index = start_of[path] + jax.lax.iota(jnp.uint32, rank.size).reshape(rank.shape)
+        return (rank == threshold) & (index + t <= size)
 
-    above = rank > threshold
+    threshold, count = _threshold(partial(_count, reaches, ranks), k, size)
+    above = _count(reaches, ranks, threshold + 1)
     # Without ties all at the threshold come, and the second search ends before its first round.
-    missing = jnp.where(count == k, scores.size, k - jnp.sum(above, dtype=jnp.int32))
-    last, _ = _threshold(early, missing, scores.size)
-    chosen = above | early(last)
-    return chosen if where is None else chosen & where
+    missing = jnp.where(count == k, size, k - above)
+    last, _ = _threshold(partial(_count, early, ranks), missing, size)
+    chosen = {path: (rank > threshold) | early(path, last) for path, rank in ranks.items()}
+    if where is None:
+        return chosen
+    return {path: mask & where[path] for path, mask in chosen.items()}
 
 
 def _monotone_image(scores: Float[Array, "..."]) -> UInt32[Array, "..."]:
@@ -59,12 +80,24 @@ def _monotone_image(scores: Float[Array, "..."]) -> UInt32[Array, "..."]:
     return jnp.where(magnitude > 0x7F800000, jnp.uint32(1), image)
 
 
+def _count(
+    chosen: Callable[[str, UInt32[Array, ""]], Bool[Array, "..."]],
+    paths: Iterable[str],
+    t: UInt32[Array, ""],
+) -> Int[Array, ""]:
+    """How many entries of all layers are chosen at t."""
+    total = jnp.int32(0)
+    for path in paths:
+        # One layer after another, for each adds a 0 from the last: XLA may write out what it sums.
+        zero = (total >> 31).astype(jnp.uint32)
+        total += jnp.sum(chosen(path, t + zero), dtype=jnp.int32)
+    return total
+
+
 def _threshold(
-    at_least: Callable[[UInt32[Array, ""]], Bool[Array, "..."]],
-    k: Int[Array, ""],
-    size: int,
+    at_least: Callable[[UInt32[Array, ""]], Int[Array, ""]], k: Int[Array, ""], size: int
 ) -> tuple[UInt32[Array, ""], Int[Array, ""]]:
-    """(t, how many are at_least(t)) for a t where that is k or, with ties, the next above k.
+    """(t, at_least(t)) for a t where that count is k or, with ties, the next above k.
 
     Built from the highest bit down: a bit stays where still k or more values lie above. The search
     ends at the first threshold with exactly k, or else at the largest with k or more.
@@ -76,29 +109,10 @@ def _threshold(
 
     def next_bit(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         bit, low, count = state
-        higher = jnp.sum(at_least(low | bit), dtype=jnp.int32)
+        higher = at_least(low | bit)
         enough = higher >= k
         return bit >> 1, jnp.where(enough, low | bit, low), jnp.where(enough, higher, count)
 
     start = (jnp.uint32(1 << 31), jnp.uint32(0), jnp.int32(size))
     _, threshold, count = jax.lax.while_loop(unfinished, next_bit, start)
     return threshold, count
-
-
-def top_k_masks(
-    scores: Mapping[str, Float[Array, "..."]],
-    k: int | Int[Array, ""],
-    where: Mapping[str, Bool[Array, "..."]] | None = None,
-) -> dict[str, Bool[Array, "..."]]:
-    """`top_k_mask` of several layers ranked together: k weights in all, in the layers' order."""
-
-    def joined(layers: Mapping[str, Array]) -> Array:
-        return jnp.concatenate([layers[path].ravel() for path in scores])
-
-    as_float32 = {path: score.astype(jnp.float32) for path, score in scores.items()}
-    chosen = top_k_mask(joined(as_float32), k, None if where is None else joined(where))
-    masks, start = {}, 0
-    for path, score in scores.items():
-        masks[path] = chosen[start : start + score.size].reshape(score.shape)
-        start += score.size
-    return masks
