@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from rich.console import Console
 
 from cka_sr_jax.experiments import lottery
@@ -83,6 +84,33 @@ def test_every_round_starts_from_the_rewound_weights(finished):
         for layer in LAYERS:
             expected = np.where(masks[layer], rewound[layer], 0)
             np.testing.assert_array_equal(start.params[layer]["kernel"], expected)
+            slots = [
+                np.asarray(leaf)
+                for leaf in jax.tree.leaves(start.opt_state.inner_state)
+                if leaf.shape == expected.shape
+            ]
+            assert slots
+            assert all(slot.any() and not slot[~masks[layer]].any() for slot in slots)
+
+
+def test_thirteen_rounds_keep_a_fifth_less_each(finished):
+    """Densities 0.8^n of all weights to one weight, as far as open_lth's recipe goes."""
+    params = {"a": jax.random.normal(jax.random.key(0), (30, 40)), "b": jax.numpy.ones((7, 9))}
+    size = 30 * 40 + 7 * 9
+    masks = jax.tree.map(lambda leaf: leaf == leaf, params)
+    for n in range(1, 14):
+        masks = lottery.prune_by_magnitude(params, masks, round(0.8**n * size))
+        assert sum(int(mask.sum()) for mask in masks.values()) == round(0.8**n * size)
+    assert int(masks["b"].sum()) + int(masks["a"].sum()) == round(0.055 * size)
+
+
+def test_rounds_with_batch_norm_and_adamw(tmp_path):
+    config = small_config(rounds=1, rewind_step=1)
+    config.train.steps, config.train.batch_size = 2, 32
+    config.model.name, config.model.options = "resnet8", ConfigDict({"width": 2})
+    config.optimizer.name, config.cka.beta = "adamw", 0.0
+    result = lottery.run(config, tmp_path, quiet())
+    assert [round(row["density"], 2) for row in result["rounds"]] == [1.0, 0.8]
 
 
 def test_an_interrupted_experiment_ends_as_an_uninterrupted_one(finished, tmp_path, monkeypatch):
