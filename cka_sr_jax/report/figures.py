@@ -49,16 +49,21 @@ def cka_curve(records: Sequence[Record]) -> bytes:
     has_penalty = len(series(records, "train", "cka_penalty")[0]) > 0
     figure = Figure(figsize=(6, 5.1), layout="constrained")
     axes = figure.subplots(2 if has_penalty else 1, 1, sharex=True, squeeze=False)[:, 0]
-    _plot_splits(axes[0], records, "cka_within_stage", "mean CKA of pairs of layers (0 to 1)")
+    kinds = {"cka_within_stage": "of one stage", "cka_cross_stage": "of two stages"}
+    logged = [k for k in kinds if any(series(records, split, k)[0] for split in SPLITS)]
+    first, *second = logged or ["cka_within_stage"]
+    label = "mean CKA of pairs of layers (0 to 1)" if logged else "mean CKA"
+    _plot_splits(axes[0], records, first, label)
     # The split says when it was computed, not on which images.
     if legend := axes[0].get_legend():
         legend.remove()
-    for split in SPLITS:
-        epochs, values = series(records, split, "cka_cross_stage")
-        if epochs:
-            axes[0].lines[0].set_label("of one stage")
-            axes[0].plot(epochs, values, color=BLUE, marker="s", ms=3.5, label="of two stages")
-            axes[0].legend(frameon=False)
+    if logged:
+        axes[0].lines[0].set_label(kinds[first])
+        for kind, split in itertools.product(second, SPLITS):
+            points = series(records, split, kind)
+            if points[0]:
+                axes[0].plot(*points, color=BLUE, marker="s", ms=3.5, label=kinds[kind])
+        axes[0].legend(frameon=False)
     axes[0].set_ylim(min(0, axes[0].get_ylim()[0]), 1.02)
     if has_penalty:
         axes[0].set_xlabel("")

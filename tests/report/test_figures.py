@@ -45,10 +45,11 @@ def test_series_leaves_out_what_is_missing_or_not_finite():
         [record for epoch in range(100) for record in _records(epoch=epoch)],
         _records(cka_penalty=None, cka_within_stage=None),
         _records(cka_cross_stage=0.5),
+        _records(cka_cross_stage=0.5, cka_within_stage=None),
         [{"split": "test-selection", "epoch": 1.0, "accuracy": 0.5, "cka_within_stage": -0.1}],
         [{"split": "train", "step": 3}],
     ],
-    ids=["empty", "full", "long", "null", "stages", "test-selection", "bare"],
+    ids=["empty", "full", "long", "null", "stages", "across", "test-selection", "bare"],
 )
 def test_curves_draw_whatever_was_logged(records):
     assert learning_curves(records).startswith(PNG)
