@@ -1,6 +1,21 @@
-"""One battery that every rule passes, under many optimisers, parameter trees and types."""
+"""One battery that every rule passes, whatever the optimiser, the parameters and the devices.
+
+A cell of the battery is a choice of rule, optimiser, jit or not, parameter type, number of devices,
+layers, and tree of parameters. `test_contract` asserts every property in each cell it runs. The
+full product has 15,912 cells; the battery is the 221 pairs of a rule and an optimiser, each with
+one of the 72 combinations of the other five axes, such that
+
+- each rule meets every pair of values of the other five axes, and so does each optimiser;
+- each of the 72 combinations occurs.
+
+A certain rule with a certain optimiser thus runs under one combination only. The ordinary run has
+17 cells, in which every value of every axis occurs (and every pair of values of four axes; two
+cells run without jit, which is slow); the rest are marked slow. The first test asserts all this.
+"""
 
 import functools
+import itertools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -28,55 +43,33 @@ from cka_sr_jax.sparsity import (
     sr_ste,
     static,
     str_,
+    synflow,
 )
 from cka_sr_jax.training import Checkpoints
 
-
-class Net(nn.Module):
-    """A convolution with BatchNorm and bias, and dense layers with and without bias."""
-
-    @nn.compact
-    def __call__(self, x, train=True):
-        x = nn.Conv(6, (3, 3), name="conv")(x)
-        x = nn.relu(nn.BatchNorm(use_running_average=False, name="norm")(x))
-        x = nn.relu(nn.Dense(8, use_bias=False, name="mid")(x.reshape(len(x), -1)))
-        return nn.Dense(4, name="head")(x)
-
-
-X = jax.random.normal(jax.random.key(7), (8, 4, 4, 2))
-Y = jnp.arange(8) % 4
-
-
-@functools.cache
-def variables():
-    return Net().init(jax.random.key(0), X)
-
-
-def loss(params, x=X, y=Y):
-    logits, _ = Net().apply(
-        {"params": params, "batch_stats": variables()["batch_stats"]}, x, mutable=["batch_stats"]
-    )
-    return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
-
-
-DENSITY, END, EVERY = 0.3, 6, 2
+DENSITY, END, EVERY = 0.3, 5, 2  # masks change at steps 2, 4 and 5
 COMMON = {"density": DENSITY, "end_step": END, "update_every": EVERY}
-RULES = {
-    "rst": lambda: make_rule("rst", density=DENSITY),
-    "set": lambda: make_rule("set", **COMMON),
-    "rigl": lambda: make_rule("rigl", **COMMON),
-    "snfs": lambda: make_rule("snfs", **COMMON),
-    "mest": lambda: make_rule("mest", **COMMON, gradient_weight=0.1),
-    "mest_soft": lambda: make_rule("mest", **COMMON, soft=True),
-    "gmp": lambda: make_rule("gmp", **COMMON),
-    "gmp_erk": lambda: make_rule("gmp", **COMMON, distribution="erk"),
-    "granet": lambda: make_rule("granet", **COMMON, initial_density=0.6),
-    "granet_dense": lambda: make_rule("granet", **COMMON, initial_density=1.0),
-    "channels": lambda: make_rule("channels", **COMMON),
-    "snip": lambda: static(
-        snip(lambda params, _: loss(params), variables()["params"], None, DENSITY)
+RULES = {  # of the parameters and the model, for masks that are made before training
+    "rst": lambda *_: make_rule("rst", density=DENSITY),
+    "rst_bernoulli": lambda *_: make_rule("rst", density=DENSITY, exact=False),
+    "snip": lambda params, model: static(
+        snip(lambda params, _: loss(model, params), params, None, DENSITY)
     ),
+    "synflow": lambda params, model: static(
+        synflow(lambda params, x: model(params, x, train=False), params, X[:1], DENSITY, rounds=3)
+    ),
+    "set": lambda *_: make_rule("set", **COMMON),
+    "rigl": lambda *_: make_rule("rigl", **COMMON),
+    "snfs": lambda *_: make_rule("snfs", **COMMON),
+    "mest": lambda *_: make_rule("mest", **COMMON, gradient_weight=0.1),
+    "mest_soft": lambda *_: make_rule("mest", **COMMON, soft=True),
+    "granet": lambda *_: make_rule("granet", **COMMON, initial_density=0.6),
+    "granet_dense": lambda *_: make_rule("granet", **COMMON, initial_density=1.0),
+    "gmp": lambda *_: make_rule("gmp", **COMMON),
+    "gmp_erk": lambda *_: make_rule("gmp", **COMMON, distribution="erk"),
+    "channels": lambda *_: make_rule("channels", **COMMON),
 }
+GROWS = ("set", "rigl", "snfs", "mest", "mest_soft", "granet", "granet_dense")
 METHODS = {  # that learn their masks
     "str": lambda: str_(initial=-2.0),
     "dst": lambda: dst(1e-2),
@@ -89,36 +82,151 @@ OPTIMISERS = {
     "adamw": lambda: optax.adamw(1e-2, weight_decay=0.1),
     "lion": lambda: optax.lion(1e-3),
     "rmsprop": lambda: optax.rmsprop(1e-3, momentum=0.9),
-    "adafactor": lambda: optax.adafactor(1e-2, min_dim_size_to_factor=4),
+    # Of these layers it factors the slot of one; the others' and the momentum are whole.
+    "adafactor": lambda: optax.adafactor(1e-2, min_dim_size_to_factor=8, momentum=0.9),
     "lamb": lambda: optax.lamb(1e-2),
     "muon": lambda: optax.contrib.muon(1e-2),
     "clipped": lambda: optax.chain(
         optax.clip_by_global_norm(1.0), optax.add_decayed_weights(1e-3), optax.sgd(0.1, 0.9)
     ),
-    "injected": lambda: optax.inject_hyperparams(optax.adam)(learning_rate=1e-2),
+    # Injected into bfloat16 parameters, b2 = 0.999 would round to 1 and Adam alone give NaN.
+    "injected": lambda: optax.inject_hyperparams(optax.adam)(learning_rate=1e-2, b2=0.99),
     "accumulated": lambda: optax.MultiSteps(optax.sgd(0.1, 0.9), 2).gradient_transformation(),
+    "MultiSteps outside": lambda: optax.sgd(0.1, 0.9),
+}
+LAYERS = {
+    "bias": {},
+    "no bias": {"bias": False},
+    "BatchNorm": {"bias": False, "norm": True},
+}
+AXES = {
+    "rule": (*RULES, *METHODS),
+    "optimiser": tuple(OPTIMISERS),
+    "compile": ("jit", "no jit"),
+    "dtype": ("float32", "bfloat16"),
+    "devices": (1, 4),
+    "layers": tuple(LAYERS),
+    "tree": ("dict", "FrozenDict", "nnx.State"),
 }
 
 
-def slow_but(*quick, rules=tuple(RULES)):
-    """Every rule, all but these marked slow."""
-    return [pytest.param(rule, marks=() if rule in quick else pytest.mark.slow) for rule in rules]
+class Cell(NamedTuple):
+    """One value of each axis, in the order of AXES."""
+
+    rule: str
+    optimiser: str
+    compile: str
+    dtype: str
+    devices: int
+    layers: str
+    tree: str
 
 
-# Rules that make their own masks, for any tree of parameters.
-MAKE_MASKS = [rule for rule in RULES if rule != "snip"]
+OTHERS = list(itertools.product(*list(AXES.values())[2:]))
+# These strides give the coverage that the next test asserts, and few slow no-jit cells in FAST. A
+# search of all strides finds others if the axes change.
+CELLS = {
+    (i, j): Cell(rule, optimiser, *OTHERS[(19 * i + 44 * j) % len(OTHERS)])
+    for i, rule in enumerate(AXES["rule"])
+    for j, optimiser in enumerate(AXES["optimiser"])
+}
+FAST = [cell for (i, j), cell in CELLS.items() if j == 11 * i % len(OPTIMISERS)]
 
 
-def expected_counts(rule, params, updates):
+def cover_pairs(cells, names):
+    """Whether every pair of values of any two of these axes occurs."""
+    return all(
+        {(getattr(cell, one), getattr(cell, two)) for cell in cells}
+        == set(itertools.product(AXES[one], AXES[two]))
+        for one, two in itertools.combinations(names, 2)
+    )
+
+
+def test_the_battery_covers_what_it_says():
+    others = list(AXES)[2:]
+    assert cover_pairs(CELLS.values(), AXES)
+    assert {cell[2:] for cell in CELLS.values()} == set(OTHERS)
+    for value in (*RULES, *METHODS, *OPTIMISERS):
+        assert cover_pairs([cell for cell in CELLS.values() if value in cell], others)
+    assert all({cell[axis] for cell in FAST} == set(AXES[name]) for axis, name in enumerate(AXES))
+    assert cover_pairs(FAST, ("dtype", "devices", "layers", "tree"))
+
+
+X = jax.random.normal(jax.random.key(7), (8, 4, 4, 2))
+Y = jnp.arange(8) % 4
+
+
+class Net(nn.Module):
+    """A convolution and two dense layers."""
+
+    bias: bool = True
+    norm: bool = False
+
+    @nn.compact
+    def __call__(self, x, train=True):
+        x = nn.Conv(6, (3, 3), use_bias=self.bias, name="conv")(x)
+        if self.norm:
+            x = nn.BatchNorm(use_running_average=not train, name="norm")(x)
+        x = nn.Dense(8, use_bias=self.bias, name="mid")(nn.relu(x).reshape(len(x), -1))
+        return nn.Dense(4, use_bias=self.bias, name="head")(nn.relu(x))
+
+
+class NnxNet(nnx.Module):
+    """The same network."""
+
+    def __init__(self, bias=True, norm=False):
+        rngs = nnx.Rngs(0)
+        self.conv = nnx.Conv(2, 6, (3, 3), use_bias=bias, rngs=rngs)
+        self.norm = nnx.BatchNorm(6, rngs=rngs) if norm else None
+        self.mid = nnx.Linear(96, 8, use_bias=bias, rngs=rngs)
+        self.head = nnx.Linear(8, 4, use_bias=bias, rngs=rngs)
+
+    def __call__(self, x, train=True):
+        x = self.conv(x)
+        if self.norm is not None:
+            x = self.norm(x, use_running_average=not train)
+        x = self.mid(nnx.relu(x).reshape(len(x), -1))
+        return self.head(nnx.relu(x))
+
+
+@functools.cache
+def network(layers="bias", tree="dict", dtype="float32"):
+    """The parameters and `model(params, x, train=True) -> logits`."""
+    if tree == "nnx.State":
+        graph, params, others = nnx.split(NnxNet(**LAYERS[layers]), nnx.Param, ...)
+
+        def model(params, x, train=True):
+            return nnx.merge(graph, params, others, copy=True)(x, train)
+    else:
+        net = Net(**LAYERS[layers])
+        stats = dict(net.init(jax.random.key(0), X))
+        params = stats.pop("params")
+        if tree == "FrozenDict":
+            params = FrozenDict(params)
+
+        def model(params, x, train=True):
+            return net.apply({"params": params, **stats}, x, train, mutable=["batch_stats"])[0]
+
+    return jax.tree.map(lambda p: p.astype(dtype), params), model
+
+
+def loss(model, params, x=X, y=Y):
+    logits = model(params, x)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+
+def expected_counts(rule, masks, updates):
     """{path: count} or, where the layers are ranked together, the total after so many updates."""
-    shapes = {path: leaf.shape for path, leaf in leaf_paths(params) if leaf.ndim >= 2}
-    sizes = {path: int(np.prod(shape)) for path, shape in shapes.items()}
+    shapes = {path: mask.shape for path, mask in masks.items()}
+    sizes = {path: mask.size for path, mask in masks.items()}
     erk = layer_counts(shapes, DENSITY)
-    last = min(max(updates - 1, 0) // EVERY * EVERY, END)
+    last = END if updates > END else max(updates - 1, 0) // EVERY * EVERY
     left = (1 - last / END) ** 3
+    if rule == "sr_ste":
+        return {path: size // 2 for path, size in sizes.items()}
     if rule == "mest_soft" and 0 < last < END:
         share = float(cosine(0.3, END)(last))
-        return {p: min(sizes[p], n + int(share * n)) for p, n in erk.items()}
+        return {path: min(sizes[path], n + int(share * n)) for path, n in erk.items()}
     if rule == "channels":
         final = {path: max(1, round(DENSITY * shape[-1])) for path, shape in shapes.items()}
         return {
@@ -127,7 +235,7 @@ def expected_counts(rule, params, updates):
         }
     if rule == "gmp_erk":
         return {path: round(n + (sizes[path] - n) * left) for path, n in erk.items()}
-    if rule == "snip":
+    if rule in ("snip", "synflow"):
         return round(DENSITY * sum(sizes.values()))
     if rule in ("gmp", "granet", "granet_dense"):
         start = layer_counts(shapes, 0.6) if rule == "granet" else sizes
@@ -136,234 +244,183 @@ def expected_counts(rule, params, updates):
     return erk
 
 
-def check(rule, params, opt_state):
-    """Pruned weights are exactly 0 and the counts are the rule's."""
-    (state,) = (
-        leaf
-        for leaf in jax.tree.leaves(opt_state, is_leaf=lambda s: isinstance(s, SparseState))
-        if isinstance(leaf, SparseState)
-    )
-    expected = expected_counts(rule, params, int(state.step))
-    masks = {path: np.asarray(mask) for path, mask in leaf_paths(state.masks)}
-    values = {path: np.asarray(leaf, np.float32) for path, leaf in leaf_paths(params)}
-    counts = {path: int(mask.sum()) for path, mask in masks.items()}
-    assert (sum(counts.values()) if isinstance(expected, int) else counts) == expected
-    for path, mask in masks.items():
-        assert not values[path][~mask].any(), path
+def arrays(tree):
+    return {path: np.asarray(leaf) for path, leaf in leaf_paths(tree)}
+
+
+def model_masks(cell, opt_state):
+    masks = get_masks(opt_state)
+    return arrays(masks["weights"] if cell.rule in METHODS else masks)
+
+
+def check(cell, weights, opt_state, old):
+    """What holds after every step; `old` are the masks before it. Returns those after it."""
+    values, masks = arrays(weights), model_masks(cell, opt_state)
+    assert masks.keys() == {"conv/kernel", "mid/kernel", "head/kernel"}
+    assert all(value.dtype == cell.dtype for value in values.values())
     assert all(np.isfinite(value).all() for value in values.values())
-    return masks, values
+    for path, mask in masks.items():
+        assert not values[path][~mask].any(), "pruned weights are exactly 0"
+    leaves = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, SparseState))
+    (state,) = (leaf for leaf in leaves if isinstance(leaf, SparseState))
+    if cell.rule in ("rst", "rst_bernoulli", "snip", "synflow"):
+        assert all((masks[path] == old[path]).all() for path in masks)
+    if cell.rule not in ("rst_bernoulli", "str", "dst"):
+        counts = {path: int(mask.sum()) for path, mask in masks.items()}
+        expected = expected_counts(cell.rule, masks, int(state.step))
+        assert (sum(counts.values()) if isinstance(expected, int) else counts) == expected
+    if cell.rule == "sr_ste":
+        for mask in masks.values():
+            assert (mask.reshape(-1, 2, mask.shape[-1]).sum(1) == 1).all()
+    if cell.rule in METHODS:
+        return masks
+
+    # The slots of a layer are the arrays of its shape, whatever the optimiser calls them.
+    slots = [np.asarray(leaf) for leaf in jax.tree.leaves(state.inner_state)]
+    for path, mask in masks.items():
+        new = mask & ~old[path]
+        assert not values[path][new].any(), "new weights start at 0"
+        own = [slot for slot in slots if slot.shape == mask.shape]
+        assert bool(own) == (cell.optimiser != "sgd")
+        for slot in own:
+            assert not slot[new].any(), "new weights start with empty slots"
+            # Adafactor adds 1e-30 to every square.
+            assert (np.abs(slot[~mask]) <= (1e-20 if cell.optimiser == "adafactor" else 0)).all()
+    return masks
 
 
-def train(rule, tx, params, loss_fn=loss, steps=END + 2):
-    """A few jitted steps, checked after each; also that they compile once and masks move."""
-    opt_state = tx.init(params)
-    params = apply_masks(params, get_masks(opt_state))
-    masks, _ = first, _ = check(rule, params, opt_state)
-    compilations = 0
+def train(cell, folder=None):
+    """Train a cell's network with all checks; the masks before the first step and after each.
 
-    @jax.jit
-    def step(params, opt_state):
-        nonlocal compilations
-        compilations += 1
-        grads = jax.grad(loss_fn)(params)
-        updates, opt_state = tx.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
-    before = params
-    for _ in range(steps):
-        params, opt_state = step(params, opt_state)
-        old, (masks, values) = masks, check(rule, params, opt_state)
-        for path, mask in masks.items():
-            assert not values[path][mask & ~old[path]].any(), "new weights start at 0"
-    assert compilations == 1
-    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, params)
-    assert any(jax.tree.leaves(moved))
-    if steps > EVERY:
-        changed = any((masks[path] != first[path]).any() for path in masks)
-        assert changed == (rule not in ("rst", "snip"))
-    return params, opt_state
-
-
-@pytest.mark.parametrize(
-    ("rule", "optimiser"),
-    [
-        # RigL meets every optimiser, and every rule Adam; the rest of the product is slow.
-        pytest.param(rule, name, marks=() if rule == "rigl" or name == "adam" else pytest.mark.slow)
-        for rule in RULES
-        for name in OPTIMISERS
-    ],
-)
-def test_every_rule_with_every_optimiser(rule, optimiser):
-    train(rule, sparsify(OPTIMISERS[optimiser](), RULES[rule]()), variables()["params"])
-
-
-@pytest.mark.parametrize(
-    ("method", "optimiser"),
-    [
-        pytest.param(name, optimiser, marks=() if optimiser == "adam" else pytest.mark.slow)
-        for name in METHODS
-        for optimiser in OPTIMISERS
-    ],
-)
-def test_every_method_that_learns_its_masks_with_every_optimiser(method, optimiser):
-    method = METHODS[method]()
-    tx = learn_masks(OPTIMISERS[optimiser](), method)
-    start = trained = method.init(variables()["params"])
-    opt_state = tx.init(trained)
-    compilations = 0
-
-    @jax.jit
-    def step(trained, opt_state):
-        nonlocal compilations
-        compilations += 1
-        grads = jax.grad(lambda trained: loss(method.weights(trained)))(trained)
-        updates, opt_state = tx.update(grads, opt_state, trained)
-        return optax.apply_updates(trained, updates), opt_state
-
-    for _ in range(4):
-        trained, opt_state = step(trained, opt_state)
-        masks = dict(leaf_paths(get_masks(opt_state)["weights"]))
-        for path, weight in leaf_paths(method.weights(trained)):
-            assert np.isfinite(weight).all()
-            if path in masks:
-                assert not np.asarray(weight)[~np.asarray(masks[path])].any(), path
-    assert compilations == 1
-    moved = jax.tree.map(lambda a, b: bool((a != b).any()), start, trained)
-    assert all(jax.tree.leaves(moved))
-
-
-@pytest.mark.parametrize("rule", slow_but("rigl", "granet"))
-def test_multisteps_outside(rule):
-    tx = optax.MultiSteps(sparsify(optax.sgd(0.1, 0.9), RULES[rule]()), 2)
-    train(rule, tx, variables()["params"], steps=2 * END)
-
-
-@pytest.mark.parametrize("rule", slow_but("rst", "rigl", rules=MAKE_MASKS))
-def test_frozen_dict_of_bfloat16(rule):
-    params = FrozenDict(jax.tree.map(lambda p: p.astype(jnp.bfloat16), variables()["params"]))
-    params, _ = train(rule, sparsify(optax.adam(1e-2), RULES[rule]()), params)
-    assert isinstance(params, FrozenDict)
-    assert all(p.dtype == jnp.bfloat16 for p in jax.tree.leaves(params))
-
-
-@pytest.mark.parametrize("rule", slow_but("rst", "rigl", rules=MAKE_MASKS))
-def test_nnx_state(rule):
-    class NnxNet(nnx.Module):
-        def __init__(self, rngs):
-            self.mid = nnx.Linear(32, 8, rngs=rngs)
-            self.head = nnx.Linear(8, 4, use_bias=False, rngs=rngs)
-
-        def __call__(self, x):
-            return self.head(nnx.relu(self.mid(x.reshape(len(x), -1))))
-
-    graph, params = nnx.split(NnxNet(nnx.Rngs(0)), nnx.Param)
-
-    def nnx_loss(params):
-        logits = nnx.merge(graph, params)(X)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, Y).mean()
-
-    train(rule, sparsify(optax.sgd(0.1, 0.9), RULES[rule]()), params, nnx_loss)
-
-
-@pytest.mark.parametrize("rule", slow_but("rst", "rigl"))
-def test_jit_changes_nothing(rule):
-    tx = sparsify(optax.sgd(0.1, 0.9), RULES[rule]())
-    jitted, _ = train(rule, tx, variables()["params"], steps=EVERY + 1)
-    opt_state = tx.init(variables()["params"])
-    params = apply_masks(variables()["params"], get_masks(opt_state))
-    for _ in range(EVERY + 1):
-        updates, opt_state = tx.update(jax.grad(loss)(params), opt_state, params)
-        params = optax.apply_updates(params, updates)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), params, jitted)
-
-
-@pytest.mark.parametrize("rule", slow_but("rst", "rigl"))
-def test_masks_are_equal_on_every_device(rule):
-    tx = sparsify(optax.sgd(0.1, 0.9), RULES[rule]())
+    With a folder it also resumes from a checkpoint in there and must come to the same end.
+    """
+    params, model = network(cell.layers, cell.tree, cell.dtype)
+    tx, weights = OPTIMISERS[cell.optimiser](), lambda params: params
+    if cell.rule in METHODS:
+        method = METHODS[cell.rule]()
+        tx, weights, params = learn_masks(tx, method), method.weights, method.init(params)
+    else:
+        tx = sparsify(tx, RULES[cell.rule](params, model))
+    period = 2 if cell.optimiser == "MultiSteps outside" else 1
+    if period > 1:
+        tx = optax.MultiSteps(tx, period)
+    x, y, traces = X, Y, 0
 
     def step(params, opt_state, x, y):
-        grads = jax.lax.pmean(jax.grad(loss)(params, x, y), "d")
+        nonlocal traces
+        traces += 1
+        grads = jax.grad(lambda params: loss(model, weights(params), x, y))(params)
+        if cell.devices > 1:
+            grads = jax.lax.pmean(grads, "devices")
         updates, opt_state = tx.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state
 
-    params = variables()["params"]
+    if cell.devices > 1:
+        x, y = (batch.reshape(cell.devices, -1, *batch.shape[1:]) for batch in (X, Y))
+        # pmap compiles always; vmap is the same step without.
+        step = (jax.pmap if cell.compile == "jit" else jax.vmap)(step, axis_name="devices")
+    elif cell.compile == "jit":
+        step = jax.jit(step)
+
+    def spread(state):
+        if cell.devices == 1:
+            return state
+        copies = jax.tree.map(lambda leaf: jnp.stack([leaf] * cell.devices), state)
+        # Laid out as a step leaves it, or pmap would trace the first step and the second.
+        return jax.pmap(lambda state: state, "devices")(copies) if cell.compile == "jit" else copies
+
+    def gather(state):
+        if cell.devices == 1:
+            return state
+        state = jax.device_get(state)
+        for leaf in jax.tree.leaves(state):
+            assert (leaf == leaf[:1]).all(), "masks and all else are equal on every device"
+        return jax.tree.map(lambda leaf: leaf[0], state)
+
+    def go_on(state, masks, calls):
+        history, state = [], spread(state)
+        for _ in range(calls):
+            state = jax.block_until_ready(step(*state, x, y))
+            params, opt_state = gather(state)
+            masks = check(cell, weights(params), opt_state, masks)
+            history.append(masks)
+        return (params, opt_state), history
+
     opt_state = tx.init(params)
-    params = apply_masks(params, get_masks(opt_state))
-    many = jax.tree.map(lambda a: jnp.stack([a] * 4), (params, opt_state))
-    mapped = jax.pmap(step, axis_name="d")
-    for _ in range(EVERY + 2):
-        many = mapped(*many, X.reshape(4, 2, 4, 4, 2), Y.reshape(4, 2))
-        jax.block_until_ready(many)
-    for leaf in jax.tree.leaves(get_masks(many[1])):
-        assert (leaf == leaf[:1]).all()
-    check(rule, *jax.tree.map(lambda a: a[0], many))
+    if cell.rule in RULES:
+        params = apply_masks(params, get_masks(opt_state))
+    start = params, opt_state
+    masks = check(cell, weights(params), opt_state, model_masks(cell, opt_state))
+    # Not jitted, each call compiles its `cond` anew, so those runs end after the first change of
+    # masks. The others stop before the second, halfway through an accumulation if there is one.
+    stop = (EVERY + 2) * period
+    if cell.compile == "no jit":
+        end, history = go_on(start, masks, stop)
+    else:
+        middle, history = go_on(start, masks, stop - 1)
+        end, rest = go_on(middle, history[-1], (END + 2) * period - stop + 1)
+        if folder is not None:
+            restored = save_and_restore(middle, start, folder)
+            resumed, _ = go_on(restored, history[-1], len(rest))
+            jax.tree.map(np.testing.assert_array_equal, resumed, end)
+        history += rest
+        assert traces == 1, "one compilation"
+    history = [masks, *history]
+    assert any(jax.tree.leaves(jax.tree.map(lambda a, b: (a != b).any(), start[0], end[0])))
+    # The checks of new weights have some to check; the first change of dense masks adds none.
+    if cell.rule in RULES and (cell.rule, cell.compile) != ("granet_dense", "no jit"):
+        grown = [(b[path] & ~a[path]).any() for a, b in itertools.pairwise(history) for path in b]
+        assert any(grown) == (cell.rule in GROWS)
+    return history
 
 
-@pytest.mark.parametrize("rule", slow_but("rigl"))
-def test_a_checkpoint_resumes_with_the_same_masks_bit_for_bit(rule, tmp_path):
-    tx = sparsify(optax.adam(1e-2), RULES[rule]())
-    update = jax.jit(lambda params, state: tx.update(jax.grad(loss)(params), state, params))
-
-    def go_on(params, opt_state, steps):
-        for _ in range(steps):
-            updates, opt_state = update(params, opt_state)
-            params = optax.apply_updates(params, updates)
-        return params, opt_state
-
-    fresh = variables()["params"], tx.init(variables()["params"])
-    start = apply_masks(fresh[0], get_masks(fresh[1])), fresh[1]
-    stopped = go_on(*start, 3)
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(3, stopped)
+def save_and_restore(state, template, folder):
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(1, state)
     checkpoints.close()
-    checkpoints = Checkpoints(tmp_path)
-    restored = jax.tree.map(jnp.asarray, checkpoints.restore(fresh))
+    checkpoints = Checkpoints(folder)
+    restored = jax.tree.map(jnp.asarray, checkpoints.restore(template))
     checkpoints.close()
-    ends = go_on(*stopped, END - 1), go_on(*restored, END - 1)
-    jax.tree.map(np.testing.assert_array_equal, *ends)
-    check(rule, *ends[1])
+    return restored
 
 
 @pytest.mark.parametrize(
-    "optimiser",
+    "cell",
     [
-        pytest.param(name, marks=() if name in ("momentum", "adam", "muon") else pytest.mark.slow)
-        for name in OPTIMISERS
-        if name not in ("sgd", "adafactor")  # no slot; slots of whole rows and columns
+        pytest.param(
+            cell, id="-".join(map(str, cell)), marks=() if cell in FAST else pytest.mark.slow
+        )
+        for cell in CELLS.values()
     ],
 )
-def test_new_weights_start_at_zero_with_empty_slots(optimiser):
-    tx = sparsify(OPTIMISERS[optimiser](), RULES["set"]())
-    params = variables()["params"]
-    opt_state = tx.init(params)
-    params = apply_masks(params, get_masks(opt_state))
-    update = jax.jit(lambda params, opt_state: tx.update(jax.grad(loss)(params), opt_state, params))
-    for step in range(4):
-        before = get_masks(opt_state)
-        updates, opt_state = update(params, opt_state)
-        params = optax.apply_updates(params, updates)
-        after = get_masks(opt_state)
-        new = np.asarray(after["mid"]["kernel"] & ~before["mid"]["kernel"])
-        assert new.any() == (step == EVERY)
-        assert not np.asarray(params["mid"]["kernel"])[new].any()
-        slots = [s for s in jax.tree.leaves(opt_state.inner_state) if s.shape == new.shape]
-        assert slots
-        for slot in slots:
-            assert not np.asarray(slot)[new].any()
-            assert not np.asarray(slot)[~np.asarray(after["mid"]["kernel"])].any()
+def test_contract(cell, tmp_path):
+    history = train(cell, tmp_path)
+    if cell.compile == "no jit":
+        other = cell._replace(compile="jit")
+    elif cell.devices > 1 and cell.layers != "BatchNorm":  # its statistics are each device's own
+        other = cell._replace(devices=1)
+    else:
+        return
+    for masks, expected in zip(history, train(other), strict=False):
+        different = sum((masks[path] != expected[path]).sum() for path in masks)
+        # Sums are rounded in another order, which in bfloat16 may swap a few weights of 908.
+        assert different <= (0 if cell.dtype == "float32" else 18)
 
 
 def test_masked_training_is_training_of_the_masked_loss():
     """With fixed masks, SGD on the parameters is SGD on the masked parametrisation."""
     tx = sparsify(optax.sgd(0.1, momentum=0.9), rst(0.3))
-    params, opt_state = train("rst", tx, variables()["params"], steps=4)
-    masks = get_masks(opt_state)
     inner = optax.sgd(0.1, momentum=0.9)
-    expected = variables()["params"]
-    state = inner.init(expected)
+    expected, model = network()
+    opt_state, state = tx.init(expected), inner.init(expected)
+    masks = get_masks(opt_state)
+    params = apply_masks(expected, masks)
+    slope = jax.jit(jax.grad(lambda p: loss(model, p)))
+    masked_slope = jax.jit(jax.grad(lambda p: loss(model, apply_masks(p, masks))))
     for _ in range(4):
-        grads = jax.grad(lambda p: loss(apply_masks(p, masks)))(expected)
-        updates, state = inner.update(grads, state, expected)
+        updates, opt_state = tx.update(slope(params), opt_state, params)
+        params = optax.apply_updates(params, updates)
+        updates, state = inner.update(masked_slope(expected), state, expected)
         expected = optax.apply_updates(expected, updates)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
@@ -384,8 +441,8 @@ def test_bfloat16_updates_of_float32_parameters_end_at_exactly_zero():
 
 
 def test_dense_is_the_inner_optimiser():
-    params = variables()["params"]
-    grads = jax.grad(loss)(params)
+    params, model = network()
+    grads = jax.grad(lambda p: loss(model, p))(params)
     tx = sparsify(optax.adamw(1e-2), make_rule("dense"))
     actual, state = tx.update(grads, tx.init(params), params)
     expected, _ = optax.adamw(1e-2).update(grads, optax.adamw(1e-2).init(params), params)
@@ -394,7 +451,7 @@ def test_dense_is_the_inner_optimiser():
 
 
 def test_masks_are_found_wherever_sparsify_was_wrapped():
-    params = variables()["params"]
+    params, _ = network()
     masks = static(get_masks(sparsify(optax.sgd(1.0), rst(0.5)).init(params)))
     inner = sparsify(optax.sgd(0.1), masks)
     for tx in (
@@ -410,7 +467,7 @@ def test_masks_are_found_wherever_sparsify_was_wrapped():
 
 
 def test_misuse_is_one_sentence():
-    params = variables()["params"]
+    params, _ = network()
     inner = sparsify(optax.sgd(0.1), rst(0.5))
     with pytest.raises(ValueError, match="sparsify needs the parameters"):
         inner.update(params, inner.init(params))
