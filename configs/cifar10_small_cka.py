@@ -5,7 +5,9 @@ No table of the paper: its recipe at a size that a CPU can train many times over
   python launch.py --config=configs/cifar10_small_cka.py --grid --config.data.dir=TFDS_FOLDER
   python -m cka_sr_jax.experiments.paired runs/cifar10_small_cka
 
-24 runs of 4,000 steps. The beta is chosen on validation data among three.
+24 runs of 4,000 steps. The beta is chosen on validation data among three. The dense network:
+--config.grid.cka.beta="(0.0,)" --config.grid.sparsity.density="(1.0,)" --config.sparsity.rule=dense
+with a --workdir of its own.
 """
 
 from ml_collections import ConfigDict

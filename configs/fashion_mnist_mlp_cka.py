@@ -6,7 +6,14 @@ No table of the paper: its claim on a network that a CPU can train many times ov
   python -m cka_sr_jax.experiments.paired runs/fashion_mnist_mlp_cka \\
     --rows=sparsity.rule,sparsity.density
 
-180 runs of 5,000 steps. The beta is chosen on validation data among three.
+180 runs of 5,000 steps. The beta is chosen on validation data among three. Dense training (what
+beta does to the share of small weights), and the other rules at one density, each with a --workdir
+of its own:
+
+  ... --config.grid.sparsity.rule="('dense',)" --config.grid.sparsity.density="(1.0,)"
+  ... --config.grid.sparsity.rule="('set','snfs','gmp','snip','grasp','synflow')" \\
+    --config.grid.sparsity.density="(0.01,)" --config.grid.cka.beta="(0.0, 1e-3)" \\
+    --config.seeds="(0,1,2)"
 """
 
 from ml_collections import ConfigDict

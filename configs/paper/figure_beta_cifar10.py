@@ -11,7 +11,9 @@
 RST on CIFAR-10 at 95 % sparsity, betas 0, 0.01, 0.05 and 0.08. In the paper the similarity falls as
 beta grows, across stages too, and more weights lie at 0. Its ResNet-56 figure, with another
 --workdir: --config.model.name=resnet56 --config.grid.cka.beta="(0.0, 5e-4, 2e-3, 5e-3)". Whether
-dense training gets more small weights, which is theorem 1: --config.sparsity.rule=dense.
+dense training gets more small weights, which is theorem 1: --config.sparsity.rule=dense and again
+another --workdir. epsilon_sparsity counts pruned weights too: of the kept ones the share is
+(epsilon_sparsity - (1 - density)) / density.
 """
 
 from ml_collections import ConfigDict

@@ -1,0 +1,25 @@
+"""The paper's table 5, AugCKA-SR: RST, ResNet-20, CIFAR-100 at six sparsities.
+
+  python launch.py --config=configs/paper/table5_augcka_cifar100.py --grid \\
+    --config.data.dir=TFDS_FOLDER
+  python -m cka_sr_jax.experiments.paired runs/table5_augcka_cifar100 --value=0.1
+
+The mean CKA of all pairs of block outputs, also across stages, on all samples of every batch, at
+the reference's beta of 0.1; the reference's CKA is the biased one here, this is not. The paper's
+figures are in configs/cifar100_resnet20_rst.py. 36 runs.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.paper.table5_rst_cifar100 import get_config as recipe
+
+
+def get_config():
+    """The config."""
+    config = recipe()
+    config.cka.pairs = "all"
+    config.cka.reduction = "mean"
+    config.cka.samples = -1
+    config.cka.every = 1
+    config.grid.cka = ConfigDict({"beta": (0.0, 0.1)})
+    return config
