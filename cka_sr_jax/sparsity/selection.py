@@ -11,10 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 
-# A search for the threshold bit by bit on the scores' integer image, at most 32 counts of N values,
-# beat everything else measured (ms on two CPU cores at N = 3e5, 2.5e6, 2.5e7, jitted, k = N/20):
-#   bit by bit 1.4, 18, 450 (2.8, 34, 600 with ties); two bits a round 2.7, 40, 1400;
-#   lax.top_k (k static) 7.4, 94, 3500; argsort 78, 790, 9900.
+# By a search for the threshold, bit by bit on the scores' integer image: at most 32 counts of N
+# values, where sorts take ten times as long (benchmarks/selection.py).
 def top_k_mask(
     scores: Float[Array, "..."],
     k: int | Int[Array, ""],
