@@ -81,7 +81,7 @@ def mask_curves(records: Sequence[Record]) -> bytes:
         "churn": "changed (churn)",
     }
     for name, label in names.items():
-        shares.plot(*series(records, "masks", name), label=label)
+        _plot_steps(shares, series(records, "masks", name), label=label)
     _label_percent(shares, "share of weights (%)")
     paths = {key: None for record in records for key in record if key.startswith("density/")}
     for path in paths:
@@ -191,8 +191,14 @@ def _label_percent(axes: Axes, label: str) -> None:
     tidy(axes)
 
 
+def _plot_steps(axes: Axes, points: tuple[list[float], list[float]], **style: Any) -> None:
+    """What holds from each update to the next; few updates are marked, one would be invisible."""
+    marker = "o" if len(points[0]) <= 40 else ""
+    axes.plot(*points, drawstyle="steps-post", marker=marker, ms=3, **style)
+
+
 def _plot_flops(axes: Axes, points: tuple[list[float], list[float]], label: str) -> None:
-    axes.plot(*points, color=BLUE)
+    _plot_steps(axes, points, color=BLUE)
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
     axes.set_ylim(bottom=0)

@@ -237,8 +237,8 @@ def _layers(layers: Sequence[LayerRow], figures: Mapping[str, bytes]) -> str:
         figures["mask_curves"],
         "Density, exploration and churn of the masks, and FLOPs, over epochs",
         "From metrics.jsonl, at each update of the masks: density, the share of weights kept; "
-        "explored, the share kept at least once so far (R_s); churn, how much of them changed; "
-        "each layer's density; and FLOPs of the kept weights.",
+        "explored, the share kept at least once so far (R_s); churn, how much of them changed; and "
+        "FLOPs with the kept weights. Each layer's density at each evaluation; FLOPs of training.",
     )
     return f"{table}\n{note}\n{bars}\n{curves}"
 

@@ -54,7 +54,7 @@ def write_report(
         "cka_curve": cka_curve(records),
         "density": density_bars(layers),
     }
-    if series(records, "masks", "churn")[0]:
+    if series(records, "masks", "density")[0]:
         figures["mask_curves"] = mask_curves(records)
     if cka_matrix is not None:
         figures["cka_heatmap"] = cka_heatmap(cka_matrix, feature_names, feature_groups)

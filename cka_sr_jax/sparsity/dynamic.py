@@ -54,7 +54,7 @@ def set_(
       density, distribution, exclude: as for `rst`.
       end_step: last step that may change the masks; also the length of the schedule.
       update_every: steps between updates.
-      drop_fraction: f(0), or a function of the step to use as f.
+      drop_fraction: f(0), or a function of the step, traced, to use as f; clipped to [0, 1].
       final_drop_fraction: f(end_step), unless f is constant or a function of yours.
       schedule: "cosine", "linear" or "constant".
       drop, grow: a name in SCORES or a function (key, param, grad, mask) -> array.
@@ -119,7 +119,9 @@ def snfs(
       density, ...: the others, the update and the errors as for `set_`.
     """
     if not 0 < momentum < 1:
-        raise ValueError(f"momentum={momentum} is not in (0, 1).")
+        raise ValueError(
+            f"momentum={momentum} is not in (0, 1): it is the decay of the average, such as 0.9."
+        )
     share = drop_schedule(drop_fraction, schedule, end_step, final_drop_fraction)
     return Rule(
         init=random_start(density, distribution, exclude),
@@ -153,7 +155,9 @@ def mest(
     Arguments and errors as for `set_`.
     """
     if not gradient_weight >= 0:
-        raise ValueError(f"gradient_weight={gradient_weight} is not a number of 0 or more.")
+        raise ValueError(
+            f"gradient_weight={gradient_weight} is not a number of 0 or more, such as 0.1."
+        )
     share = drop_schedule(drop_fraction, schedule, end_step, final_drop_fraction)
     drop = magnitude_and_gradient(gradient_weight) if gradient_weight else get_score("magnitude")
     if soft:

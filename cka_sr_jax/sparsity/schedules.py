@@ -155,11 +155,14 @@ def check_steps(
 def _check_decay(initial: float, end_step: int, floor: float) -> None:
     if not 0 < initial < 1:
         raise ValueError(
-            f"drop fraction {initial} is not in (0, 1): it is the share of a layer's weights that "
+            f"drop_fraction={initial} is not in (0, 1): it is the share of a layer's weights that "
             "an update replaces, for example 0.3."
         )
     if not 0 <= floor <= initial:
-        raise ValueError(f"drop fraction ends at {floor}, which is not in [0, {initial}].")
+        raise ValueError(
+            f"final_drop_fraction={floor} is not in [0, {initial}]: the share falls from "
+            f"drop_fraction={initial} to it."
+        )
     if end_step < 1:
         raise ValueError(f"end_step={end_step} is not a number of steps: pass 1 or more.")
 

@@ -8,6 +8,7 @@ score those outside (the highest come); what it says elsewhere is ignored.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -51,14 +52,24 @@ SCORES: dict[str, Score] = {
 }
 
 
+def _checked(score: Score, key: Array, param: Array, grad: Array, mask: Array) -> Array:
+    result = score(key, param, grad, mask)
+    if jnp.shape(result) != param.shape:
+        raise ValueError(
+            f"a score of shape {jnp.shape(result)} does not rank the weights of a layer of shape "
+            f"{param.shape}: return one value for each weight, as jnp.broadcast_to does."
+        )
+    return result
+
+
 def get_score(score: str | Score) -> Score:
-    """A score given by its name in SCORES or as a function.
+    """A score given by its name in SCORES or as a function, whose result's shape is checked.
 
     Raises:
-      ValueError: an unknown name.
+      ValueError: an unknown name; when called, a result that is not of the layer's shape.
     """
     if callable(score):
-        return score
+        return partial(_checked, score)
     if score not in SCORES:
         raise ValueError(unknown("score", score, SCORES))
     return SCORES[score]

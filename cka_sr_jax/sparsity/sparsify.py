@@ -69,11 +69,15 @@ def sparsify(
 
     Raises:
       TypeError: `rule` is not a Rule.
-      ValueError: `update` is called without `params`, with a state of another transform or another
-        kind of rule, or with masks that do not fit the parameters.
+      ValueError: `update` is called without `params`, with a state of another transform, with that
+        of a rule that keeps less or more (none, fixed or changing masks, averages of gradients), or
+        with masks that do not fit the parameters.
     """
     if not isinstance(rule, Rule):
-        raise TypeError(f"rule={rule!r} is no Rule: pass one from make_rule('rst', density=0.05).")
+        raise TypeError(
+            f"the rule is a {type(rule).__name__}: pass a Rule such as make_rule('rst', "
+            "density=0.05), or static(masks) for masks that you have."
+        )
     inner = optax.with_extra_args_support(inner)
     # A plain False: masks that never change, so nothing to compile or to keep count of.
     changes = rule.due(jnp.zeros((), jnp.int32)) is not False

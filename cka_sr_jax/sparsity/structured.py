@@ -206,5 +206,5 @@ def _check_input_axes(leaves: dict[str, Array], m: int) -> None:
         if leaf.shape[-2] % m:
             raise ValueError(
                 f"the input axis of {path} has length {leaf.shape[-2]}, which m={m} does not "
-                f"divide: keep this layer dense, with {path!r} in exclude."
+                f"divide: take an m that does, or keep this layer dense with {path!r} in exclude."
             )

@@ -77,7 +77,8 @@ def prune_before_training(
         rounds = options.pop("rounds", 0)
         if rounds < 1:
             raise ValueError(
-                "sparsity.rounds is not set: NTT trains on that many batches, for example 2000."
+                f"sparsity.rounds={rounds or None} is no number of batches for NTT to train on: "
+                "set for example 2000."
             )
         return ntt(outputs, params, (images(batch_at(i)) for i in range(rounds)), **options).masks
 

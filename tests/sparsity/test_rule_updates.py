@@ -262,6 +262,18 @@ def test_scores_may_be_plain_functions():
     assert int(masks["a"].sum()) == 9
 
 
+@pytest.mark.parametrize("name", ["rigl", "gmp", "granet"])
+def test_a_score_has_one_value_for_each_weight(name):
+    """One for each channel would be broadcast, and the counts would be wrong without a word."""
+    params, grads = random_layers(0)
+    rule = make_rule(
+        name, density=0.3, end_step=900, drop=lambda key, w, grad, mask: jnp.abs(w).sum(0)[None]
+    )
+    masks = rule.init(jax.random.key(0), params)
+    with pytest.raises(ValueError, match=r"a score of shape .* does not rank the weights"):
+        rule.update(jax.random.key(1), jnp.int32(2), masks, params, grads)
+
+
 def test_exploration_and_churn():
     a = {"w": jnp.array([True, True, False, False]), "b": optax.MaskedNode()}
     b = {"w": jnp.array([True, False, True, False]), "b": optax.MaskedNode()}
@@ -376,8 +388,8 @@ GOOD = {"density": 0.1, "end_step": 100}
         ("rigl", {"update_every": 101}, "update_every=101 is more than the 100 steps from"),
         ("mest", {"gradient_weight": -1.0}, "gradient_weight=-1.0 is not a number of 0 or more"),
         ("snip", {}, r"'snip' is no rule: write static\(snip\("),
-        ("set", {"drop_fraction": 0.0}, r"drop fraction 0.0 is not in \(0, 1\)"),
-        ("set", {"drop_fraction": 1.0}, r"drop fraction 1.0 is not in \(0, 1\)"),
+        ("set", {"drop_fraction": 0.0}, r"drop_fraction=0.0 is not in \(0, 1\)"),
+        ("set", {"drop_fraction": 1.0}, r"drop_fraction=1.0 is not in \(0, 1\)"),
         ("set", {"schedule": "cosin"}, "Unknown drop-fraction schedule 'cosin': did you mean"),
         ("set", {"grow": "randon"}, "Unknown score 'randon': did you mean 'random'?"),
         ("rigl", {"density": 0.0}, r"density=0.0 is not in \(0, 1\]"),
@@ -398,7 +410,7 @@ GOOD = {"density": 0.1, "end_step": 100}
         (
             "set",
             {"final_drop_fraction": 0.4},
-            r"drop fraction ends at 0.4, which is not in \[0, 0.3",
+            r"final_drop_fraction=0.4 is not in \[0, 0.3\]",
         ),
         ("granet", {"initial_density": 0.05}, "initial_density=0.05 is below density=0.1"),
         ("granet", {"prune_end_step": 200}, "prune_end_step=200 comes after end_step=100"),
@@ -416,7 +428,7 @@ def test_impossible_options_are_one_sentence(name, options, message):
     [lambda: cosine(0.3, 0), lambda: linear(0.3, 10, floor=0.4), lambda: periodic(1, 4, 5)],
 )
 def test_impossible_schedules(call):
-    with pytest.raises(ValueError, match=r"end_step|ends at"):
+    with pytest.raises(ValueError, match=r"end_step|final_drop_fraction"):
         call()
 
 

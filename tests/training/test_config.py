@@ -58,7 +58,7 @@ def config_with(**fields):
         ({"sparsity__rule": "channels"}, r"keep it dense with sparsity.exclude=\('head/kernel',\)"),
         (
             {"sparsity__rule": "set", "sparsity__drop_fraction": 1.0},
-            r"drop fraction 1.0 is not in \(0, 1\)",
+            r"drop_fraction=1.0 is not in \(0, 1\)",
         ),
         ({"sparsity__rule": "set", "sparsity__grow": 3}, "sparsity.grow=3 has the wrong type"),
         (
