@@ -74,7 +74,7 @@ def cka_curve(records: Sequence[Record]) -> bytes:
 def mask_curves(records: Sequence[Record]) -> bytes:
     """What a rule did to the masks at each update: density, R_s, churn, the layers, and FLOPs."""
     figure = Figure(figsize=(12, 6.6), layout=ConstrainedLayoutEngine(wspace=0.06, hspace=0.06))
-    (shares, layers), (flops, training) = figure.subplots(2, 2)
+    (shares, layers), (flops, training) = figure.subplots(2, 2, sharex=True)
     names = {
         "density": "density",
         "explored": "kept at least once (R_s)",
@@ -88,8 +88,10 @@ def mask_curves(records: Sequence[Record]) -> bytes:
         name = path.removeprefix("density/").removesuffix("/kernel")
         layers.plot(*series(records, "layers", path), label=name, marker="o", ms=3)
     _label_percent(layers, "density of each layer (%)")
-    _plot_flops(flops, series(records, "masks", "flops"), "FLOPs of one image, forward")
-    _plot_flops(training, series(records, "train", "training_flops"), "FLOPs of training so far")
+    _plot_steps(flops, series(records, "masks", "flops"), color=BLUE)
+    _label(flops, "FLOPs of one image, forward")
+    training.plot(*series(records, "train", "training_flops"), color=BLUE)
+    _label(training, "FLOPs of training so far")
     return to_png(figure)
 
 
@@ -180,29 +182,25 @@ def _plot_splits(axes: Axes, records: Sequence[Record], name: str, label: str) -
         axes.legend(frameon=False)
 
 
-def _label_percent(axes: Axes, label: str) -> None:
+def _label(axes: Axes, label: str) -> None:
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
     axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    tidy(axes)
+
+
+def _label_percent(axes: Axes, label: str) -> None:
+    _label(axes, label)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     if 0 < len(axes.lines) <= 10:  # more names would cover the lines
         axes.legend(frameon=False)
-    tidy(axes)
 
 
 def _plot_steps(axes: Axes, points: tuple[list[float], list[float]], **style: Any) -> None:
     """What holds from each update to the next; few updates are marked, one would be invisible."""
     marker = "o" if len(points[0]) <= 40 else ""
     axes.plot(*points, drawstyle="steps-post", marker=marker, ms=3, **style)
-
-
-def _plot_flops(axes: Axes, points: tuple[list[float], list[float]], label: str) -> None:
-    _plot_steps(axes, points, color=BLUE)
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(label)
-    axes.set_ylim(bottom=0)
-    tidy(axes)
 
 
 def tidy(axes: Axes) -> None:
