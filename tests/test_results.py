@@ -11,16 +11,14 @@ from cka_sr_jax.experiments import paired, table
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "results.md").read_text()
 COMMANDS = re.findall(
-    r"^python -m cka_sr_jax\.experiments\.(table|paired) ((?:.*\\\n)*.*docs/runs/.*(?:\\\n.*)*)$",
-    PAGE,
-    re.MULTILINE,
+    r"```sh\npython -m cka_sr_jax\.experiments\.(table|paired) ([^`]*docs/runs/[^`]*)```", PAGE
 )
 
 
 @pytest.mark.parametrize(("module", "arguments"), COMMANDS)
 def test_the_page_has_what_the_command_prints(module, arguments, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    {"table": table, "paired": paired}[module].main(shlex.split(arguments.replace("\\\n", " ")))
+    {"table": table, "paired": paired}[module].main(shlex.split(arguments.replace("\\\n", "")))
     assert capsys.readouterr().out.strip() in PAGE
 
 
