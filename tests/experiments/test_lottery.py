@@ -93,17 +93,18 @@ def test_every_round_starts_from_the_rewound_weights(finished):
             assert all(slot.any() and not slot[~masks[layer]].any() for slot in slots)
 
 
-def test_thirteen_rounds_keep_a_fifth_less_each(finished):
+def test_thirteen_rounds_keep_a_fifth_less_each():
     """Densities 0.8^n of all weights to one weight, as far as open_lth's recipe goes."""
     params = {"a": jax.random.normal(jax.random.key(0), (30, 40)), "b": jax.numpy.ones((7, 9))}
-    size = 30 * 40 + 7 * 9
+    size, prune = 30 * 40 + 7 * 9, jax.jit(lottery.prune_by_magnitude)
     masks = jax.tree.map(lambda leaf: leaf == leaf, params)
     for n in range(1, 14):
-        masks = lottery.prune_by_magnitude(params, masks, round(0.8**n * size))
+        masks = prune(params, masks, round(0.8**n * size))
         assert sum(int(mask.sum()) for mask in masks.values()) == round(0.8**n * size)
     assert int(masks["b"].sum()) + int(masks["a"].sum()) == round(0.055 * size)
 
 
+@pytest.mark.slow
 def test_rounds_with_batch_norm_and_adamw(tmp_path):
     config = small_config(rounds=1, rewind_step=1)
     config.train.steps, config.train.batch_size = 2, 32
