@@ -60,6 +60,20 @@ def one_update(rule: Rule, params: Any, grads: Any) -> tuple[Callable[[], Any], 
     return lambda: compiled(*arguments), memory.temp_size_in_bytes if memory else 0
 
 
+def step_memory(rule: Rule, params: Any) -> int:
+    """Temporary bytes of a step of SGD with momentum and the rule, given gradients."""
+    tx = sparsify(optax.sgd(0.01, momentum=0.9), rule)
+
+    def step(params: Any, opt_state: Any, grads: Any) -> tuple[Any, Any]:
+        updates, opt_state = tx.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    opt_state = jax.eval_shape(tx.init, params)
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(params, opt_state, params).compile()
+    memory = compiled.memory_analysis()
+    return memory.temp_size_in_bytes if memory else 0
+
+
 def training(rule: Rule, params: Any, steps: int) -> Callable[[], Any]:
     """`steps` training steps that start after step 0, which never updates the masks."""
     tx = sparsify(optax.sgd(0.01, momentum=0.9), rule)
@@ -125,10 +139,10 @@ def large_network() -> None:
     for name, rule in (("RigL", rigl(100)), ("magnitude", gmp())):
         update, temporary = one_update(rule, params, grads)
         seconds = interleaved({name: update}, repeats=3)[name]
-        rows.append([name, f"{seconds:.2f}", f"{temporary / (4 * size):.2f}"])
-    print_table(
-        f"One mask update, {size} parameters", ["", "s", "temporary memory / parameters"], rows
-    )
+        memory = (temporary, step_memory(rule, params))
+        rows.append([name, f"{seconds:.2f}", *(f"{part / (4 * size):.2f}" for part in memory)])
+    columns = ["", "s", "temporary memory / parameters", "of a whole step"]
+    print_table(f"One mask update, {size} parameters", columns, rows)
 
 
 if __name__ == "__main__":

@@ -27,9 +27,9 @@ def cca_matrix(
 
     HSIC being the unbiased one of `cka.hsic_matrix` with P for the Gram. The biased one is
     tr(P_i P_j): at ridge 0 P projects onto the feature's columns and that is the sum of the squared
-    canonical correlations, so that CCA is their R^2_CCA
-    (Kornblith et al. 2019, eq. 6) where both have as many columns; a large ridge makes it linear
-    CKA. A feature without variation between samples has value 0.
+    canonical correlations, so that CCA is their R^2_CCA (Kornblith et al. 2019, eq. 6) where both
+    have as many columns; a large ridge makes it linear CKA. A feature without variation between
+    samples has value 0.
 
     Args:
       features: pytree of arrays [n, ...] over the same samples.

@@ -156,5 +156,7 @@ def _check_once(rows: Sequence[Row], places: Sequence[Path]) -> None:
     for row, place in zip(rows, places, strict=True):
         config = str([value for name, value in row.items() if name not in RESULTS])
         if config in seen:
-            raise ValueError(f"{seen[config]} and {place} are the same run twice: name it once.")
+            raise ValueError(
+                f"{seen[config]} and {place} have one config, seed included: name one of them."
+            )
         seen[config] = place

@@ -74,8 +74,9 @@ class Checkpoints:
         step = self._manager.latest_step()
         if step is None:
             raise ValueError(
-                f"{self._manager.directory} holds no complete checkpoint; networks of a "
-                "layer-sparsity experiment are read with cka_sr_jax.layer_sparsity.load_mlp."
+                f"{self._manager.directory} holds no complete checkpoint; a lottery's are in the "
+                "folders of its rounds, and networks of a layer-sparsity experiment are read with "
+                "cka_sr_jax.layer_sparsity.load_mlp."
             )
         metadata = self._manager.item_metadata(step)
         # Host arrays, whatever devices wrote them.

@@ -88,9 +88,11 @@ def test_csvs_pool_where_their_configs_agree(grid, tmp_path):
 def test_a_run_that_occurs_twice_is_refused(grid, tmp_path):
     file = tmp_path / "runs.csv"
     write_csv(read_runs([grid])[-1:], file)
-    with pytest.raises(SystemExit, match=r"rst0.051 and .*runs.csv, line 2 are the same run twice"):
+    with pytest.raises(
+        SystemExit, match=r"rst0.051 and .*runs.csv, line 2 have one config, seed incl"
+    ):
         main([str(grid), str(file)])
-    with pytest.raises(ValueError, match="the same run twice"):
+    with pytest.raises(ValueError, match="have one config"):
         read_runs([file, file])
 
 
