@@ -41,8 +41,8 @@ def runs_by_value(paths: Sequence[str | Path], field: str) -> dict[Any, Path]:
       paths: folders of grids, or of runs.
 
     Raises:
-      ValueError: no finished run; a field that the runs' configs do not have; runs to show that
-        differ in another field too.
+      ValueError: no finished run; a field that the runs' configs do not have; runs that differ in
+        a field other than this and the seed; values whose lowest seeds differ.
     """
     folders = [
         run
@@ -58,11 +58,9 @@ def runs_by_value(paths: Sequence[str | Path], field: str) -> dict[Any, Path]:
         if field not in config:
             raise ValueError(unknown("field of these runs:", field, config))
         found.setdefault(config[field], run)
-    check_alike(
-        [configs[run] for run in found.values()],
-        allowed=[field],
-        remedy="name runs that agree in it, such as with a shell pattern",
-    )
+    remedy = "name runs that agree in it, such as with a shell pattern"
+    check_alike(list(configs.values()), allowed=[field, "seed"], remedy=remedy)
+    check_alike([configs[run] for run in found.values()], allowed=[field], remedy=remedy)
     return {value: found[value] for value in sorted(found, key=in_order)}
 
 

@@ -71,8 +71,12 @@ def grid_points(config: ConfigDict) -> dict[str, ConfigDict]:
     points = {}
     for values in itertools.product(*axes.values()):
         overrides = dict(zip(axes, values, strict=True))
-        name = ",".join(f"{names[field]}={value}" for field, value in overrides.items())
-        points[name.replace("/", "_").replace(" ", "")] = _point(config, overrides)
+        point = _point(config, overrides)
+        name = ",".join(f"{names[field]}={_value_of(point, field)}" for field in axes)
+        name = name.replace("/", "_").replace(" ", "")
+        if name in points:
+            raise ConfigError(f"two points of this grid would both be called {name}: drop one.")
+        points[name] = point
     return points
 
 
@@ -311,7 +315,7 @@ def _ended(folder: Path, retry: bool) -> str:
     """How the point ended before; "" if it has to run. Its config has been checked."""
     failure = folder / FAILURE
     if failure.exists() and not retry:
-        return f"failed before: {''.join(failure.read_text().splitlines()[-1:])}"
+        return f"failed before: {''.join(failure.read_text().splitlines()[:1])}"
     return "finished before" if (folder / "result.json").exists() else ""
 
 
@@ -330,8 +334,9 @@ def run_point(
             result = experiment_of(config).run(config, folder, console or Console(quiet=True))
         except Exception as error:  # whatever it is, the other points go on
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / FAILURE).write_text(traceback.format_exc())
-            return f"failed: {' '.join(str(error).split())}"
+            reason = " ".join(str(error).split()) or type(error).__name__
+            (folder / FAILURE).write_text(f"{reason}\n\n{traceback.format_exc()}")
+            return f"failed: {reason}"
         accuracy = result.get("test", {}).get("accuracy")
         return "finished" if accuracy is None else f"finished: test accuracy {accuracy:.4f}"
 
@@ -346,6 +351,12 @@ def _point(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
     # As for one device: the process that starts others must not take the accelerator itself.
     validate(point, devices=1)
     return point
+
+
+def _value_of(point: ConfigDict, field: str) -> Any:
+    """As the point has it: 0 and 0.0 are one value of a field of floats."""
+    value = flatten(point)[field]
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _short_names(fields: Mapping[str, Any]) -> dict[str, str]:

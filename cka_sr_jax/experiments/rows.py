@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cka_sr_jax._errors import unknown
-from cka_sr_jax.training.config import RESUMABLE, flatten, read_config
+from cka_sr_jax.training.config import RESUMABLE, default_config, flatten, read_config
 from cka_sr_jax.training.evaluation import EPSILONS
 
 Row = dict[str, Any]
@@ -29,6 +29,14 @@ RESULTS = (
     *(f"epsilon_sparsity.{epsilon:g}" for epsilon in EPSILONS),
     "wall_seconds",
 )
+
+
+# Those in percent: accuracies, and shares of the weights.
+SHARES = [
+    name
+    for name in RESULTS
+    if name in ("density", "explored") or "accuracy" in name or "epsilon" in name
+]
 
 
 def read_runs(paths: Iterable[str | Path], fields: Sequence[str] = ()) -> list[Row]:
@@ -114,8 +122,12 @@ def parse_value(text: str) -> Any:
 
 def as_row(config: Path) -> Row:
     """A run's config, without the fields that do not change what it computes."""
+    return _config_row(read_config(config))
+
+
+def _config_row(config: dict[str, Any]) -> Row:
     row: Row = {}
-    for field, value in read_config(config).items():
+    for field, value in config.items():
         if field not in RESUMABLE:
             value = tuple(value) if isinstance(value, list) else value
             row[field] = None if value == "" else value
@@ -134,12 +146,12 @@ def _read_folder(folder: Path) -> dict[Path, Row]:
 
 
 def _read_csv(path: Path) -> dict[Path, Row]:
+    defaults = _config_row(flatten(default_config()))  # of fields that are newer than the file
     with path.open(newline="", encoding="utf-8") as file:
         return {
             # A name for the line, as it is said in an error: the header is line 1.
-            Path(f"{path}, line {number}"): {
-                field: parse_value(text) for field, text in row.items() if field not in RESUMABLE
-            }
+            Path(f"{path}, line {number}"): defaults
+            | {field: parse_value(text) for field, text in row.items() if field not in RESUMABLE}
             for number, row in enumerate(csv.DictReader(file), start=2)
         }
 

@@ -17,6 +17,7 @@ from typing import Any
 from cka_sr_jax.experiments.figures import draw_lines, write_png
 from cka_sr_jax.experiments.rows import (
     RESULTS,
+    SHARES,
     Row,
     cell_text,
     check_alike,
@@ -73,7 +74,7 @@ def cell_values(
         key = tuple(row.get(field) for field in by_row)
         groups[key][row.get(by_column) if by_column else value].append(row)
     cells: dict[tuple[Any, ...], dict[Any, list[float]]] = {}
-    for key, columns in groups.items():
+    for key, columns in sorted(groups.items(), key=lambda item: [*map(in_order, item[0])]):
         cells[key] = {}
         for column, runs in columns.items():
             check_alike(runs, allowed=["seed"])
@@ -96,7 +97,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--columns", help="the field that makes the columns")
     parser.add_argument("--value", default="test.accuracy", choices=RESULTS)
     parser.add_argument(
-        "--scale", type=float, default=100.0, help="times the value: 100 is percent"
+        "--scale",
+        type=float,
+        help="times the value; 100, so percent, for accuracies and shares of weights, else 1",
     )
     parser.add_argument("--csv", help="also write every run to this file")
     parser.add_argument("--png", help="also draw the table to this file")
@@ -107,11 +110,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = read_runs(options.paths, fields)
         if options.csv:
             write_csv(rows, options.csv)
-        cells = cell_values(rows, by_row, options.columns, options.value, options.scale)
+        scale = options.scale or (100.0 if options.value in SHARES else 1.0)
+        cells = cell_values(rows, by_row, options.columns, options.value, scale)
         print(summary_table(cells, by_row) + selection_note(rows))
         if options.png:
             lines = {" ".join(map(cell_text, key)): line for key, line in cells.items()}
-            label = f"{options.value} x {options.scale:g}"
+            label = options.value if scale == 1 else f"{options.value} x {scale:g}"
             write_png(draw_lines(lines, options.columns or "", label), options.png)
     except ValueError as error:
         sys.exit(f"error: {error}")

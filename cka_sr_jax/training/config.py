@@ -113,6 +113,7 @@ def default_config() -> ConfigDict:
     config.cka.batches = 1  # sub-batches of `samples` to average HSIC over
     config.cka.pairs = "group"  # or "all"
     config.cka.reduction = "sum"  # or "mean"
+    config.cka.debiased = True  # False: the biased estimator, near 1 where samples are few
     config.cka.sync = False  # average HSIC over the devices before the ratio
     config.cka.similarity = "cka"  # or "cca", to compare with (the paper's table 3)
 
@@ -334,11 +335,12 @@ def _check_batch(config: ConfigDict, devices: int) -> None:
         )
     per_device = batch // devices
     samples = per_device // config.cka.batches if config.cka.samples == -1 else config.cka.samples
-    least, measure = (4, "debiased CKA") if config.cka.similarity == "cka" else (2, "CCA")
+    least, kind = (4, "debiased") if config.cka.debiased else (2, "biased")
     if samples < least:
         raise ConfigError(
-            f"cka.samples={config.cka.samples} gives {samples} samples and {measure} needs at "
-            f"least {least}: use {least} or more, or -1 for the whole batch."
+            f"cka.samples={config.cka.samples} gives {samples} samples and {kind} "
+            f"{config.cka.similarity.upper()} needs at least {least}: use {least} or more, or -1 "
+            "for the whole batch."
         )
     if samples * config.cka.batches > per_device:
         raise ConfigError(

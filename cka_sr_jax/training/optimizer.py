@@ -122,7 +122,12 @@ def create_penalty(config: ConfigDict) -> Callable[..., Array]:
       config: a run's `config.cka`.
     """
     samples = None if config.samples == -1 else config.samples
-    options = {"samples": samples, "pairs": config.pairs, "reduction": config.reduction}
+    options = {
+        "samples": samples,
+        "pairs": config.pairs,
+        "reduction": config.reduction,
+        "debiased": config.debiased,
+    }
     if config.similarity == "cca":
         return partial(cca_penalty, **options)
     return partial(cka_penalty, batches=config.batches, **options)

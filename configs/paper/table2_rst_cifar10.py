@@ -1,6 +1,7 @@
 """The paper's table 2: RST, ResNet-20, CIFAR-10 at 95 % sparsity, twelve betas against none.
 
   python launch.py --config=configs/paper/table2_rst_cifar10.py --grid --config.data.dir=TFDS_FOLDER
+  python -m cka_sr_jax.experiments.table runs/table2_rst_cifar10 --rows=cka.beta
   python -m cka_sr_jax.experiments.paired runs/table2_rst_cifar10 --rows=sparsity.density
 
 Paper, one run each, 84.16 without the penalty; beta = 1e-5 2e-5 5e-5 8e-5 1e-4 2e-4 5e-4 8e-4 1e-3

@@ -48,6 +48,8 @@ def test_points_are_all_combinations_with_every_seed():
     assert (config.cka.beta, config.sparsity.density, config.seed) == (0.01, 0.5, 4)
     assert not config.grid
     assert not config.seeds
+    # 0 is 0.0 in a field of floats.
+    assert list(grid_points(small_grid(cka={"beta": (0, 0.01)}))) == list(points)
     # Fields that end alike keep their whole names.
     other = small_grid(eval={"every": (1, 2)}, cka={"every": (3,)})
     assert next(iter(grid_points(other))) == "cka.every=3,eval.every=1,density=0.5,seed=3"
@@ -64,6 +66,10 @@ def test_points_are_all_combinations_with_every_seed():
         ({"seeds": (1, 2)}, "Unknown config field in the grid: 'seeds': did you mean 'seed'"),
         ({"seed": (1, 2)}, "grid.seed and seeds both say which seeds to run"),
         ({"cka": {"beta": (0.0, 1e-3, 0)}}, r"grid.cka.beta=.* has a value twice"),
+        (
+            {"sparsity": {"exclude": (("a/b",), ("a_b",))}},
+            r"two points of this grid would both be called .*exclude=\('a_b',\),seed=3: drop one",
+        ),
         ({"model": {"options": {"hiden": ((8,), (9,))}}}, "Unknown option of mlp 'hiden'"),
         ({"data": {"name": ("mnist",)}}, "data.dir is empty"),
         (
@@ -110,7 +116,9 @@ def test_runs_once_and_a_failure_does_not_stop_the_others(tmp_path, monkeypatch)
     # Again: nothing runs, and the failures are still reported.
     states = run_grid(small_grid(), tmp_path, console=quiet())
     assert len(calls) == 4
-    assert set(states.values()) == {"finished before", "failed before: luck"}
+    assert set(states.values()) == {"finished before", "failed before: out of luck"}
+    text = next(tmp_path.glob("*/failed.txt")).read_text()
+    assert text.startswith("out of luck\n\nTraceback ")
     # On request the failed ones run, and only they.
     states = run_grid(small_grid(), tmp_path, retry=True, console=quiet())
     assert len(calls) == 6

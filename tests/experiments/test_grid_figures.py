@@ -80,6 +80,15 @@ def test_first_runs_that_differ_in_another_field_are_refused(grid):
         figures.main(["curves", str(grid), "x.png"])
 
 
+def test_a_grid_with_another_axis_is_refused_though_the_first_runs_agree(grid):
+    path = grid / "beta=0.01,seed=1" / "config.json"
+    config = json.loads(path.read_text())
+    config["sparsity"]["density"] = 0.5
+    path.write_text(json.dumps(config))
+    with pytest.raises(SystemExit, match=r"density \(0.05, 0.5\): name runs that agree"):
+        figures.main(["curves", str(grid), "x.png"])
+
+
 def test_values_are_in_order():
     values = [1e-3, "b", 0.0, 1e-5, "a", 1e-4]
     assert sorted(values, key=in_order) == ["a", "b", 0.0, 1e-5, 1e-4, 1e-3]

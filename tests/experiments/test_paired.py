@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from cka_sr_jax.experiments.paired import (
     choose_and_compare,
@@ -98,6 +99,22 @@ def test_a_field_that_does_nothing_gains_nothing():
     assert abs(np.mean(gains)) < 4 * np.std(gains) / np.sqrt(len(gains))
 
 
+@pytest.mark.parametrize(("seeds", "said"), [(3, 0.93), (5, 0.92), (20, 0.86)])
+def test_intervals_of_a_choice_cover_what_is_said(seeds, said):
+    """The figures of `choose_and_compare`: three values that do nothing, one accuracy for both."""
+    rng = np.random.default_rng(seeds)
+    covered = {"chosen": 0, "single": 0}
+    for _ in range(4000):
+        skill = rng.normal(size=(4, seeds))
+        choice = choose_by_others(skill[1:])
+        for name, changed in (("chosen", skill[1:][choice, range(seeds)]), ("single", skill[1])):
+            differences = changed - skill[0]
+            half_width = stats.t.ppf(0.975, seeds - 1) * differences.std(ddof=1) / seeds**0.5
+            covered[name] += abs(differences.mean()) < half_width
+    assert covered["chosen"] / 4000 == pytest.approx(said, abs=0.015)
+    assert covered["single"] / 4000 == pytest.approx(0.95, abs=0.015)
+
+
 def test_runs_without_an_accuracy_are_named():
     rows = rows_of(TABLE)
     rows[4]["validation.accuracy"] = None
@@ -121,10 +138,10 @@ def test_command_line(tmp_path, capsys):
     assert png.read_bytes().startswith(b"\x89PNG")
     assert len(again.read_text().splitlines()) == 13
     printed = capsys.readouterr().out.splitlines()
-    assert printed[2].startswith("| 0.05 | 82.00 | 0.0001 (3 of 3) | 2 | 82.00 | +0.00 ± 2.48 |")
-    assert printed[2].endswith("| 3 | 1/1/1 |")
+    assert printed[2] == "| 0.002 |" + " - |" * 8  # nothing to compare with yet
     assert printed[3] == "| 0.01 | 20.00 | 0.0001 (1 of 1) | 1 | 30.00 | +10.00 |  | 1 | 1/0/0 |"
-    assert printed[4] == "| 0.002 |" + " - |" * 8  # nothing to compare with yet
+    assert printed[4].startswith("| 0.05 | 82.00 | 0.0001 (3 of 3) | 2 | 82.00 | +0.00 ± 2.48 |")
+    assert printed[4].endswith("| 3 | 1/1/1 |")
     asked = (["sparsity.density"], "cka.beta", 0.0)
     assert "\n".join(printed) == paired_table(comparisons(rows, *asked), *asked)
     with pytest.raises(SystemExit, match=r"Unknown field of these runs: 'cka.bta'"):

@@ -1,4 +1,4 @@
-"""Each config of a table or figure of the paper, for two epochs of random images."""
+"""Each grid for an accelerator, the paper's tables and figures, for two epochs of random images."""
 
 import importlib.util
 import io
@@ -12,7 +12,8 @@ from rich.console import Console
 from cka_sr_jax.experiments.grid import grid_points, run_grid
 from tests.tfds_sets import class_feature, image_feature, write_set
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "paper").glob("*.py"))
+FOLDER = Path(__file__).parents[2] / "configs"
+CONFIGS = [*sorted((FOLDER / "paper").glob("*.py")), FOLDER / "cifar10_resnet20_rigl_cka.py"]
 
 
 @pytest.fixture(scope="module")

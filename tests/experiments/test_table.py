@@ -60,7 +60,24 @@ def test_cells_hold_runs_that_differ_in_seed_alone(grid, capsys):
     with pytest.raises(SystemExit, match=r"differ in sparsity.density \(0.01, 0.05\)"):
         main([str(grid)])
     main([str(grid), "--columns=sparsity.density", "--value=explored"])  # these runs have none
-    assert capsys.readouterr().out.count("%") == 0
+    assert capsys.readouterr().out.splitlines()[2:] == ["| rigl |  |  |", "| rst |  |  |"]
+
+
+def test_shares_are_in_percent_and_losses_are_not(grid, capsys):
+    for value, text in (("density", "5.00"), ("test.loss", "1.00")):
+        main([str(grid), "--rows=sparsity.rule,sparsity.density", f"--value={value}"])
+        assert f"| rst | 0.05 | {text} ± 0.00 (2) |" in capsys.readouterr().out
+    main([str(grid), "--rows=sparsity.rule,sparsity.density", "--value=test.loss", "--scale=10"])
+    assert "| rst | 0.05 | 10.00 ± 0.00 (2) |" in capsys.readouterr().out
+
+
+def test_a_csv_without_a_newer_field_has_its_default(grid, tmp_path):
+    rows = read_runs([grid])
+    older = [{name: row[name] for name in row if name != "cka.similarity"} for row in rows]
+    write_csv(older, tmp_path / "older.csv")
+    assert read_runs([tmp_path / "older.csv"]) == rows
+    with pytest.raises(ValueError, match="have one config, seed included"):
+        read_runs([grid, tmp_path / "older.csv"])
 
 
 def test_refusals(grid, tmp_path):

@@ -11,8 +11,10 @@ from cka_sr_jax import apply_masks, cka_penalty, get_masks, make_rule, sparsify
 from cka_sr_jax.cca import cca_penalty
 from cka_sr_jax.models import create_model
 from cka_sr_jax.training import (
+    create_penalty,
     create_state,
     cross_entropy,
+    default_config,
     make_eval_step,
     make_train_step,
     map_devices,
@@ -39,6 +41,19 @@ def test_cross_entropy_with_label_smoothing():
     np.testing.assert_allclose(cross_entropy(logits, jnp.array([2, 0])), plain, rtol=1e-6)
     smooth = 0.9 * plain - 0.1 * logp.mean(1)
     np.testing.assert_allclose(cross_entropy(logits, jnp.array([2, 0]), 0.1), smooth, rtol=1e-6)
+
+
+@pytest.mark.parametrize("debiased", [True, False])
+@pytest.mark.parametrize(("name", "similarity"), [("cka", cka_penalty), ("cca", cca_penalty)])
+def test_the_penalty_of_a_config(name, similarity, debiased):
+    config = default_config().cka
+    config.update(similarity=name, debiased=debiased, pairs="all", reduction="mean", samples=6)
+    rng = np.random.default_rng(0)
+    features = {f"stage{i}": rng.normal(size=(9, 5 + i)).astype(np.float32) for i in range(3)}
+    expected = similarity(features, samples=6, pairs="all", reduction="mean", debiased=debiased)
+    np.testing.assert_allclose(create_penalty(config)(features), expected, rtol=1e-6)
+    other = similarity(features, samples=6, pairs="all", reduction="mean", debiased=not debiased)
+    assert abs(expected - other) > 0.1
 
 
 @pytest.mark.parametrize("similarity", [cka_penalty, cca_penalty])
