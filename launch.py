@@ -102,8 +102,13 @@ def _explain(error: Exception, argv: list[str]) -> str:
                 )
         elif match and match[1] not in fields and not match[1].startswith("model.options."):
             return unknown("config field", match[1], fields)
-    if missing:
+    if missing and any(".model.options." in argument for argument in argv):
         return f"The config file sets no field {missing[1]!r} under model.options."
+    if missing:
+        return (
+            f"The config file uses a field {missing[1]!r} that is not there; a group of the grid "
+            "has to be made first, as in config.grid.cka = ConfigDict({'beta': (0.0, 1e-4)})."
+        )
     if isinstance(error, OSError):
         return f"The config file cannot be read: {str(error).splitlines()[-1].strip()}."
     return str(error)

@@ -26,7 +26,7 @@ from cka_sr_jax.sparsity import leaf_paths
 
 ROOT = Path(__file__).parents[1]
 TRAIN_IMAGES = 50_000
-COLUMNS = ["config", "runs", "steps of a run", "PFLOPs of a run", "PFLOPs of the grid"]
+COLUMNS = ["config", "runs", "steps of a run", "10^15 FLOPs of a run", "of the grid"]
 
 
 def forward_flops(name: str, classes: int, **options: int) -> int:

@@ -58,7 +58,7 @@ def runs_by_value(paths: Sequence[str | Path], field: str) -> dict[Any, Path]:
         if field not in config:
             raise ValueError(unknown("field of these runs:", field, config))
         found.setdefault(config[field], run)
-    remedy = "name runs that agree in it, such as with a shell pattern"
+    remedy = "name runs that agree in {}, such as with a shell pattern"
     check_alike(list(configs.values()), allowed=[field, "seed"], remedy=remedy)
     check_alike([configs[run] for run in found.values()], allowed=[field], remedy=remedy)
     return {value: found[value] for value in sorted(found, key=in_order)}
@@ -165,7 +165,7 @@ def draw_lines(lines: Mapping[str, Mapping[Any, Sequence[float]]], x: str, value
     return figure
 
 
-def draw_differences(differences: Mapping[str, tuple[float, float]]) -> Figure:
+def draw_differences(differences: Mapping[str, tuple[float, float]], title: str) -> Figure:
     """Paired differences in points with 95 % t intervals; a single pair is an open circle."""
     figure = Figure(figsize=(6.4, 0.9 + 0.34 * len(differences)), layout="constrained")
     axes = figure.subplots()
@@ -177,7 +177,9 @@ def draw_differences(differences: Mapping[str, tuple[float, float]]) -> Figure:
         )  # fmt: skip
     axes.axvline(0, color="0.3", linewidth=1)
     axes.set_yticks(range(len(differences)), list(differences), parse_math=False)
+    axes.margins(y=0.5 / len(differences))
     axes.invert_yaxis()
+    axes.set_title(title, fontsize="medium")
     axes.set_xlabel("difference of test accuracies (points)")
     tidy(axes)
     return figure

@@ -14,6 +14,7 @@ import fcntl
 import itertools
 import multiprocessing
 import os
+import signal
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -149,6 +150,10 @@ def run_grid(
         console.print(line, highlight=False, markup=False)
     counts = Counter(state.split(":")[0] for state in states.values())
     console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
+    if counts["failed before"]:
+        console.print("With --retry the failed ones run again.")
+    if counts["running elsewhere"]:
+        console.print("Run this again once the others have ended: they may not finish.")
     return states
 
 
@@ -219,7 +224,8 @@ def _in_processes(calls: Mapping[str, tuple[Any, ...]], jobs: int) -> Iterator[t
                     name = waiting.pop(0)
                     receiver, sender = context.Pipe(duplex=False)
                     process = context.Process(target=_send_outcome, args=(sender, *calls[name]))
-                    process.start()
+                    with _interrupts_held():  # the process is told by SIGTERM
+                        process.start()
                     sender.close()  # so that the receiver sees the end of a process that dies
                     running[name] = process, receiver
                 if stop and not told:
@@ -242,6 +248,16 @@ def _in_processes(calls: Mapping[str, tuple[Any, ...]], jobs: int) -> Iterator[t
                 process.join()
         if stop:
             raise SystemExit("Stopped; the same command goes on from what was saved.")
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits, here until the end and in a process that is started meanwhile for ever."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _send_outcome(sender: Connection, function: Callable[..., Any], *arguments: Any) -> None:
@@ -337,8 +353,11 @@ def run_point(
             reason = " ".join(str(error).split()) or type(error).__name__
             (folder / FAILURE).write_text(f"{reason}\n\n{traceback.format_exc()}")
             return f"failed: {reason}"
-        accuracy = result.get("test", {}).get("accuracy")
-        return "finished" if accuracy is None else f"finished: test accuracy {accuracy:.4f}"
+        test = result.get("test", {})
+        if "accuracy" not in test:
+            return "finished"
+        diverged = ", diverged" if test.get("loss", 0.0) is None else ""
+        return f"finished: test accuracy {test['accuracy']:.4f}{diverged}"
 
 
 def _point(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:

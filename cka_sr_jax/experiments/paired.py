@@ -29,9 +29,9 @@ from cka_sr_jax.experiments.rows import (
     cell_text,
     check_alike,
     in_order,
+    notes,
     parse_value,
     read_runs,
-    selection_note,
     write_csv,
 )
 
@@ -45,7 +45,7 @@ class Comparison(NamedTuple):
       chosen: {value: how many seeds it was chosen for}, by the other seeds' validation accuracy; a
         single seed chooses by its own, and its difference is too high on average.
       candidates: how many values there were to choose from.
-      pairs: the number of seeds.
+      pairs: the number of seeds; left_out: of seeds that the baseline or some value lacks.
       baseline, changed: mean test accuracy of each, in percent.
       difference: mean of changed - baseline over the pairs, in points.
       t_interval: half-width of its 95 % confidence interval by Student's t; NaN for one pair.
@@ -57,6 +57,7 @@ class Comparison(NamedTuple):
     chosen: dict[Any, int]
     candidates: int
     pairs: int
+    left_out: int
     baseline: float
     changed: float
     difference: float
@@ -121,7 +122,8 @@ def choose_and_compare(
     others = [v for v in runs if v != baseline and value in (None, v)]
     if baseline not in runs or not others:
         return None
-    seeds = sorted(set.intersection(*(set(runs[v]) for v in (baseline, *others))), key=in_order)
+    seeds_of = [set(runs[v]) for v in (baseline, *others)]
+    seeds = sorted(set.intersection(*seeds_of), key=in_order)
     if not seeds:
         return None
 
@@ -146,6 +148,7 @@ def choose_and_compare(
         chosen=dict(Counter(others[i] for i in choice).most_common()),
         candidates=len(others),
         pairs=len(seeds),
+        left_out=len(set.union(*seeds_of)) - len(seeds),
         baseline=float(unchanged.mean()),
         changed=float(changed.mean()),
         difference=mean,
@@ -222,6 +225,23 @@ def paired_table(
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def pair_notes(found: Mapping[tuple[Any, ...], Comparison | None]) -> list[str]:
+    """What has to be said below a table of `comparisons`."""
+    lines = []
+    for key, c in found.items():
+        if c and c.left_out:
+            lines.append(
+                f"{_name(key)}: {c.left_out} seeds left out, some value has no run of them."
+            )
+        if c and c.pairs == 1 and c.candidates > 1:
+            lines.append(f"{_name(key)}: chosen by the pair's own validation data, so too high.")
+    return lines
+
+
+def _name(key: tuple[Any, ...]) -> str:
+    return " ".join(map(cell_text, key))
+
+
 def _cells(c: Comparison) -> list[str]:
     several = c.pairs > 1
     counts = [f"{cell_text(value)} ({count})" for value, count in c.chosen.items()]
@@ -258,14 +278,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.csv:
             write_csv(rows, options.csv)
         found = comparisons(rows, by_row, field, baseline, options.value)
-        print(paired_table(found, by_row, field, baseline) + selection_note(rows))
+        table = paired_table(found, by_row, field, baseline)
+        print(*[table, *pair_notes(found), *notes(rows, options.paths)], sep="\n\n")
         if options.png:
             drawn = {
-                " ".join(map(cell_text, key)): (c.difference, c.t_interval)
+                f"{_name(key)} ({c.pairs} pairs)": (c.difference, c.t_interval)
                 for key, c in found.items()
                 if c
             }
-            write_png(draw_differences(drawn), options.png)
+            against = f"{field}, against {cell_text(baseline)}"
+            write_png(draw_differences(drawn, against), options.png)
     except ValueError as error:
         sys.exit(f"error: {error}")
 

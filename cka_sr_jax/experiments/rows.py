@@ -79,22 +79,48 @@ def write_csv(rows: Sequence[Row], path: str | Path) -> None:
 
 
 def check_alike(
-    rows: Sequence[Row], allowed: Sequence[str], remedy: str = "name it in --rows"
+    rows: Sequence[Row], allowed: Sequence[str], remedy: str = "name {} in --rows"
 ) -> None:
-    """Raise ValueError where the rows differ in a field of the config that is not `allowed`."""
+    """Raise ValueError where the rows differ in fields of the config that are not `allowed`.
+
+    Args:
+      remedy: what to do, with {} for "it" or "them".
+    """
+    differing = {}
     for field in _columns(rows):
         values = {str(row.get(field)) for row in rows}
         if field not in (*RESULTS, *allowed) and len(values) > 1:
-            raise ValueError(
-                f"runs that are compared differ in {field} ({', '.join(sorted(values))}): {remedy}."
-            )
+            differing[field] = f"{field} ({', '.join(sorted(values))})"
+    if differing:
+        pronoun = "it" if len(differing) == 1 else "them"
+        raise ValueError(
+            f"runs that are compared differ in {' and '.join(differing.values())}: "
+            f"{remedy.format(pronoun)}."
+        )
 
 
-def selection_note(rows: Iterable[Row]) -> str:
-    """What goes below a table: whether some of its runs were selected on the test set."""
+def notes(rows: Iterable[Row], paths: Iterable[str | Path] = ()) -> list[str]:
+    """What has to be said below a table of these rows, which were read from the paths.
+
+    That runs were selected on the test set, that runs diverged, and that a folder holds runs that
+    did not finish.
+    """
+    rows, found = list(rows), []
     if any(row.get("eval.select") == "best-test" for row in rows):
-        return "\n\nRuns with eval.select=best-test: their weights were selected on the test set."
-    return ""
+        found.append(
+            "Runs with eval.select=best-test: their weights were selected on the test set."
+        )
+    if diverged := sum(row.get("test.loss", 0.0) is None for row in rows):
+        found.append(f"Diverged, with a test loss that is not finite: {diverged} of these runs.")
+    for folder in map(Path, paths):
+        begun = {
+            path.parent
+            for name in ("config.json", "failed.txt")
+            for path in folder.glob(f"*/{name}")
+        }
+        if unfinished := sum(not (run / "result.json").exists() for run in begun):
+            found.append(f"Not finished or failed, and so left out: {unfinished} runs of {folder}.")
+    return found
 
 
 def in_order(value: Any) -> tuple[Any, ...]:
@@ -148,11 +174,14 @@ def _read_folder(folder: Path) -> dict[Path, Row]:
 def _read_csv(path: Path) -> dict[Path, Row]:
     defaults = _config_row(flatten(default_config()))  # of fields that are newer than the file
     with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if "test.accuracy" not in (reader.fieldnames or ()):
+            raise ValueError(f"{path} is no CSV of runs: it has no column test.accuracy.")
         return {
             # A name for the line, as it is said in an error: the header is line 1.
             Path(f"{path}, line {number}"): defaults
             | {field: parse_value(text) for field, text in row.items() if field not in RESUMABLE}
-            for number, row in enumerate(csv.DictReader(file), start=2)
+            for number, row in enumerate(reader, start=2)
         }
 
 

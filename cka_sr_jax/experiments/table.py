@@ -22,8 +22,8 @@ from cka_sr_jax.experiments.rows import (
     cell_text,
     check_alike,
     in_order,
+    notes,
     read_runs,
-    selection_note,
     write_csv,
 )
 
@@ -36,11 +36,7 @@ def summary_table(cells: Cells, by_row: Sequence[str]) -> str:
     Args:
       cells: of `cell_values`; by_row: the same fields.
     """
-    columns = sorted(
-        {column for line in cells.values() for column in line},
-        key=in_order,
-        reverse=True,
-    )
+    columns = sorted({column for line in cells.values() for column in line}, key=in_order)
     header = [*(field.rpartition(".")[2] for field in by_row), *map(cell_text, columns)]
     lines = [header, ["---"] * len(by_row) + ["---:"] * len(columns)]
     for key, line in cells.items():
@@ -112,11 +108,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write_csv(rows, options.csv)
         scale = options.scale or (100.0 if options.value in SHARES else 1.0)
         cells = cell_values(rows, by_row, options.columns, options.value, scale)
-        print(summary_table(cells, by_row) + selection_note(rows))
+        print(*[summary_table(cells, by_row), *notes(rows, options.paths)], sep="\n\n")
         if options.png:
             lines = {" ".join(map(cell_text, key)): line for key, line in cells.items()}
+            x = options.columns
+            if not x:  # the rows stand side by side
+                lines, x = {"": {n: line[options.value] for n, line in lines.items()}}, options.rows
             label = options.value if scale == 1 else f"{options.value} x {scale:g}"
-            write_png(draw_lines(lines, options.columns or "", label), options.png)
+            write_png(draw_lines(lines, x, label), options.png)
     except ValueError as error:
         sys.exit(f"error: {error}")
 

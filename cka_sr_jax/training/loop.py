@@ -184,6 +184,8 @@ def finish(
         f"{seconds:.1f} s of training.",
         highlight=False,
     )
+    if result["test"]["loss"] is None:
+        console.print("This run diverged: its loss is not a finite number.")
     console.print(f"Report: {report}", soft_wrap=True, highlight=False)
     return result
 

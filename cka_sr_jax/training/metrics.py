@@ -63,12 +63,13 @@ def _lines(path: Path) -> list[str]:
 
 
 def mean_metrics(metrics: list[dict[str, Any]]) -> dict[str, float]:
-    """Mean of each metric over the steps, NaN (not computed in that step) left out."""
+    """Mean of each metric over the steps; of the penalty over those in which it was computed."""
     result = {}
     for name in metrics[0]:
         values = np.array([float(step[name]) for step in metrics])
-        present = values[~np.isnan(values)]
-        result[name] = float(present.mean()) if present.size else math.nan
+        if name == "cka_penalty":  # NaN where `every` left it out
+            values = values[~np.isnan(values)]
+        result[name] = float(values.mean()) if values.size else math.nan
     return result
 
 

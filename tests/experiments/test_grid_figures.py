@@ -106,7 +106,9 @@ def test_lines_show_means_and_deviations():
 
 
 def test_differences_show_intervals_and_single_pairs_as_open_circles():
-    (axes,) = figures.draw_differences({"rst": (0.1, 0.2), "set": (0.3, np.nan)}).axes
+    differences = {"rst": (0.1, 0.2), "set": (0.3, np.nan)}
+    (axes,) = figures.draw_differences(differences, "beta against 0").axes
+    assert axes.get_title() == "beta against 0"
     assert [label.get_text() for label in axes.get_yticklabels()] == ["rst", "set"]
     many, single = axes.containers
     np.testing.assert_allclose(many[0].get_xydata(), [[0.1, 0]])

@@ -65,7 +65,8 @@ def test_the_choice_is_by_validation_data_and_pairs_are_by_seed():
     assert choose_and_compare(rows_of(TABLE), "cka.beta", 0.0, value=1e-3).changed == 99
     # And so is one that a value lacks which might have been chosen.
     fewer = [row for row in rows_of(TABLE) if (row["cka.beta"], row["seed"]) != (1e-3, 2)]
-    assert choose_and_compare(fewer, "cka.beta", 0.0).pairs == 2
+    found = choose_and_compare(fewer, "cka.beta", 0.0)
+    assert (found.pairs, found.left_out) == (2, 1)
     assert choose_and_compare(fewer, "cka.beta", 0.0, value=1e-4).pairs == 3
     with pytest.raises(ValueError, match=r"are runs at cka.beta = 0.0, .* needs 0.5 and another"):
         comparisons(rows_of(TABLE), [], "cka.beta", 0.5)
@@ -142,12 +143,24 @@ def test_command_line(tmp_path, capsys):
     assert printed[3] == "| 0.01 | 20.00 | 0.0001 (1 of 1) | 1 | 30.00 | +10.00 |  | 1 | 1/0/0 |"
     assert printed[4].startswith("| 0.05 | 82.00 | 0.0001 (3 of 3) | 2 | 82.00 | +0.00 ± 2.48 |")
     assert printed[4].endswith("| 3 | 1/1/1 |")
+    assert len(printed) == 5  # nothing else to say
     asked = (["sparsity.density"], "cka.beta", 0.0)
     assert "\n".join(printed) == paired_table(comparisons(rows, *asked), *asked)
     with pytest.raises(SystemExit, match=r"Unknown field of these runs: 'cka.bta'"):
         main([str(tmp_path / "runs.csv"), "--field=cka.bta"])
     with pytest.raises(SystemExit, match=r"a comparison needs 7 and another, with the same seeds"):
         main([str(tmp_path / "runs.csv"), "--baseline=7"])
+
+
+def test_pairs_that_are_missing_are_said(tmp_path, capsys):
+    rows = rows_of(TABLE | {1e-3: TABLE[1e-3][:1]})
+    write_csv(rows, tmp_path / "runs.csv")
+    main([str(tmp_path / "runs.csv")])
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "0.05: 2 seeds left out, some value has no run of them.",
+        "",
+        "0.05: chosen by the pair's own validation data, so too high.",
+    ]
 
 
 def test_values_that_are_no_numbers(tmp_path, capsys):

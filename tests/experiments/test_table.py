@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from cka_sr_jax.experiments import table
 from cka_sr_jax.experiments.rows import RESULTS, as_row, check_alike, read_runs, write_csv
 from cka_sr_jax.experiments.table import cell_values, main, summary_table
 from cka_sr_jax.training import default_config
@@ -34,10 +35,10 @@ def grid(tmp_path):
 
 
 TABLE = """\
-| rule | 0.05 | 0.01 |
+| rule | 0.01 | 0.05 |
 | --- | ---: | ---: |
-| rigl | 80.00 (1) | 40.00 (1) |
-| rst | 60.00 ± 14.14 (2) |  |"""
+| rigl | 40.00 (1) | 80.00 (1) |
+| rst |  | 60.00 ± 14.14 (2) |"""
 
 
 def test_table_and_csv(grid, tmp_path, capsys):
@@ -52,7 +53,7 @@ def test_table_and_csv(grid, tmp_path, capsys):
     assert summary_table(cell_values(rows, by_row, "sparsity.density"), by_row) == TABLE
     png = tmp_path / "table.png"
     main([str(file), "--columns=sparsity.density", f"--png={png}"])
-    assert capsys.readouterr().out.strip() == TABLE
+    assert capsys.readouterr().out.strip() == TABLE  # of a CSV, which lacks what is not finished
     assert png.read_bytes().startswith(PNG)
 
 
@@ -60,7 +61,7 @@ def test_cells_hold_runs_that_differ_in_seed_alone(grid, capsys):
     with pytest.raises(SystemExit, match=r"differ in sparsity.density \(0.01, 0.05\)"):
         main([str(grid)])
     main([str(grid), "--columns=sparsity.density", "--value=explored"])  # these runs have none
-    assert capsys.readouterr().out.splitlines()[2:] == ["| rigl |  |  |", "| rst |  |  |"]
+    assert capsys.readouterr().out.splitlines()[2:4] == ["| rigl |  |  |", "| rst |  |  |"]
 
 
 def test_shares_are_in_percent_and_losses_are_not(grid, capsys):
@@ -99,6 +100,12 @@ def test_csvs_pool_where_their_configs_agree(grid, tmp_path):
     write_csv([rows[1] | {"cka.samples": 16}], files[1])
     with pytest.raises(SystemExit, match=r"differ in cka.samples \(16, 8\): name it in --rows"):
         main([*map(str, files)])
+    write_csv([rows[1] | {"cka.samples": 16, "seed": 1, "model.name": "lenet5"}], files[1])
+    with pytest.raises(
+        SystemExit, match=r"in cka.samples \(16, 8\) and model.name \(lenet5, mlp\): name them in"
+    ):
+        main([*map(str, files)])
+    write_csv([rows[1] | {"cka.samples": 16}], files[1])
     main([*map(str, files), "--rows=cka.samples"])
 
 
@@ -124,7 +131,7 @@ def test_values_are_the_same_from_a_folder_and_from_a_csv(grid, tmp_path):
         "sparsity": {"exclude": ["head/kernel"]},
     }
     (folder / "config.json").write_text(json.dumps(config))
-    row = as_row(folder / "config.json")
+    row = as_row(folder / "config.json") | {"test.accuracy": 0.5}
     assert row["cka.sync"] is True
     assert row["optimizer.decay_at"] == (0.5,)
     assert row["model.options.none"] is row["model.options.empty"] is None
@@ -137,9 +144,41 @@ def test_values_are_the_same_from_a_folder_and_from_a_csv(grid, tmp_path):
     check_alike([row, again], allowed=[])
 
 
+def test_what_is_not_in_the_table_is_said(grid, capsys, tmp_path):
+    """One of the folders was begun and has no result."""
+    main([str(grid), "--columns=sparsity.density", f"--csv={tmp_path / 'runs.csv'}"])
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"Not finished or failed, and so left out: 1 runs of {grid}."
+    )
+    main([str(tmp_path / "runs.csv"), "--columns=sparsity.density"])
+    assert "left out" not in capsys.readouterr().out
+    # A run whose loss is not a number is in the table, which says so.
+    (grid / "rst0.050" / "result.json").write_text(
+        json.dumps({"test": {"accuracy": 0.1, "loss": None}, "density": 0.05})
+    )
+    main([str(grid), "--columns=sparsity.density"])
+    assert "test loss that is not finite: 1 of these runs." in capsys.readouterr().out
+
+
+def test_a_file_that_is_no_csv_of_runs_is_refused(tmp_path):
+    (tmp_path / "README.md").write_text("# Title\n\na, b\n")
+    with pytest.raises(SystemExit, match=r"README.md is no CSV of runs: it has no column test.acc"):
+        main([str(tmp_path / "README.md")])
+
+
+def test_a_picture_without_columns_has_the_rows_side_by_side(grid, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(table, "draw_lines", lambda *arguments: drawn.append(arguments))
+    monkeypatch.setattr(table, "write_png", lambda figure, path: None)
+    main([str(grid), "--rows=sparsity.rule,sparsity.density", "--png=x.png"])
+    (lines, x, value) = drawn[0]
+    assert lines == {"": {"rigl 0.01": [40], "rigl 0.05": [80], "rst 0.05": [50, 70]}}
+    assert (x, value) == ("sparsity.rule,sparsity.density", "test.accuracy x 100")
+
+
 def test_selection_on_the_test_set_is_said(grid, capsys):
     for run in grid.glob("*"):
         config = json.loads((run / "config.json").read_text())
         (run / "config.json").write_text(json.dumps(config | {"eval": {"select": "best-test"}}))
     main([str(grid), "--columns=sparsity.density"])
-    assert "weights were selected on the test set" in capsys.readouterr().out.splitlines()[-1]
+    assert "weights were selected on the test set" in capsys.readouterr().out

@@ -195,6 +195,7 @@ def test_schedules():
         (["--config=configs/nothing.py"], "The config file cannot be read"),
         (["--config.model.options.hiden=(3,)"], "sets no field 'hiden'"),
         (["--config.grid.cka.beta=(0.0,)"], "grid.cka.beta is no axis of this config's grid"),
+        (["--config=tests/data/grid_without_group.py"], "has to be made first, as in config.grid"),
         (["--cofig=x"], "Unknown command line flag 'cofig'"),
         (["stray"], "Unexpected argument 'stray'"),
         (["--config.cka.samples=2"], "cka.samples=2 gives 2 samples"),

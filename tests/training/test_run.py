@@ -426,10 +426,13 @@ def test_checkpoints_refuse_other_shapes(tmp_path):
     checkpoints.close()
 
 
-def test_mean_metrics_leaves_out_what_was_not_computed():
-    steps = [{"a": 1.0, "b": float("nan")}, {"a": 3.0, "b": 5.0}]
-    assert mean_metrics(steps) == {"a": 2.0, "b": 5.0}
-    assert np.isnan(mean_metrics([{"b": float("nan")}])["b"])
+def test_mean_metrics_leaves_out_the_penalty_where_it_was_not_computed():
+    nan = float("nan")
+    steps = [{"loss": 1.0, "cka_penalty": nan}, {"loss": 3.0, "cka_penalty": 5.0}]
+    assert mean_metrics(steps) == {"loss": 2.0, "cka_penalty": 5.0}
+    assert np.isnan(mean_metrics([{"cka_penalty": nan}])["cka_penalty"])
+    # A loss that is not finite is not hidden.
+    assert np.isnan(mean_metrics([{"loss": 1.0}, {"loss": nan}])["loss"])
 
 
 def test_the_report_is_not_needed_to_import_the_package():

@@ -1,0 +1,22 @@
+"""Scikit-learn's digits, three betas with three seeds each: a first grid.
+
+No table of the paper: to see grids, tables and figures work within minutes.
+
+  python launch.py --config=configs/digits_cka.py --grid
+  python -m cka_sr_jax.experiments.paired runs/digits_cka
+  python -m cka_sr_jax.experiments.figures curves runs/digits_cka curves.png
+
+9 runs. The test set has 180 images or so, so one image is half a point: expect no verdict.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.digits import get_config as recipe
+
+
+def get_config():
+    """The config."""
+    config = recipe()
+    config.seeds = (0, 1, 2)
+    config.grid.cka = ConfigDict({"beta": (0.0, 1e-3, 1e-2)})
+    return config
