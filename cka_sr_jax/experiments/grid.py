@@ -252,7 +252,7 @@ def _in_processes(calls: Mapping[str, tuple[Any, ...]], jobs: int) -> Iterator[t
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits, here until the end and in a process that is started meanwhile for ever."""
+    """Hold Ctrl-C back until the end; a process that is started meanwhile never gets it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
