@@ -6,7 +6,7 @@ No table of the paper: to see grids, tables and figures work within minutes.
   python -m cka_sr_jax.experiments.paired runs/digits_cka
   python -m cka_sr_jax.experiments.figures curves runs/digits_cka curves.png
 
-9 runs. The test set has 180 images or so, so one image is half a point: expect no verdict.
+9 runs. The test set has 360 images, so one image is a quarter of a point: expect no verdict.
 """
 
 from ml_collections import ConfigDict
