@@ -110,6 +110,7 @@ def default_config() -> ConfigDict:
     config.cka.beta = 1e-4  # 0 switches the penalty off
     config.cka.samples = 8  # the first n of each device's batch; -1: all
     config.cka.every = 1  # steps
+    config.cka.end = 1.0  # share of the run after which the penalty is off
     config.cka.batches = 1  # sub-batches of `samples` to average HSIC over
     config.cka.pairs = "group"  # or "all"
     config.cka.reduction = "sum"  # or "mean"
@@ -305,6 +306,11 @@ def _check_ranges(config: ConfigDict) -> None:
         raise ConfigError(
             f"sparsity.end={config.sparsity.end} is not in (0, 1]: it is the share of the run "
             "after which the masks stay."
+        )
+    if not 0 <= config.cka.end <= 1:
+        raise ConfigError(
+            f"cka.end={config.cka.end} is not in [0, 1]: it is the share of the run after which "
+            "the penalty is off."
         )
     if not 0 <= config.train.label_smoothing < 1:
         raise ConfigError(f"train.label_smoothing={config.train.label_smoothing} is not in [0, 1).")

@@ -216,6 +216,7 @@ def _train_step(
         experiment.make_tx(seed),
         beta=beta,
         every=config.cka.every,
+        end=round(config.cka.end * experiment.steps),
         label_smoothing=config.train.label_smoothing,
         sync=config.cka.sync,
         penalty=create_penalty(config.cka),

@@ -65,6 +65,7 @@ def make_train_step(
     *,
     beta: float | Array = 0.0,
     every: int = 1,
+    end: int | None = None,
     label_smoothing: float = 0.0,
     sync: bool = False,
     penalty: Callable[..., Array] = cka_penalty,
@@ -73,9 +74,10 @@ def make_train_step(
     """The step `(state, batch, axis_name="batch") -> (state, metrics)` of one device.
 
     It minimises cross-entropy + beta * penalty(features), the penalty being added in every
-    `every`-th step (the CKA-SR paper's batches_to_cal, without rescaling). Gradients, metrics and
-    BatchNorm statistics are averaged over the axis, so the step belongs inside `jax.pmap`,
-    `jax.shard_map` or `jax.vmap` with that axis name; `axis_name=None` is one device on its own.
+    `every`-th step (the CKA-SR paper's batches_to_cal, without rescaling) before step `end`, or to
+    the last. Gradients, metrics and BatchNorm statistics are averaged over the axis, so the step
+    belongs inside `jax.pmap`, `jax.shard_map` or `jax.vmap` with that axis name; `axis_name=None`
+    is one device on its own.
 
     Args:
       model: Linen module called as `model.apply(variables, images, train=True)` that sows its
@@ -105,6 +107,8 @@ def make_train_step(
             loss, metrics = task_loss, {"task_loss": task_loss}
             if penalised:
                 due = state.step % every == 0
+                if end is not None:
+                    due &= state.step < end
                 options = penalty_options | ({"axis_name": axis_name} if sync else {})
                 similarity = jax.lax.cond(
                     due,

@@ -81,6 +81,7 @@ def config_with(**fields):
         ({"cka__debiased": False, "cka__samples": 1}, "biased CKA needs at least 2"),
         ({"cka__similarity": "cda"}, "Unknown cka.similarity 'cda'"),
         ({"sparsity__end": 0.0}, r"sparsity.end=0.0 is not in \(0, 1\]"),
+        ({"cka__end": 1.5}, r"cka.end=1.5 is not in \[0, 1\]"),
         ({"sparsity__exclude": ("haed",)}, "exclude pattern 'haed' matches no parameter"),
         ({"model__name": "resnet"}, "Unknown model 'resnet'"),
         ({"model__options__width": 3}, "Unknown option of mlp 'width'"),

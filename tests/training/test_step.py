@@ -94,6 +94,16 @@ def test_penalty_only_in_every_third_step():
             np.testing.assert_allclose(metrics["loss"], metrics["task_loss"])
 
 
+def test_penalty_only_before_its_end():
+    model, tx = mlp(), make_tx()
+    state = create_state(model, tx, jax.random.key(0), IMAGES[:2])
+    step = jax.jit(make_train_step(model, tx, beta=0.5, end=2, samples=8), static_argnums=2)
+    for number in range(4):
+        state, metrics = step(state, BATCH, None)
+        assert jnp.isnan(metrics["cka_penalty"]) == (number >= 2)
+        assert (metrics["loss"] == metrics["task_loss"]) == (number >= 2)
+
+
 @pytest.mark.parametrize("parallel", ["pmap", "shard_map"])
 def test_four_devices_train_as_one(parallel):
     """Without BatchNorm: 4 devices of 8 images against one of 32 with 4 CKA sub-batches of 8."""
