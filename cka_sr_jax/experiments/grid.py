@@ -15,6 +15,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -140,6 +141,8 @@ def run_grid(
         if not (folder / FAILURE).exists() or (folder / "config.json").exists():
             check_workdir(point, folder)
     states: dict[str, str] = {}
+    to_run = {name for name in points if not _ended(workdir / name, retry)}
+    total, start = len(to_run), time.monotonic()
     if replicas > 1:
         ended = _run_together(points, workdir, replicas, retry, console)
     else:
@@ -147,6 +150,10 @@ def run_grid(
     for name, state in ended:
         states[name] = state
         line = f"[{len(states)}/{len(points)}] {name}: {state}"
+        if name in to_run:
+            to_run.remove(name)
+            seconds = (time.monotonic() - start) / (total - len(to_run)) * len(to_run)
+            line += f", about {_duration(seconds)} left" if to_run else ""
         console.print(line, highlight=False, markup=False)
     counts = Counter(state.split(":")[0] for state in states.values())
     console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
@@ -155,6 +162,13 @@ def run_grid(
     if counts["running elsewhere"]:
         console.print("Run this again once the others have ended: they may not finish.")
     return states
+
+
+def _duration(seconds: float) -> str:
+    """As in "40 s", "12 min" or "3.5 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _check_shared(points: Mapping[str, ConfigDict], workdir: Path) -> None:

@@ -1,6 +1,7 @@
 """Grids: which runs they are, that finished ones are not repeated, and what a failure leaves."""
 
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -130,6 +131,23 @@ def test_runs_once_and_a_failure_does_not_stop_the_others(tmp_path, monkeypatch)
     assert list(run_grid(small_grid(), tmp_path, index=1, console=quiet())) == [
         "beta=0.0,density=0.5,seed=4"
     ]
+
+
+def test_says_how_long_the_rest_takes(tmp_path, monkeypatch):
+    """By what has run now, and not by what had finished before."""
+    now = itertools.count(0, 60)  # a minute passes at each look at the clock
+    monkeypatch.setattr(grid, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    names = list(grid_points(small_grid()))
+    monkeypatch.setattr(grid, "run_point", lambda config, workdir, name, *_: f"{name} has run")
+    monkeypatch.setattr(grid, "_check_shared", lambda points, workdir: None)
+    (tmp_path / names[0]).mkdir()
+    (tmp_path / names[0] / "failed.txt").write_text("out of luck")
+    console = quiet()
+    run_grid(small_grid(), tmp_path, console=console)
+    lines = console.file.getvalue().splitlines()
+    assert [line.partition("has run")[2] for line in lines[:4]] == [
+        "", ", about 2 min left", ", about 60 s left", "",
+    ]  # fmt: skip
 
 
 def hold(path, ready, release):
