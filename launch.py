@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
                 replicas=FLAGS.replicas,
                 retry=FLAGS.retry,
             )
-            if any(state.startswith(("failed", "stopped")) for state in states.values()):
+            if any(state.startswith(("failed", "stopped", "running")) for state in states.values()):
                 raise SystemExit(1)
         elif FLAGS.retry or FLAGS.jobs != 1 or FLAGS.replicas != 1:
             fail("--retry, --jobs and --replicas are for grids: add --grid.")

@@ -206,9 +206,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         runs = runs_by_value(options.paths, options.field)
         figure = DRAW[options.kind]({f"{name} {cell_text(v)}": run for v, run in runs.items()})
-    except ValueError as error:
+        write_png(figure, options.png)
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
-    write_png(figure, options.png)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 Each point is an ordinary run in a directory of its own, named after its values, so that a grid may
 be killed and run again at any time: finished points are skipped and begun ones go on from their
 checkpoint. More values may be given to an axis, and more seeds; a new axis renames the points, and
-they all run again. Points that differ in `cka.beta` alone share seed, initial weights, masks and
-the order of the data.
+they all run again. Points that differ in `cka.beta` alone share seed, initial weights, initial
+masks and the order of the data.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import traceback
 from collections import Counter
@@ -102,17 +103,17 @@ def run_grid(
     Args:
       workdir: holds one directory for each point.
       index: run the point of this number only, counted from 0.
-      jobs: processes side by side; on a CPU they share the cores. SIGTERM and Ctrl-C stop them
-        all, each once it has saved a checkpoint; after SIGKILL they still end their points.
+      jobs: processes side by side; on a CPU they share the cores. SIGTERM, Ctrl-C and the death
+        of this process stop them all, each once it has saved a checkpoint.
       replicas: points that train together in one program where they differ in seed and beta alone;
         faster on accelerators. See `experiments.replicas`.
       retry: run failed points again.
 
     Raises:
       ConfigError: as `grid_points`; an index outside the grid; fewer than 1 jobs or replicas, or
-        more than 1 of both; replicas with several devices; a point's directory that holds another
-        config's run or a damaged one; a model, data or optimiser that the first point to run cannot
-        work with; a `workdir` whose file system has no locks.
+        more than 1 of both; either with several devices; a point's directory that holds another
+        config's run or a damaged one; models, data or optimisers with which no point can work; a
+        `workdir` whose file system has no locks.
       SystemExit: stopped by a signal.
     """
     console = console or Console(soft_wrap=True)
@@ -142,7 +143,7 @@ def run_grid(
             check_workdir(point, folder)
     states: dict[str, str] = {}
     to_run = {name for name in points if not _ended(workdir / name, retry)}
-    total, start = len(to_run), time.monotonic()
+    ran, start = 0, time.monotonic()
     if replicas > 1:
         ended = _run_together(points, workdir, replicas, retry, console)
     else:
@@ -150,10 +151,11 @@ def run_grid(
     for name, state in ended:
         states[name] = state
         line = f"[{len(states)}/{len(points)}] {name}: {state}"
-        if name in to_run:
-            to_run.remove(name)
-            seconds = (time.monotonic() - start) / (total - len(to_run)) * len(to_run)
-            line += f", about {_duration(seconds)} left" if to_run else ""
+        to_run.discard(name)
+        ran += state.startswith("finished:")
+        if ran and to_run and replicas == 1:  # which end many at once
+            seconds = (time.monotonic() - start) / ran * len(to_run)
+            line += f", about {_duration(seconds)} left"
         console.print(line, highlight=False, markup=False)
     counts = Counter(state.split(":")[0] for state in states.values())
     console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
@@ -171,12 +173,29 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _check_shared(points: Mapping[str, ConfigDict], workdir: Path) -> None:
-    """Raise ConfigError for a model, data or optimiser that the first point cannot work with."""
+def _check_shared(points: Mapping[str, ConfigDict], workdir: Path, jobs: int) -> None:
+    """Raise ConfigError for models, data or optimisers with which no point that is left can work.
+
+    Where one can, the others that cannot are failures of their own.
+    """
+    if jobs > 1 and (count := len(jax.local_devices())) > 1:
+        raise ConfigError(
+            f"each of --jobs={jobs} processes would take all {count} devices: give this command "
+            "instead to one process for each device, such as with CUDA_VISIBLE_DEVICES=0; with "
+            "one --workdir they share the points."
+        )
+    errors: dict[str, ConfigError] = {}
     for name, config in points.items():
-        if not _ended(workdir / name, retry=False):
+        apart_from_seed = str(sorted((flatten(config) | {"seed": None}).items()))
+        if _ended(workdir / name, retry=False) or apart_from_seed in errors:
+            continue
+        try:
             experiment_of(config).prepare(config, workdir / name)
             return
+        except ConfigError as error:
+            errors[apart_from_seed] = error
+    if errors:
+        raise next(iter(errors.values()))
 
 
 def _run_points(
@@ -184,7 +203,7 @@ def _run_points(
 ) -> Iterator[tuple[str, str]]:
     """(name, state) of each point as it ends."""
     if jobs == 1 or len(points) <= 1:
-        _check_shared(points, workdir)
+        _check_shared(points, workdir, jobs)
         for name, config in points.items():
             yield name, run_point(config, workdir, name, retry, console)
             jax.clear_caches()  # each point compiles its own step
@@ -199,7 +218,7 @@ def _run_points(
     try:
         # In a process too: this one must leave the accelerator to the others. If that process
         # dies, so do those of the points, and they say why.
-        list(_in_processes({"the check": (_check_shared, points, workdir)}, 1))
+        list(_in_processes({"the check": (_check_shared, points, workdir, jobs)}, 1))
         calls = {n: (run_point, config, workdir, n, retry) for n, config in points.items()}
         for name, state in _in_processes(calls, jobs):
             if isinstance(state, Died):
@@ -276,6 +295,7 @@ def _interrupts_held() -> Iterator[None]:
 
 def _send_outcome(sender: Connection, function: Callable[..., Any], *arguments: Any) -> None:
     """Call it in this process and send what became of it to the one that started this."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         outcome = function(*arguments)
     except ConfigError as error:
@@ -284,6 +304,16 @@ def _send_outcome(sender: Connection, function: Callable[..., Any], *arguments: 
         outcome = "stopped"
     with suppress(BrokenPipeError):  # the grid was killed: the point's directory says it all
         sender.send(outcome)
+
+
+def _end_with_parent() -> None:
+    """Wait until the process that started this one is gone, and then ask this one to save and end.
+
+    It is joined before it is gone, unless it was killed.
+    """
+    if parent := multiprocessing.parent_process():
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _receive_outcome(process: Any, receiver: Connection) -> Any:
@@ -310,7 +340,7 @@ def _run_together(
     points: Mapping[str, ConfigDict], workdir: Path, replicas: int, retry: bool, console: Console
 ) -> Iterator[tuple[str, str]]:
     """(name, state) of each point as it ends, those that can being trained together."""
-    _check_shared(points, workdir)
+    _check_shared(points, workdir, jobs=1)
     pending = {
         name: config
         for name, config in points.items()
@@ -378,7 +408,8 @@ def _point(config: ConfigDict, overrides: Mapping[str, Any]) -> ConfigDict:
     point = copy.deepcopy(config)
     point.grid, point.seeds = ConfigDict(), ()
     try:
-        point.update_from_flattened_dict(overrides)
+        with point.unlocked():  # for model.options, which hold what the config file sets
+            point.update_from_flattened_dict(overrides)
     except (TypeError, ValueError, KeyError) as error:
         raise ConfigError(f"the grid's point {dict(overrides)} is wrong: {error}") from error
     # As for one device: the process that starts others must not take the accelerator itself.

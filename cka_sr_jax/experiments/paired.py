@@ -288,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             }
             against = f"{field}, against {cell_text(baseline)}"
             write_png(draw_differences(drawn, against), options.png)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

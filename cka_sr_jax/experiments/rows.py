@@ -15,8 +15,8 @@ from cka_sr_jax.training.evaluation import EPSILONS
 
 Row = dict[str, Any]
 
-# What a run's row holds of its result.json.
-RESULTS = (
+# What a run's row holds of its result.json, and what follows from that.
+STORED = (
     "test.accuracy",
     "test.loss",
     "validation.accuracy",
@@ -29,21 +29,24 @@ RESULTS = (
     *(f"epsilon_sparsity.{epsilon:g}" for epsilon in EPSILONS),
     "wall_seconds",
 )
-
+# The share of the KEPT weights with |w| < epsilon; `epsilon_sparsity` counts pruned ones too.
+KEPT_BELOW = {f"kept_below.{epsilon:g}": f"epsilon_sparsity.{epsilon:g}" for epsilon in EPSILONS}
+RESULTS = (*STORED, *KEPT_BELOW)
 
 # Those in percent: accuracies, and shares of the weights.
 SHARES = [
     name
     for name in RESULTS
-    if name in ("density", "explored") or "accuracy" in name or "epsilon" in name
+    if name in ("density", "explored", *KEPT_BELOW) or "accuracy" in name or "epsilon" in name
 ]
 
 
 def read_runs(paths: Iterable[str | Path], fields: Sequence[str] = ()) -> list[Row]:
-    """One row for each finished run: its whole config, and RESULTS.
+    """One row for each finished run: its whole config, how many "devices" it had, and RESULTS.
 
-    Fields that do not change what a run computes, such as `data.dir`, are left out. None and "" are
-    both None.
+    Fields that do not change what a run computes, such as `data.dir`, are left out. The number of
+    devices does: each has BatchNorm statistics and CKA samples of its own. None and "" are both
+    None.
 
     Args:
       paths: folders that hold runs' folders, and CSV files of `write_csv`.
@@ -64,7 +67,7 @@ def read_runs(paths: Iterable[str | Path], fields: Sequence[str] = ()) -> list[R
     for field in fields:
         if field not in names:
             raise ValueError(unknown("field of these runs:", field, names))
-    rows = [{name: row.get(name) for name in names} for row in rows]
+    rows = [{name: row.get(name) for name in names} | _kept_below(row) for row in rows]
     _check_once(rows, places)
     return rows
 
@@ -166,16 +169,36 @@ def _read_folder(folder: Path) -> dict[Path, Row]:
         run = result.parent
         if (run / "config.json").exists():
             results = flatten(json.loads(result.read_text()))
-            found = {name: results.get(name) for name in RESULTS}
+            found = {name: results.get(name) for name in STORED}
+            devices = results.get("devices")  # as in "4 x NVIDIA H100"
+            found["devices"] = int(devices.split()[0]) if devices else None
             rows[run] = as_row(run / "config.json") | found
     return rows
+
+
+def _kept_below(row: Row) -> Row:
+    """KEPT_BELOW of a run, None where its density does not count all weights.
+
+    With density d, (e - (1 - d)) / d of the kept weights are small where e of all are.
+    """
+    density = None if row.get("sparsity.exclude") else row.get("density")
+    found: Row = dict.fromkeys(KEPT_BELOW)
+    for name, source in KEPT_BELOW.items():
+        small = row.get(source)
+        if density and small is not None:
+            found[name] = (small - (1 - density)) / density
+    return found
 
 
 def _read_csv(path: Path) -> dict[Path, Row]:
     defaults = _config_row(flatten(default_config()))  # of fields that are newer than the file
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        if "test.accuracy" not in (reader.fieldnames or ()):
+        try:
+            columns = reader.fieldnames or ()
+        except UnicodeDecodeError:
+            columns = ()
+        if "test.accuracy" not in columns:
             raise ValueError(f"{path} is no CSV of runs: it has no column test.accuracy.")
         return {
             # A name for the line, as it is said in an error: the header is line 1.

@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 lines, x = {"": {n: line[options.value] for n, line in lines.items()}}, options.rows
             label = options.value if scale == 1 else f"{options.value} x {scale:g}"
             write_png(draw_lines(lines, x, label), options.png)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -138,16 +138,18 @@ def test_says_how_long_the_rest_takes(tmp_path, monkeypatch):
     now = itertools.count(0, 60)  # a minute passes at each look at the clock
     monkeypatch.setattr(grid, "time", SimpleNamespace(monotonic=lambda: next(now)))
     names = list(grid_points(small_grid()))
-    monkeypatch.setattr(grid, "run_point", lambda config, workdir, name, *_: f"{name} has run")
-    monkeypatch.setattr(grid, "_check_shared", lambda points, workdir: None)
+    monkeypatch.setattr(grid, "run_point", lambda config, workdir, name, *_: ended[name])
+    monkeypatch.setattr(grid, "_check_shared", lambda *_: None)
+    states = ["failed before: ", "running elsewhere", "finished: ", "finished: "]
+    ended = dict(zip(names, states, strict=True))
     (tmp_path / names[0]).mkdir()
     (tmp_path / names[0] / "failed.txt").write_text("out of luck")
     console = quiet()
     run_grid(small_grid(), tmp_path, console=console)
     lines = console.file.getvalue().splitlines()
-    assert [line.partition("has run")[2] for line in lines[:4]] == [
-        "", ", about 2 min left", ", about 60 s left", "",
-    ]  # fmt: skip
+    assert ["left" in line for line in lines[:4]] == [False, False, True, False]
+    assert lines[2].endswith("finished: , about 60 s left")
+    assert [grid._duration(s) for s in (7.2, 200, 9000)] == ["7 s", "3 min", "2.5 h"]
 
 
 def hold(path, ready, release):
@@ -228,11 +230,11 @@ def two_points():
     return config
 
 
-def check_nothing(points, workdir):
+def check_nothing(points, workdir, jobs):
     pass
 
 
-def refuse_all(points, workdir):
+def refuse_all(points, workdir, jobs):
     raise ConfigError("there is no such data.")
 
 
@@ -258,6 +260,27 @@ def test_with_several_processes_a_shared_mistake_ends_the_grid(tmp_path, monkeyp
     with pytest.raises(ConfigError, match="there is no such data"):
         run_grid(two_points(), tmp_path, jobs=2, console=quiet())
     assert not list(tmp_path.iterdir())
+
+
+def test_several_processes_do_not_share_several_devices(tmp_path):
+    with pytest.raises(ConfigError, match=r"each of --jobs=2 processes would take all 4 devices"):
+        run_grid(two_points(), tmp_path, jobs=2, console=quiet())
+
+
+def test_a_first_point_that_cannot_work_is_no_shared_mistake(tmp_path):
+    """Also in a config that is locked, as those of the command line are, without these options."""
+    config = two_points()
+    config.model.options = ConfigDict()
+    config.grid = ConfigDict({"model": {"options": {"hidden": ((8,), (8, 8))}}})
+    config.seeds = (3,)
+    config.lock()
+    states = run_grid(config, tmp_path, console=quiet())
+    assert states["hidden=(8,),seed=3"].startswith("failed: no pair of features to penalise")
+    assert states["hidden=(8,8),seed=3"].startswith("finished")
+    config.grid.model.options.hidden = ((8,), (9,))
+    with pytest.raises(ConfigError, match="no pair of features"):
+        run_grid(config, tmp_path / "other", console=quiet())
+    assert not (tmp_path / "other").exists()
 
 
 def test_after_a_signal_no_process_is_started_and_the_others_are_stopped(monkeypatch):
@@ -371,5 +394,16 @@ def test_a_grid_in_two_processes_that_is_asked_to_end_saves_them(seeds_file, tmp
     assert not (workdir / "seed=2").exists()
     assert not list(workdir.glob("*/result.json"))
     assert not list(workdir.glob("*/failed.txt"))
+    assert len(list(workdir.glob("*/checkpoints/*"))) >= 2
+    check_rerun(workdir, *command)
+
+
+@pytest.mark.slow
+def test_two_processes_whose_parent_is_killed_save_and_end(seeds_file, tmp_path):
+    workdir = tmp_path / "grid"
+    command = (seeds_file, "--grid", "--jobs=2", f"--workdir={workdir}")
+    begun = lambda: logged(workdir, 0) and logged(workdir, 1)  # noqa: E731
+    stop_when(launch(*command), signal.SIGKILL, begun)  # and returns once the two have ended too
+    assert not list(workdir.glob("*/result.json"))
     assert len(list(workdir.glob("*/checkpoints/*"))) >= 2
     check_rerun(workdir, *command)

@@ -45,7 +45,8 @@ def test_table_and_csv(grid, tmp_path, capsys):
     rows = read_runs([grid])
     assert len(rows) == 4
     # The whole config, but for what does not change the run.
-    assert rows[0].keys() == (flatten(default_config()).keys() | {*RESULTS}) - {*RESUMABLE}
+    names = flatten(default_config()).keys() | {*RESULTS, "devices"}
+    assert rows[0].keys() == names - {*RESUMABLE}
     file = tmp_path / "out" / "runs.csv"
     write_csv(rows, file)
     assert read_runs([file]) == rows
@@ -137,7 +138,7 @@ def test_values_are_the_same_from_a_folder_and_from_a_csv(grid, tmp_path):
     assert row["model.options.none"] is row["model.options.empty"] is None
     write_csv([row], tmp_path / "runs.csv")
     (again,) = read_runs([tmp_path / "runs.csv"])
-    assert {name: str(value) for name, value in again.items()} == {
+    assert {name: str(again[name]) for name in row} == {
         name: str(value) for name, value in row.items()
     }
     assert {type(again[name]) for name in row} == {type(value) for value in row.values()}
@@ -164,6 +165,35 @@ def test_a_file_that_is_no_csv_of_runs_is_refused(tmp_path):
     (tmp_path / "README.md").write_text("# Title\n\na, b\n")
     with pytest.raises(SystemExit, match=r"README.md is no CSV of runs: it has no column test.acc"):
         main([str(tmp_path / "README.md")])
+    (tmp_path / "table.png").write_bytes(PNG)
+    with pytest.raises(SystemExit, match=r"table.png is no CSV of runs"):
+        main([str(tmp_path / "table.png")])
+
+
+def test_a_place_that_cannot_be_written_to_is_named(grid, tmp_path):
+    with pytest.raises(SystemExit, match=f"error: .*{tmp_path}"):
+        main([str(grid), "--columns=sparsity.density", f"--png={tmp_path}"])
+
+
+def test_runs_on_other_numbers_of_devices_are_not_alike(grid):
+    """Each device has BatchNorm statistics and CKA samples of its own."""
+    for seed, devices in enumerate(("1 x cpu", "8 x NVIDIA H100")):
+        file = grid / f"rst0.05{seed}" / "result.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"devices": devices}))
+    with pytest.raises(SystemExit, match=r"differ in devices \(1, 8\)"):
+        main([str(grid), "--columns=sparsity.density"])
+
+
+def test_small_weights_among_the_kept(grid, tmp_path):
+    """Of 1,000 weights 50 are kept, and of those 10 are small: 960 with the pruned ones."""
+    file = grid / "rst0.050" / "result.json"
+    result = json.loads(file.read_text()) | {"epsilon_sparsity": {"0.01": 0.96}}
+    file.write_text(json.dumps(result))
+    (row,) = (row for row in read_runs([grid]) if row["epsilon_sparsity.0.01"])
+    assert row["kept_below.0.01"] == pytest.approx(10 / 50)
+    assert row["kept_below.0.001"] is None
+    write_csv([row], tmp_path / "runs.csv")
+    assert read_runs([tmp_path / "runs.csv"]) == [row]
 
 
 def test_a_picture_without_columns_has_the_rows_side_by_side(grid, tmp_path, monkeypatch):
