@@ -9,8 +9,11 @@ Paper (one run each): 84.16 without the penalty (--config.cka.beta=0). With n = 
 The recipe: SGD with Nesterov momentum 0.9, learning rate 0.1 divided by 10 at half and at three
 quarters of 160 epochs, weight decay 5e-4, batch 128, ERK; reflect-padded random crops and flips;
 the last tenth of the training images is for validation, and the weights of the best validation
-accuracy are tested. The reference draws each mask entry on its own (--config.sparsity.exact=False)
-and augments its validation images, which this does not.
+accuracy are tested. The reference draws each mask entry on its own (--config.sparsity.exact=False),
+augments its validation images and counts every fifth batch anew in each epoch; this does not, and
+leaves out each epoch's last batch where it is not full. The reference ran on one GPU: on several
+devices each has BatchNorm statistics and n samples of its own, so show this one, such as with
+CUDA_VISIBLE_DEVICES=0.
 """
 
 from cka_sr_jax.training import default_config

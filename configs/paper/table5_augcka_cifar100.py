@@ -5,7 +5,8 @@
   python -m cka_sr_jax.experiments.paired runs/table5_augcka_cifar100 --value=0.1
 
 The mean biased CKA of all pairs of block outputs, also across stages, on all samples of every
-batch, at the reference's beta of 0.1. The paper's figures are in configs/cifar100_resnet20_rst.py.
+batch, at the reference's beta of 0.1. The paper's figures are in configs/cifar100_resnet20_rst.py;
+they select on the test set and train on all images, see table5_rst_cifar100.py.
 36 runs; the 18 at beta 0 train what those of table5_rst_cifar100 do.
 """
 

@@ -5,7 +5,8 @@
   python -m cka_sr_jax.experiments.paired runs/table5_rst_cifar100 --value=1e-4
 
 The paper's figures are in configs/cifar100_resnet20_rst.py. They are the best test accuracies over
-the epochs; this grid selects on validation data instead. For the paper's own selection, with a
+the epochs of networks trained on all images; this grid holds a tenth of them out and selects on
+those instead. For the paper's own selection, with a
 --workdir of its own: --config.data.validation=0.0 --config.eval.select=best-test. The table's betas
 are not published: 1e-4 is the reference's default. AugCKA-SR is table5_augcka_cifar100.py. 36 runs.
 """

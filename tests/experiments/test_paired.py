@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from scipy import stats
 
+from cka_sr_jax.experiments import paired
 from cka_sr_jax.experiments.paired import (
     choose_and_compare,
     choose_by_others,
@@ -100,20 +100,22 @@ def test_a_field_that_does_nothing_gains_nothing():
     assert abs(np.mean(gains)) < 4 * np.std(gains) / np.sqrt(len(gains))
 
 
-@pytest.mark.parametrize(("seeds", "said"), [(3, 0.93), (5, 0.92), (20, 0.86)])
-def test_intervals_of_a_choice_cover_what_is_said(seeds, said):
+@pytest.mark.parametrize(
+    ("seeds", "spread", "said"), [(3, 1, 0.93), (5, 1, 0.92), (20, 1, 0.86), (5, 0, 0.88)]
+)
+def test_intervals_of_a_choice_cover_what_is_said(seeds, spread, said, monkeypatch):
     """The figures of `choose_and_compare`: three values that do nothing, one accuracy for both."""
-    rng = np.random.default_rng(seeds)
-    covered = {"chosen": 0, "single": 0}
-    for _ in range(4000):
+    monkeypatch.setattr(paired, "BOOTSTRAP_SAMPLES", 1)  # which are not looked at
+    rng, covered = np.random.default_rng(seeds), {None: 0, 1: 0}
+    for _ in range(2000):
         skill = rng.normal(size=(4, seeds))
-        choice = choose_by_others(skill[1:])
-        for name, changed in (("chosen", skill[1:][choice, range(seeds)]), ("single", skill[1])):
-            differences = changed - skill[0]
-            half_width = stats.t.ppf(0.975, seeds - 1) * differences.std(ddof=1) / seeds**0.5
-            covered[name] += abs(differences.mean()) < half_width
-    assert covered["chosen"] / 4000 == pytest.approx(said, abs=0.015)
-    assert covered["single"] / 4000 == pytest.approx(0.95, abs=0.015)
+        skill[0] *= spread  # of the baseline, against that of the others
+        rows = rows_of({value: [(s, s) for s in line] for value, line in enumerate(skill)})
+        for value in covered:
+            found = choose_and_compare(rows, "cka.beta", 0, value)
+            covered[value] += abs(found.difference) < found.t_interval
+    assert covered[None] / 2000 == pytest.approx(said, abs=0.02)
+    assert covered[1] / 2000 == pytest.approx(0.95, abs=0.02)
 
 
 def test_runs_without_an_accuracy_are_named():
