@@ -5,9 +5,9 @@
 
 Paper, one run each: 84.16 without a penalty, 84.58 with CCA, 85.03 with CKA-SR (table 2). How the
 paper computes CCA is not published; this is `cka_sr_jax.cca`, with a ridge and debiased, on all
-samples of every batch, as its figure for CKA-SR. 36 runs; the 3 of CCA at beta 0 train what the 3 of
-CKA do. Each penalty's beta is chosen on validation data. What else differs from the reference is in
-configs/cifar10_resnet20_rst.py.
+samples of every batch, as its figure for CKA-SR. 36 runs; the 3 of CCA at beta 0 train what 3 of
+the others do. Each penalty's beta is chosen on validation data. What else differs from the
+reference is in configs/cifar10_resnet20_rst.py.
 """
 
 from ml_collections import ConfigDict
