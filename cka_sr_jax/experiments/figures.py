@@ -25,7 +25,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from cka_sr_jax._errors import unknown
-from cka_sr_jax.experiments.rows import as_row, cell_text, check_alike, in_order
+from cka_sr_jax.experiments.rows import SHARES, as_row, cell_text, check_alike, in_order
 from cka_sr_jax.report import read_metrics
 from cka_sr_jax.report.figures import BLUE, series, stage_boundaries, tidy, to_png
 from cka_sr_jax.sparsity.masks import maskable_leaves
@@ -165,8 +165,10 @@ def draw_lines(lines: Mapping[str, Mapping[Any, Sequence[float]]], x: str, value
     return figure
 
 
-def draw_differences(differences: Mapping[str, tuple[float, float]], title: str) -> Figure:
-    """Paired differences in points with 95 % t intervals; a single pair is an open circle."""
+def draw_differences(
+    differences: Mapping[str, tuple[float, float]], title: str, measure: str
+) -> Figure:
+    """Paired differences with 95 % t intervals; a single pair is an open circle."""
     figure = Figure(figsize=(6.4, 0.9 + 0.34 * len(differences)), layout="constrained")
     axes = figure.subplots()
     for row, (mean, width) in enumerate(differences.values()):
@@ -180,7 +182,7 @@ def draw_differences(differences: Mapping[str, tuple[float, float]], title: str)
     axes.margins(y=0.5 / len(differences))
     axes.invert_yaxis()
     axes.set_title(title, fontsize="medium")
-    axes.set_xlabel("difference of test accuracies (points)")
+    axes.set_xlabel(f"difference of {measure}" + (" (points)" if measure in SHARES else ""))
     tidy(axes)
     return figure
 

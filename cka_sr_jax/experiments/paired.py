@@ -8,7 +8,7 @@ mean validation accuracy over the OTHER seeds. Chosen with its own, the value wo
 networks happen to be good, and its gain too high: where the field does nothing by 0.25 to 0.5
 standard deviations of a run, for 2 or 3 values and 3 to 5 seeds. The test set has no say in the
 choice. But seeds that choose for each other are not independent pairs: see `choose_and_compare`.
-Single values are compared with --value=V.
+Single values are compared with --value=V, or all of them side by side with --each.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import math
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,8 @@ from scipy import stats
 
 from cka_sr_jax.experiments.figures import draw_differences, write_png
 from cka_sr_jax.experiments.rows import (
+    RESULTS,
+    SHARES,
     Row,
     cell_text,
     check_alike,
@@ -46,8 +49,8 @@ class Comparison(NamedTuple):
         single seed chooses by its own, and its difference is too high on average.
       candidates: how many values there were to choose from.
       pairs: the number of seeds; left_out: of seeds that the baseline or some value lacks.
-      baseline, changed: mean test accuracy of each, in percent.
-      difference: mean of changed - baseline over the pairs, in points.
+      baseline, changed: mean of each of what is measured, shares and accuracies in percent.
+      difference: mean of changed - baseline over the pairs.
       t_interval: half-width of its 95 % confidence interval by Student's t; NaN for one pair.
       bootstrap: 95 % percentile interval of resampled pairs; too narrow for few pairs, see
         `compare`.
@@ -92,7 +95,11 @@ def compare(differences: Sequence[float]) -> tuple[float, float, tuple[float, fl
 
 
 def choose_and_compare(
-    rows: Sequence[Row], field: str, baseline: Any, value: Any = None
+    rows: Sequence[Row],
+    field: str,
+    baseline: Any,
+    value: Any = None,
+    measure: str = "test.accuracy",
 ) -> Comparison | None:
     """The values of `field` that validation data choose against the baseline, pair by pair.
 
@@ -107,14 +114,15 @@ def choose_and_compare(
       rows: of `read_runs`, alike but for `field` and "seed".
       field: such as "cka.beta"; baseline: its value to compare with.
       value: compare this one; None: choose, for each seed by the other seeds.
+      measure: a name in `rows.RESULTS`, what is compared.
 
     Returns:
       None where there is nothing to compare yet: the baseline or the other values are missing, or
       there is no seed that all of them have.
 
     Raises:
-      ValueError: a run without an accuracy that is needed; runs that differ in more than `field`
-        and seed.
+      ValueError: a run without an accuracy or a measure that is needed; runs that differ in more
+        than `field` and seed.
     """
     check_alike(rows, allowed=[field, "seed"])
     runs: dict[Any, dict[Any, Row]] = defaultdict(dict)
@@ -128,21 +136,23 @@ def choose_and_compare(
     if not seeds:
         return None
 
-    def accuracies(of: Any, name: str) -> np.ndarray:
+    def measured(of: Any, name: str) -> np.ndarray:
         found = [runs[of][seed].get(name) for seed in seeds]
         if None in found:
+            remedy = "" if name == measure else ", or choose the value yourself with --value"
             raise ValueError(
                 f"some runs with {field} = {of} have no {name}, which this comparison needs: leave "
-                "them out, or choose the value yourself with --value."
+                f"them out{remedy}."
             )
         return np.array(found, float)
 
     choice = np.zeros(len(seeds), int)  # of each seed, into `others`
     if len(others) > 1:
-        choice = choose_by_others(np.array([accuracies(v, "validation.accuracy") for v in others]))
-    tested = 100 * np.array([accuracies(v, "test.accuracy") for v in others])
-    changed = tested[choice, np.arange(len(seeds))]
-    unchanged = 100 * accuracies(baseline, "test.accuracy")
+        choice = choose_by_others(np.array([measured(v, "validation.accuracy") for v in others]))
+    scale = 100 if measure in SHARES else 1
+    changed = scale * np.array([measured(v, measure) for v in others])
+    changed = changed[choice, np.arange(len(seeds))]
+    unchanged = scale * measured(baseline, measure)
     differences = changed - unchanged
     mean, half_width, bootstrap = compare(differences)
     return Comparison(
@@ -177,7 +187,12 @@ def choose_by_others(validation: np.ndarray) -> np.ndarray:
 
 
 def comparisons(
-    rows: Sequence[Row], by_row: Sequence[str], field: str, baseline: Any, value: Any = None
+    rows: Sequence[Row],
+    by_row: Sequence[str],
+    field: str,
+    baseline: Any,
+    value: Any = None,
+    measure: str = "test.accuracy",
 ) -> dict[tuple[Any, ...], Comparison | None]:
     """`choose_and_compare` for each combination of the `by_row` fields.
 
@@ -188,7 +203,7 @@ def comparisons(
     for row in rows:
         groups[tuple(row.get(name) for name in by_row)].append(row)
     ordered = sorted(groups.items(), key=lambda item: [*map(in_order, item[0])])
-    found = {key: choose_and_compare(g, field, baseline, value) for key, g in ordered}
+    found = {key: choose_and_compare(g, field, baseline, value, measure) for key, g in ordered}
     if not any(found.values()):
         values = sorted({row[field] for row in rows}, key=in_order)
         raise ValueError(
@@ -203,6 +218,7 @@ def paired_table(
     by_row: Sequence[str],
     field: str,
     baseline: Any,
+    measure: str = "test.accuracy",
 ) -> str:
     """A Markdown table with a row for each of `comparisons`, of the same arguments."""
     name = field.rpartition(".")[2]
@@ -210,20 +226,48 @@ def paired_table(
         f"{name} {cell_text(baseline)}",
         f"chosen {name} (pairs)",
         "candidates",
-        "accuracy",
+        measure.removeprefix("test."),
         "difference (95 % t)",
         "95 % bootstrap",
         "pairs",
         "wins/ties/losses",
     ]
-    lines = [
+    lines = {key: _cells(c) if c else ["-"] * len(header) for key, c in found.items()}
+    return _markdown(by_row, header, lines)
+
+
+def table_of_each(
+    found: Mapping[Any, Mapping[tuple[Any, ...], Comparison | None]],
+    by_row: Sequence[str],
+    field: str,
+    baseline: Any,
+) -> str:
+    """A Markdown table of differences with a column for each value of the field.
+
+    Args:
+      found: {value: `comparisons` with that value}. The baseline's column is its mean over the
+        pairs of the first value.
+    """
+    name = field.rpartition(".")[2]
+    header = [f"{name} {cell_text(baseline)}", *(f"{name} {cell_text(v)} (pairs)" for v in found)]
+    lines = {}
+    for key in next(iter(found.values())):
+        compared = [comparisons_of[key] for comparisons_of in found.values()]
+        first = next((c for c in compared if c), None)
+        cells = [f"{_difference(c)} ({c.pairs})" if c else "-" for c in compared]
+        lines[key] = [f"{first.baseline:.2f}" if first else "-", *cells]
+    return _markdown(by_row, header, lines)
+
+
+def _markdown(
+    by_row: Sequence[str], header: Sequence[str], lines: Mapping[tuple[Any, ...], Sequence[str]]
+) -> str:
+    table = [
         [*(part.rpartition(".")[2] for part in by_row), *header],
         ["---"] * len(by_row) + ["---:"] * len(header),
+        *([*map(cell_text, key), *cells] for key, cells in lines.items()),
     ]
-    for key, comparison in found.items():
-        cells = _cells(comparison) if comparison else ["-"] * len(header)
-        lines.append([*map(cell_text, key), *cells])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in table)
 
 
 def pair_notes(found: Mapping[tuple[Any, ...], Comparison | None]) -> list[str]:
@@ -243,8 +287,11 @@ def _name(key: tuple[Any, ...]) -> str:
     return " ".join(map(cell_text, key))
 
 
+def _difference(c: Comparison) -> str:
+    return f"{c.difference:+.2f}" + (f" ± {c.t_interval:.2f}" if c.pairs > 1 else "")
+
+
 def _cells(c: Comparison) -> list[str]:
-    several = c.pairs > 1
     counts = [f"{cell_text(value)} ({count})" for value, count in c.chosen.items()]
     if len(c.chosen) == 1:
         counts = [f"{cell_text(value)} ({c.pairs} of {c.pairs})" for value in c.chosen]
@@ -253,8 +300,8 @@ def _cells(c: Comparison) -> list[str]:
         ", ".join(counts),
         str(c.candidates),
         f"{c.changed:.2f}",
-        f"{c.difference:+.2f}" + (f" ± {c.t_interval:.2f}" if several else ""),
-        f"{c.bootstrap[0]:+.2f} to {c.bootstrap[1]:+.2f}" if several else "",
+        _difference(c),
+        f"{c.bootstrap[0]:+.2f} to {c.bootstrap[1]:+.2f}" if c.pairs > 1 else "",
         str(c.pairs),
         f"{c.wins}/{c.ties}/{c.losses}",
     ]
@@ -266,20 +313,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("paths", nargs="+", help="folders of a grid, or CSV files")
     parser.add_argument("--field", default="cka.beta", help="what differs in a pair")
     parser.add_argument("--baseline", type=parse_value, default=0.0)
-    parser.add_argument(
+    values = parser.add_mutually_exclusive_group()
+    values.add_argument(
         "--value", type=parse_value, help="compare this value, not the validated one"
+    )
+    values.add_argument("--each", action="store_true", help="compare each value, side by side")
+    parser.add_argument(
+        "--measure", default="test.accuracy", choices=RESULTS, help="what is compared"
     )
     parser.add_argument("--rows", default="sparsity.density", help="fields, separated by commas")
     parser.add_argument("--csv", help="also write every run to this file")
     parser.add_argument("--png", help="also draw the differences to this file")
     options = parser.parse_args(arguments)
     by_row, field, baseline = options.rows.split(","), options.field, options.baseline
+    measure = options.measure
     try:
         rows = read_runs(options.paths, [field, *by_row])
         if options.csv:
             write_csv(rows, options.csv)
-        found = comparisons(rows, by_row, field, baseline, options.value)
-        table = paired_table(found, by_row, field, baseline)
+        compared = partial(comparisons, rows, by_row, field, baseline, measure=measure)
+        if options.each:
+            others = sorted({row[field] for row in rows} - {baseline}, key=in_order)
+            each = {value: compared(value) for value in others or [None]}
+            found = {(*key, value): c for value, part in each.items() for key, c in part.items()}
+            table = table_of_each(each, by_row, field, baseline)
+        else:
+            found = compared(options.value)
+            table = paired_table(found, by_row, field, baseline, measure)
         print(*[table, *pair_notes(found), *notes(rows, options.paths)], sep="\n\n")
         if options.png:
             drawn = {
@@ -288,7 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 if c
             }
             against = f"{field}, against {cell_text(baseline)}"
-            write_png(draw_differences(drawn, against), options.png)
+            write_png(draw_differences(drawn, against, measure), options.png)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -99,7 +99,7 @@ def test_lines_show_means_and_deviations():
 
 def test_differences_show_intervals_and_single_pairs_as_open_circles():
     differences = {"rst": (0.1, 0.2), "set": (0.3, np.nan)}
-    (axes,) = figures.draw_differences(differences, "beta against 0").axes
+    (axes,) = figures.draw_differences(differences, "beta against 0", "test.accuracy").axes
     assert axes.get_title() == "beta against 0"
     assert [label.get_text() for label in axes.get_yticklabels()] == ["rst", "set"]
     many, single = axes.containers

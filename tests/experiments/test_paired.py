@@ -154,6 +154,31 @@ def test_command_line(tmp_path, capsys):
         main([str(tmp_path / "runs.csv"), "--baseline=7"])
 
 
+def test_each_value_has_a_column(tmp_path, capsys):
+    rows = rows_of(TABLE) + rows_of({0.0: [(0.1, 0.2)], 1e-4: [(0.1, 0.3)]}, density=0.01)
+    for row in rows:
+        row["cka_within_stage"] = 0.9 - 100 * row["cka.beta"]
+    write_csv(rows, tmp_path / "runs.csv")
+    command, png = [str(tmp_path / "runs.csv"), "--each"], tmp_path / "runs.png"
+    main([*command, f"--png={png}"])
+    assert capsys.readouterr().out.splitlines() == [
+        "| density | beta 0 | beta 0.0001 (pairs) | beta 0.001 (pairs) |",
+        "| --- | ---: | ---: | ---: |",
+        "| 0.01 | 20.00 | +10.00 (1) | - |",
+        "| 0.05 | 82.00 | +0.00 ± 2.48 (3) | +17.00 ± 4.97 (3) |",
+    ]
+    assert png.read_bytes().startswith(b"\x89PNG")
+    main([*command, "--measure=cka_within_stage"])
+    assert capsys.readouterr().out.splitlines()[3] == (
+        "| 0.05 | 0.90 | -0.01 ± 0.00 (3) | -0.10 ± 0.00 (3) |"
+    )
+    with pytest.raises(SystemExit, match=r"no explored, .*: leave them out\."):
+        main([*command, "--measure=explored"])
+    write_csv(rows_of({0.0: [(0.1, 0.2)]}), tmp_path / "runs.csv")
+    with pytest.raises(SystemExit, match=r"comparison needs 0.0 and another"):
+        main(command)
+
+
 def test_pairs_that_are_missing_are_said(tmp_path, capsys):
     rows = rows_of(TABLE | {1e-3: TABLE[1e-3][:1]})
     write_csv(rows, tmp_path / "runs.csv")
