@@ -5,7 +5,9 @@ No table of the paper: its claim on a small convolutional network, for a CPU.
   python launch.py --config=configs/fashion_mnist_lenet_cka.py --grid --config.data.dir=TFDS_FOLDER
   python -m cka_sr_jax.experiments.paired runs/fashion_mnist_lenet_cka --rows=sparsity.density
 
-24 runs of 3 epochs. The beta is chosen on validation data among three.
+24 runs of 3 epochs. The beta is chosen on validation data among three. More densities and betas,
+into the same folder: --config.grid.sparsity.density="(0.05,)"
+--config.grid.cka.beta="(0.0, 1e-4, 1e-3, 1e-2, 1e-1)", and 0.02 with "(1e-1,)".
 """
 
 from ml_collections import ConfigDict

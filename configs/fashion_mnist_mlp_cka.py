@@ -6,14 +6,32 @@ No table of the paper: its claim on a network that a CPU can train many times ov
   python -m cka_sr_jax.experiments.paired runs/fashion_mnist_mlp_cka \\
     --rows=sparsity.rule,sparsity.density
 
-180 runs of 5,000 steps. The beta is chosen on validation data among three. Dense training (what
-beta does to the share of small weights), and the other rules at one density, each with a --workdir
-of its own:
+180 runs of 5,000 steps. The beta is chosen on validation data among three. What else
+docs/results.md has of this network, each with a --workdir of its own:
 
-  ... --config.grid.sparsity.rule="('dense',)" --config.grid.sparsity.density="(1.0,)"
-  ... --config.grid.sparsity.rule="('set','snfs','gmp','snip','grasp','synflow')" \\
-    --config.grid.sparsity.density="(0.01,)" --config.grid.cka.beta="(0.0, 1e-3)" \\
-    --config.seeds="(0,1,2)"
+Dense training, where beta may change the share of small weights, by AdamW (with 8 seeds) and SGD:
+
+  ... --config.grid.sparsity.rule="('dense',)" --config.grid.sparsity.density="(1.0,)" \\
+    --config.seeds="(0,1,2,3,4,5,6,7)"
+  ... --config.grid.sparsity.rule="('dense',)" --config.grid.sparsity.density="(1.0,)" \\
+    --config.grid.cka.beta="(0.0, 1e-3, 1e-2)" \\
+    --config.optimizer.name=sgd --config.optimizer.learning_rate=0.05
+
+The other rules at one density (with 10 seeds; snip, grasp and synflow with 3):
+
+  ... --config.grid.sparsity.rule="('set','snfs','gmp')" --config.grid.sparsity.density="(0.01,)" \\
+    --config.grid.cka.beta="(0.0, 1e-3)" --config.seeds="(0,1,2,3,4,5,6,7,8,9)"
+
+Dense training, pruned by magnitude at step 2,500, and training on:
+
+  ... --config.grid.sparsity.rule="('gmp',)" --config.grid.sparsity.density="(0.01, 0.005)" \\
+    --config.sparsity.start_step=2500 --config.sparsity.end=0.5 \\
+    --config.grid.cka.beta="(0.0, 1e-3, 1e-2)"
+
+1,800 training images, dense and with rst at 0.05:
+
+  ... --config.data.validation=0.97 --config.grid.cka.beta="(0.0, 1e-3, 1e-2)" \\
+    --config.grid.sparsity.rule="('dense',)" --config.grid.sparsity.density="(1.0,)"
 """
 
 from ml_collections import ConfigDict

@@ -8,7 +8,7 @@ the similarity much and in whole runs costs accuracy, up to a share of the run; 
   python -m cka_sr_jax.experiments.paired runs/fashion_mnist_mlp_cka_end --field=cka.end \\
     --rows=sparsity.rule,sparsity.density
 
-60 runs of 5,000 steps. The share is chosen on validation data among two.
+30 runs of 5,000 steps. The share is chosen on validation data among two.
 """
 
 from ml_collections import ConfigDict
@@ -21,6 +21,6 @@ def get_config():
     config = recipe()
     config.cka.beta = 1e-2
     config.grid.sparsity.rule = ("rst", "rigl")
-    config.grid.sparsity.density = (0.05, 0.01)
+    config.grid.sparsity.density = (0.01,)
     config.grid.cka = ConfigDict({"end": (0.0, 0.1, 0.5)})
     return config
