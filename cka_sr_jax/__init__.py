@@ -1,6 +1,13 @@
 """Sparse neural-network training in JAX/Flax with CKA-SR."""
 
-from cka_sr_jax.cka import cka, cka_from_hsic, cka_matrix, cka_penalty, hsic_matrix
+from cka_sr_jax.cka import (
+    cka,
+    cka_from_hsic,
+    cka_matrix,
+    cka_penalty,
+    hsic_matrix,
+    outlier_share,
+)
 from cka_sr_jax.sparsity import apply_masks, density, get_masks, make_rule, sparsify, static
 
 __all__ = [
@@ -13,6 +20,7 @@ __all__ = [
     "get_masks",
     "hsic_matrix",
     "make_rule",
+    "outlier_share",
     "sparsify",
     "static",
 ]

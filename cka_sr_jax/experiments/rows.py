@@ -26,6 +26,7 @@ STORED = (
     "training_flops",
     "cka_within_stage",
     "cka_cross_stage",
+    "outlier_share",
     *(f"epsilon_sparsity.{epsilon:g}" for epsilon in EPSILONS),
     "wall_seconds",
 )
@@ -33,11 +34,11 @@ STORED = (
 KEPT_BELOW = {f"kept_below.{epsilon:g}": f"epsilon_sparsity.{epsilon:g}" for epsilon in EPSILONS}
 RESULTS = (*STORED, *KEPT_BELOW)
 
-# Those in percent: accuracies, and shares of the weights.
+# Those in percent: accuracies, and shares of weights and of variance.
 SHARES = [
     name
     for name in RESULTS
-    if name in ("density", "explored", *KEPT_BELOW) or "accuracy" in name or "epsilon" in name
+    if any(word in name for word in ("accuracy", "density", "explored", "share", "epsilon", "kept"))
 ]
 
 

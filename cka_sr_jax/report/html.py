@@ -31,6 +31,7 @@ RESULTS = {
     "training_flops": ("FLOPs of training, sparse", "{:.3g}"),
     "cka_within_stage": ("Mean within-stage CKA", "{:.4f}"),
     "cka_cross_stage": ("Mean cross-stage CKA", "{:.4f}"),
+    "outlier_share": ("Variance of features in 1 % of samples", "{:.2%}"),
     "steps": ("Steps", "{:,}"),
     "epochs": ("Epochs", "{:g}"),
     "wall_seconds": ("Training time (s)", "{:,.1f}"),

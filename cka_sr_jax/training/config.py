@@ -116,6 +116,7 @@ def default_config() -> ConfigDict:
     config.cka.reduction = "sum"  # or "mean"
     config.cka.debiased = True  # False: the biased estimator, near 1 where samples are few
     config.cka.sync = False  # average HSIC over the devices before the ratio
+    config.cka.kernel = "linear"  # or "rbf", whose values no sample can drive by its size
     config.cka.similarity = "cka"  # or "cca", to compare with (the paper's table 3)
 
     # Lottery tickets (`experiments.lottery`): rounds of training, pruning and rewinding.
@@ -221,6 +222,7 @@ def _check_choices(config: ConfigDict) -> None:
         "optimizer.schedule": ("constant", "step", "cosine"),
         "cka.pairs": ("group", "all"),
         "cka.reduction": ("sum", "mean"),
+        "cka.kernel": ("linear", "rbf"),
         "cka.similarity": ("cka", "cca"),
     }
     values = flatten(config)
@@ -334,6 +336,10 @@ def _check_batch(config: ConfigDict, devices: int) -> None:
         )
     if config.cka.beta == 0:
         return
+    if config.cka.similarity == "cca" and config.cka.kernel != "linear":
+        raise ConfigError(
+            f"cka.similarity='cca' has no cka.kernel={config.cka.kernel!r}: leave it at 'linear'."
+        )
     if config.cka.similarity == "cca" and (config.cka.sync or config.cka.batches > 1):
         raise ConfigError(
             "cka.similarity='cca' averages nothing over devices or sub-batches: leave cka.sync at "

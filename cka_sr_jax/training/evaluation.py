@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cka_sr_jax.cka import cka_from_hsic, hsic_matrix
+from cka_sr_jax.cka import cka_from_hsic, hsic_matrix, outlier_share
 from cka_sr_jax.data import eval_batches, normalize
 from cka_sr_jax.report import LayerRow, kernel_positions, layer_rows, total_row
 from cka_sr_jax.sparsity import get_masks, mask_metrics
@@ -80,21 +80,42 @@ def cka_function(experiment: Experiment) -> Callable[[TrainState], np.ndarray | 
     HSIC averaged over minibatches before the ratio (Nguyen et al. 2021), in evaluation mode; None
     for a model with fewer than two features or data with fewer than 4 images.
     """
-    data = experiment.dataset
-    images = data.validation_images if len(data.validation_labels) else data.train_images
-    size = min(CKA_BATCH_SIZE, len(images))
-    count = max(1, min(CKA_BATCHES, len(images) // size))
+    batches = _cka_batches(experiment)
     layers = sum(feature_groups(experiment).values())
     hsic = jax.jit(lambda state, batch: hsic_matrix(_features(experiment, state, batch)))
 
     def matrix(state: TrainState) -> np.ndarray | None:
-        if layers < 2 or size < 4:
+        if layers < 2 or len(batches[0]) < 4:
             return None
-        state = jax.tree.map(lambda a: a.addressable_data(0), state)  # one device will do
-        batches = [images[i * size : (i + 1) * size] for i in range(count)]
-        return np.asarray(cka_from_hsic(sum(hsic(state, batch) for batch in batches) / count))
+        state = _on_one_device(state)
+        mean = sum(hsic(state, batch) for batch in batches) / len(batches)
+        return np.asarray(cka_from_hsic(mean))
 
     return matrix
+
+
+def mean_outlier_share(experiment: Experiment, state: TrainState) -> float | None:
+    """`cka.outlier_share`, mean over the features, on the images that `cka_function` looks at."""
+
+    @jax.jit
+    def shares(state: TrainState, images: jax.Array) -> list[jax.Array]:
+        features = jax.tree.leaves(_features(experiment, state, images))
+        return [outlier_share(feature) for feature in features]
+
+    found = shares(_on_one_device(state), np.concatenate(_cka_batches(experiment)))
+    return float(np.mean(found)) if found else None
+
+
+def _cka_batches(experiment: Experiment) -> list[np.ndarray]:
+    data = experiment.dataset
+    images = data.validation_images if len(data.validation_labels) else data.train_images
+    size = min(CKA_BATCH_SIZE, len(images))
+    count = max(1, min(CKA_BATCHES, len(images) // size))
+    return [images[i * size : (i + 1) * size] for i in range(count)]
+
+
+def _on_one_device(state: TrainState) -> TrainState:
+    return jax.tree.map(lambda a: a.addressable_data(0), state)
 
 
 def stage_means(matrix: np.ndarray | None, groups: dict[str, int]) -> dict[str, float | None]:

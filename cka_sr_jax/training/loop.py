@@ -23,6 +23,7 @@ from cka_sr_jax.training.evaluation import (
     feature_groups,
     kernel_positions_of,
     layer_rows_of,
+    mean_outlier_share,
     stage_means,
 )
 from cka_sr_jax.training.experiment import (
@@ -159,6 +160,7 @@ def finish(
         "flops_dense": total.flops_dense,
         "training_flops": logged["training_flops"],
         **stage_means(matrix, groups),
+        "outlier_share": mean_outlier_share(experiment, state),
         "epsilon_sparsity": {
             f"{epsilon:g}": float(epsilon_sparsity(weights, epsilon)) for epsilon in EPSILONS
         },

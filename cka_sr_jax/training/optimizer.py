@@ -130,4 +130,4 @@ def create_penalty(config: ConfigDict) -> Callable[..., Array]:
     }
     if config.similarity == "cca":
         return partial(cca_penalty, **options)
-    return partial(cka_penalty, batches=config.batches, **options)
+    return partial(cka_penalty, batches=config.batches, kernel=config.kernel, **options)

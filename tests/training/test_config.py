@@ -80,6 +80,7 @@ def config_with(**fields):
         ({"cka__similarity": "cca", "cka__samples": 3}, "debiased CCA needs at least 4"),
         ({"cka__debiased": False, "cka__samples": 1}, "biased CKA needs at least 2"),
         ({"cka__similarity": "cda"}, "Unknown cka.similarity 'cda'"),
+        ({"cka__similarity": "cca", "cka__kernel": "rbf"}, "'cca' has no cka.kernel='rbf'"),
         ({"sparsity__end": 0.0}, r"sparsity.end=0.0 is not in \(0, 1\]"),
         ({"cka__end": 1.5}, r"cka.end=1.5 is not in \[0, 1\]"),
         ({"sparsity__exclude": ("haed",)}, "exclude pattern 'haed' matches no parameter"),

@@ -116,6 +116,7 @@ def test_a_run_and_what_it_leaves(finished, capsys):
     assert result["test"]["accuracy"] > 0.2  # chance is 0.1, and the net is tiny
     assert -1 <= result["cka_within_stage"] <= 1
     assert result["cka_cross_stage"] is None  # an MLP has one stage
+    assert 0.01 <= result["outlier_share"] < 0.2
     # Of the 80 % of pruned weights and few others.
     assert 0.8 <= result["epsilon_sparsity"]["0.0001"] <= result["epsilon_sparsity"]["0.01"] < 1
     training = records(workdir, "train")
@@ -173,6 +174,7 @@ def test_a_model_without_features_runs_without_the_penalty(tmp_path):
     config.model.options.hidden = ()
     result = run(config, tmp_path / "run")
     assert result["cka_within_stage"] is None
+    assert result["outlier_share"] is None
 
 
 def test_a_result_means_finished(finished, tmp_path, monkeypatch):
