@@ -48,7 +48,8 @@ class Comparison(NamedTuple):
       chosen: {value: how many seeds it was chosen for}, by the other seeds' validation accuracy; a
         single seed chooses by its own, and its difference is too high on average.
       candidates: how many values there were to choose from.
-      pairs: the number of seeds; left_out: of seeds that the baseline or some value lacks.
+      pairs: the number of seeds; left_out: of seeds of which the baseline or some value has no run,
+        or none with the measure.
       baseline, changed: mean of each of what is measured, shares and accuracies in percent.
       difference: mean of changed - baseline over the pairs.
       t_interval: half-width of its 95 % confidence interval by Student's t; NaN for one pair.
@@ -135,6 +136,9 @@ def choose_and_compare(
     seeds = sorted(set.intersection(*seeds_of), key=in_order)
     if not seeds:
         return None
+    # A run that diverged has an accuracy and may have nothing else.
+    known = [s for s in seeds if None not in [runs[v][s].get(measure) for v in (baseline, *others)]]
+    seeds = known or seeds
 
     def measured(of: Any, name: str) -> np.ndarray:
         found = [runs[of][seed].get(name) for seed in seeds]
@@ -276,7 +280,8 @@ def pair_notes(found: Mapping[tuple[Any, ...], Comparison | None]) -> list[str]:
     for key, c in found.items():
         if c and c.left_out:
             lines.append(
-                f"{_name(key)}: {c.left_out} seeds left out, some value has no run of them."
+                f"{_name(key)}: {c.left_out} seeds left out, of which some value has no run or no "
+                "measure."
             )
         if c and c.pairs == 1 and c.candidates > 1:
             lines.append(f"{_name(key)}: chosen by the pair's own validation data, so too high.")

@@ -178,11 +178,12 @@ def _read_folder(folder: Path) -> dict[Path, Row]:
 
 
 def _kept_below(row: Row) -> Row:
-    """KEPT_BELOW of a run, None where its density does not count all weights.
+    """KEPT_BELOW of a run, None where its density does not count all weights or it diverged.
 
     With density d, (e - (1 - d)) / d of the kept weights are small where e of all are.
     """
-    density = None if row.get("sparsity.exclude") else row.get("density")
+    unknown_share = row.get("sparsity.exclude") or row.get("test.loss", 0.0) is None
+    density = None if unknown_share else row.get("density")
     found: Row = dict.fromkeys(KEPT_BELOW)
     for name, source in KEPT_BELOW.items():
         small = row.get(source)

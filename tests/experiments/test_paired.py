@@ -172,6 +172,12 @@ def test_each_value_has_a_column(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[3] == (
         "| 0.05 | 0.90 | -0.01 ± 0.00 (3) | -0.10 ± 0.00 (3) |"
     )
+    rows[0]["cka_within_stage"] = None  # as of a run that diverged
+    write_csv(rows, tmp_path / "runs.csv")
+    main([*command, "--measure=cka_within_stage"])
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[3] == "| 0.05 | 0.90 | -0.01 ± 0.00 (2) | -0.10 ± 0.00 (2) |"
+    assert printed[-1].startswith("0.05 0.001: 1 seeds left out")
     with pytest.raises(SystemExit, match=r"no explored, .*: leave them out\."):
         main([*command, "--measure=explored"])
     write_csv(rows_of({0.0: [(0.1, 0.2)]}), tmp_path / "runs.csv")
@@ -184,7 +190,7 @@ def test_pairs_that_are_missing_are_said(tmp_path, capsys):
     write_csv(rows, tmp_path / "runs.csv")
     main([str(tmp_path / "runs.csv")])
     assert capsys.readouterr().out.splitlines()[-3:] == [
-        "0.05: 2 seeds left out, some value has no run of them.",
+        "0.05: 2 seeds left out, of which some value has no run or no measure.",
         "",
         "0.05: chosen by the pair's own validation data, so too high.",
     ]
