@@ -341,11 +341,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             others = sorted({row[field] for row in rows} - {baseline}, key=in_order)
             each = {value: compared(value) for value in others or [None]}
             found = {(*key, value): c for value, part in each.items() for key, c in part.items()}
-            table = table_of_each(each, by_row, field, baseline)
+            said = [table_of_each(each, by_row, field, baseline)]
         else:
             found = compared(options.value)
-            table = paired_table(found, by_row, field, baseline, measure)
-        print(*[table, *pair_notes(found), *notes(rows, options.paths)], sep="\n\n")
+            said = [paired_table(found, by_row, field, baseline, measure), *pair_notes(found)]
+        print(*said, *notes(rows, options.paths), sep="\n\n")
         if options.png:
             drawn = {
                 f"{_name(key)} ({c.pairs} pairs)": (c.difference, c.t_interval)

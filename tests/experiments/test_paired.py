@@ -177,7 +177,9 @@ def test_each_value_has_a_column(tmp_path, capsys):
     main([*command, "--measure=cka_within_stage"])
     printed = capsys.readouterr().out.splitlines()
     assert printed[3] == "| 0.05 | 0.90 | -0.01 ± 0.00 (2) | -0.10 ± 0.00 (2) |"
-    assert printed[-1].startswith("0.05 0.001: 1 seeds left out")
+    assert len(printed) == 4  # the pairs are in the table
+    main([command[0], "--value=1e-3", "--measure=cka_within_stage"])
+    assert capsys.readouterr().out.splitlines()[-1].startswith("0.05: 1 seeds left out")
     with pytest.raises(SystemExit, match=r"no explored, .*: leave them out\."):
         main([*command, "--measure=explored"])
     write_csv(rows_of({0.0: [(0.1, 0.2)]}), tmp_path / "runs.csv")
