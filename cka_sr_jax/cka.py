@@ -166,22 +166,25 @@ def sum_over_pairs(
 def outlier_share(x: Float[Array, "n ..."], fraction: float = 0.01) -> Float[Array, ""]:
     """The share of a feature's variance that its samples farthest from the mean hold.
 
-    With v_i = |x_i - mean(x)|^2: the sum of the largest `fraction` of the v_i (rounded, at least
-    one) over the sum of all. It is `fraction` where all samples are equally far, and 0 where the
-    feature does not vary. CKA depends most on such samples (Davari et al. 2023, arXiv 2210.16156),
-    so that a penalty on it may fall because a few outgrow the others in later layers: look at this
-    beside it.
+    With v_i = |x_i - mean(x)|^2: the sum of the k largest v_i over the sum of all, k = fraction * n
+    rounded, at least 1. It is k / n where all samples are equally far, 0 where the feature does not
+    vary, and NaN where it is not finite. CKA depends most on such samples (Davari et al. 2023,
+    arXiv 2210.16156), so that a penalty on it may fall because a few outgrow the others in later
+    layers: look at this beside it.
 
     Raises:
-      ValueError: `fraction` is not in (0, 1].
+      ValueError: `fraction` is not in (0, 1]; no sample.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction={fraction} is not in (0, 1]: try 0.01.")
+    if not len(x):
+        raise ValueError(f"a feature of shape {x.shape} has no sample: pass [n, ...] with n >= 1.")
     x = jnp.reshape(x, (len(x), -1)).astype(jnp.promote_types(x.dtype, jnp.float32))
     distances = jnp.sum(jnp.square(x - x.mean(axis=0, keepdims=True)), axis=1)
     total = jnp.sum(distances)
     largest, _ = jax.lax.top_k(distances, max(1, round(fraction * len(x))))
-    return jnp.where(total > 0, jnp.sum(largest) / jnp.where(total > 0, total, 1), 0)
+    constant = total == 0  # and not `total <= 0`, so that NaN stays NaN
+    return jnp.where(constant, 0, jnp.sum(largest) / jnp.where(constant, 1, total))
 
 
 def centred_grams(

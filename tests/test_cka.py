@@ -351,6 +351,7 @@ def test_works_under_jit_vmap_and_grad_with_bfloat16():
         (lambda: cka_penalty(stages(), reduction="max"), "reduction='max' is unknown"),
         (lambda: cka_penalty(stages(), kernel="poly"), "kernel='poly' is unknown"),
         (lambda: outlier_share(jnp.ones((8, 2)), 0.0), r"fraction=0.0 is not in \(0, 1\]"),
+        (lambda: outlier_share(jnp.ones((0, 2))), r"shape \(0, 2\) has no sample"),
     ],
 )
 def test_bad_input_is_one_sentence(call, message):
@@ -373,6 +374,8 @@ def test_outlier_share_of_samples_that_are_equally_far_or_all_the_same():
     signs = jnp.array([1.0, -1.0] * 50)[:, None]
     np.testing.assert_allclose(outlier_share(1000 + 3 * signs), 0.01, rtol=1e-5)
     assert outlier_share(jnp.ones((8, 3))) == 0
+    for bad in (jnp.nan, jnp.inf):  # no number, as CKA of it
+        assert jnp.isnan(outlier_share(jnp.ones((8, 3)).at[2, 1].set(bad)))
 
 
 def test_a_growing_sample_lowers_cka_and_shows_as_an_outlier():

@@ -96,9 +96,10 @@ def run_grid(
     """Run the points of a grid that are not finished; {name: "finished", "failed", ...}.
 
     A point that fails, or whose own values cannot work, leaves failed.txt with the reason in its
-    directory and is left alone from then on; the others go on. What all points share is no failure:
-    a mistake there is found before the first one runs, and ends the grid. A point that another
-    process is running is "running elsewhere".
+    directory and is left alone from then on; the others go on. Where none of those that are left
+    can work, as with data that are not there, that is no failure of theirs: it is found before the
+    first one runs, and ends the grid. A point that another process is still running when this one
+    has no more to do is "running elsewhere".
 
     Args:
       workdir: holds one directory for each point.
@@ -142,8 +143,7 @@ def run_grid(
         if not (folder / FAILURE).exists() or (folder / "config.json").exists():
             check_workdir(point, folder)
     states: dict[str, str] = {}
-    to_run = {name for name in points if not _ended(workdir / name, retry)}
-    ran, start = 0, time.monotonic()
+    to_run, start = [n for n in points if not _ended(workdir / n, retry)], time.monotonic()
     if replicas > 1:
         ended = _run_together(points, workdir, replicas, retry, console)
     else:
@@ -151,12 +151,17 @@ def run_grid(
     for name, state in ended:
         states[name] = state
         line = f"[{len(states)}/{len(points)}] {name}: {state}"
-        to_run.discard(name)
-        ran += state.startswith("finished:")
-        if ran and to_run and replicas == 1:  # which end many at once
-            seconds = (time.monotonic() - start) / ran * len(to_run)
+        # Of all processes that run this grid: what has finished since this one started.
+        finished = {n for n in to_run if (workdir / n / "result.json").exists()}
+        left = len([n for n in to_run if n not in finished and n not in states])
+        # The first of several side by side says little yet, and replicas end all at once.
+        if left and len(finished) >= jobs and replicas == 1:
+            seconds = (time.monotonic() - start) / len(finished) * left
             line += f", about {_duration(seconds)} left"
         console.print(line, highlight=False, markup=False)
+    for name, state in states.items():
+        if state == "running elsewhere":  # it may have ended since
+            states[name] = _ended(workdir / name, retry=False) or state
     counts = Counter(state.split(":")[0] for state in states.values())
     console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
     if counts["failed before"]:
@@ -174,28 +179,33 @@ def _duration(seconds: float) -> str:
 
 
 def _check_shared(points: Mapping[str, ConfigDict], workdir: Path, jobs: int) -> None:
-    """Raise ConfigError for models, data or optimisers with which no point that is left can work.
+    """Raise ConfigError where no point that is left can work, or several would share devices.
 
-    Where one can, the others that cannot are failures of their own.
+    Where one can work, the others that cannot are failures of their own; a last one that cannot is
+    told from a mistake in the command by nothing, and ends the grid.
     """
-    if jobs > 1 and (count := len(jax.local_devices())) > 1:
+    left = {n: config for n, config in points.items() if not _ended(workdir / n, retry=False)}
+    if left and jobs > 1 and (count := len(jax.local_devices())) > 1:
         raise ConfigError(
             f"each of --jobs={jobs} processes would take all {count} devices: give this command "
             "instead to one process for each device, such as with CUDA_VISIBLE_DEVICES=0; with "
             "one --workdir they share the points."
         )
-    errors: dict[str, ConfigError] = {}
-    for name, config in points.items():
+    errors: dict[str, tuple[str, ConfigError]] = {}
+    for name, config in left.items():
         apart_from_seed = str(sorted((flatten(config) | {"seed": None}).items()))
-        if _ended(workdir / name, retry=False) or apart_from_seed in errors:
+        if apart_from_seed in errors:
             continue
         try:
             experiment_of(config).prepare(config, workdir / name)
             return
         except ConfigError as error:
-            errors[apart_from_seed] = error
+            errors[apart_from_seed] = name, error
     if errors:
-        raise next(iter(errors.values()))
+        name, first = next(iter(errors.values()))
+        if len({str(error) for _, error in errors.values()}) == 1:
+            raise first
+        raise ConfigError(f"no point can work; {name}: {first}") from first
 
 
 def _run_points(
@@ -203,7 +213,7 @@ def _run_points(
 ) -> Iterator[tuple[str, str]]:
     """(name, state) of each point as it ends."""
     if jobs == 1 or len(points) <= 1:
-        _check_shared(points, workdir, jobs)
+        _check_shared(points, workdir, jobs=1)
         for name, config in points.items():
             yield name, run_point(config, workdir, name, retry, console)
             jax.clear_caches()  # each point compiles its own step

@@ -133,23 +133,57 @@ def test_runs_once_and_a_failure_does_not_stop_the_others(tmp_path, monkeypatch)
     ]
 
 
-def test_says_how_long_the_rest_takes(tmp_path, monkeypatch):
-    """By what has run now, and not by what had finished before."""
+@pytest.mark.parametrize(
+    ("jobs", "said"), [(1, ["", "", ", about 3 min left", ", about 2 min left", ""]),
+                       (2, ["", "", "", ", about 60 s left", ""])],
+)  # fmt: skip
+def test_says_how_long_the_rest_takes(tmp_path, monkeypatch, jobs, said):
+    """By what has finished since the start, here or elsewhere, once each job has finished one."""
     now = itertools.count(0, 60)  # a minute passes at each look at the clock
     monkeypatch.setattr(grid, "time", SimpleNamespace(monotonic=lambda: next(now)))
-    names = list(grid_points(small_grid()))
-    monkeypatch.setattr(grid, "run_point", lambda config, workdir, name, *_: ended[name])
-    monkeypatch.setattr(grid, "_check_shared", lambda *_: None)
-    states = ["failed before: ", "running elsewhere", "finished: ", "finished: "]
-    ended = dict(zip(names, states, strict=True))
-    (tmp_path / names[0]).mkdir()
-    (tmp_path / names[0] / "failed.txt").write_text("out of luck")
+    points = grid_points(small_grid(sparsity={"density": (0.5, 0.6, 0.7)}))
+    names = list(points)[:6]
+    points = {name: points[name] for name in names}
+    monkeypatch.setattr(grid, "grid_points", lambda config: points)
+    write_run(tmp_path / names[0], points[names[0]], {})
+    (tmp_path / names[1]).mkdir()
+    (tmp_path / names[1] / "failed.txt").write_text("out of luck")
+
+    def ends(*_):
+        yield names[0], "finished before"
+        yield names[1], "failed before: out of luck"
+        for name in names[2:4]:
+            write_run(tmp_path / name, points[name], {})
+            yield name, "finished: "
+        write_run(tmp_path / names[5], points[names[5]], {})  # by another process
+        yield names[4], "failed: "
+        yield names[5], "finished before"
+
+    monkeypatch.setattr(grid, "_run_points", ends)
     console = quiet()
-    run_grid(small_grid(), tmp_path, console=console)
-    lines = console.file.getvalue().splitlines()
-    assert ["left" in line for line in lines[:4]] == [False, False, True, False]
-    assert lines[2].endswith("finished: , about 60 s left")
+    run_grid(small_grid(), tmp_path, jobs=jobs, console=console)
+    lines = console.file.getvalue().splitlines()[:5]
+    assert [line[line.find(", about") :] if "left" in line else "" for line in lines] == said
     assert [grid._duration(s) for s in (7.2, 200, 9000)] == ["7 s", "3 min", "2.5 h"]
+
+
+def test_what_another_process_has_finished_meanwhile_is_finished(tmp_path, monkeypatch):
+    """It was running when this one came to it, and has a result when this one ends."""
+    points = grid_points(two_points())
+    first, second = points
+
+    def ends(*_):
+        yield first, "running elsewhere"
+        write_run(tmp_path / first, points[first], {})
+        yield second, "finished: "
+
+    monkeypatch.setattr(grid, "_run_points", ends)
+    console = quiet()
+    assert run_grid(two_points(), tmp_path, console=console) == {
+        first: "finished before",
+        second: "finished: ",
+    }
+    assert "Run this again" not in console.file.getvalue()
 
 
 def hold(path, ready, release):
@@ -265,6 +299,11 @@ def test_with_several_processes_a_shared_mistake_ends_the_grid(tmp_path, monkeyp
 def test_several_processes_do_not_share_several_devices(tmp_path):
     with pytest.raises(ConfigError, match=r"each of --jobs=2 processes would take all 4 devices"):
         run_grid(two_points(), tmp_path, jobs=2, console=quiet())
+    # Nor is there anything to share where nothing is left to run.
+    for name, point in grid_points(two_points()).items():
+        write_run(tmp_path / name, point, {})
+    states = run_grid(two_points(), tmp_path, jobs=2, console=quiet())
+    assert set(states.values()) == {"finished before"}
 
 
 def test_a_first_point_that_cannot_work_is_no_shared_mistake(tmp_path):
@@ -278,9 +317,12 @@ def test_a_first_point_that_cannot_work_is_no_shared_mistake(tmp_path):
     assert states["hidden=(8,),seed=3"].startswith("failed: no pair of features to penalise")
     assert states["hidden=(8,8),seed=3"].startswith("finished")
     config.grid.model.options.hidden = ((8,), (9,))
-    with pytest.raises(ConfigError, match="no pair of features"):
+    with pytest.raises(ConfigError, match=r"^no pair of features"):
         run_grid(config, tmp_path / "other", console=quiet())
     assert not (tmp_path / "other").exists()
+    config.grid.model.options.hidden = ((8,), ("x",))
+    with pytest.raises(ConfigError, match=r"^no point can work; hidden=\(8,\),seed=3: no pair of"):
+        run_grid(config, tmp_path / "other", console=quiet())
 
 
 def test_after_a_signal_no_process_is_started_and_the_others_are_stopped(monkeypatch):
