@@ -39,6 +39,7 @@ from cka_sr_jax.experiments.rows import (
 )
 
 BOOTSTRAP_SAMPLES = 10_000
+CHOOSE = object()  # in place of a value; None is one, such as a rule's own default
 
 
 class Comparison(NamedTuple):
@@ -99,7 +100,7 @@ def choose_and_compare(
     rows: Sequence[Row],
     field: str,
     baseline: Any,
-    value: Any = None,
+    value: Any = CHOOSE,
     measure: str = "test.accuracy",
 ) -> Comparison | None:
     """The values of `field` that validation data choose against the baseline, pair by pair.
@@ -114,39 +115,40 @@ def choose_and_compare(
     Args:
       rows: of `read_runs`, alike but for `field` and "seed".
       field: such as "cka.beta"; baseline: its value to compare with.
-      value: compare this one; None: choose, for each seed by the other seeds.
-      measure: a name in `rows.RESULTS`, what is compared.
+      value: compare this one; CHOOSE: for each seed that which the other seeds choose.
+      measure: a name in `rows.RESULTS`, what is compared. Seeds are left out where some run has
+        none, such as one that diverged.
 
     Returns:
       None where there is nothing to compare yet: the baseline or the other values are missing, or
-      there is no seed that all of them have.
+      there is no seed of which all of them have the measure.
 
     Raises:
-      ValueError: a run without an accuracy or a measure that is needed; runs that differ in more
-        than `field` and seed.
+      ValueError: values to choose from and a run without validation accuracy; runs that differ in
+        more than `field` and seed.
     """
     check_alike(rows, allowed=[field, "seed"])
     runs: dict[Any, dict[Any, Row]] = defaultdict(dict)
     for row in rows:
         runs[row[field]][row.get("seed")] = row
-    others = [v for v in runs if v != baseline and value in (None, v)]
+    others = [v for v in runs if v != baseline and value in (CHOOSE, v)]
     if baseline not in runs or not others:
         return None
     seeds_of = [set(runs[v]) for v in (baseline, *others)]
-    seeds = sorted(set.intersection(*seeds_of), key=in_order)
+    seeds = [
+        seed
+        for seed in sorted(set.intersection(*seeds_of), key=in_order)
+        if None not in [runs[v][seed].get(measure) for v in (baseline, *others)]
+    ]
     if not seeds:
         return None
-    # A run that diverged has an accuracy and may have nothing else.
-    known = [s for s in seeds if None not in [runs[v][s].get(measure) for v in (baseline, *others)]]
-    seeds = known or seeds
 
     def measured(of: Any, name: str) -> np.ndarray:
         found = [runs[of][seed].get(name) for seed in seeds]
         if None in found:
-            remedy = "" if name == measure else ", or choose the value yourself with --value"
             raise ValueError(
                 f"some runs with {field} = {of} have no {name}, which this comparison needs: leave "
-                f"them out{remedy}."
+                "them out, or choose the value yourself with --value."
             )
         return np.array(found, float)
 
@@ -195,26 +197,15 @@ def comparisons(
     by_row: Sequence[str],
     field: str,
     baseline: Any,
-    value: Any = None,
+    value: Any = CHOOSE,
     measure: str = "test.accuracy",
 ) -> dict[tuple[Any, ...], Comparison | None]:
-    """`choose_and_compare` for each combination of the `by_row` fields.
-
-    Raises:
-      ValueError: as `choose_and_compare`; nothing to compare in any of them.
-    """
+    """`choose_and_compare` for each combination of the `by_row` fields, and its errors."""
     groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
         groups[tuple(row.get(name) for name in by_row)].append(row)
     ordered = sorted(groups.items(), key=lambda item: [*map(in_order, item[0])])
-    found = {key: choose_and_compare(g, field, baseline, value, measure) for key, g in ordered}
-    if not any(found.values()):
-        values = sorted({row[field] for row in rows}, key=in_order)
-        raise ValueError(
-            f"there are runs at {field} = {', '.join(map(str, values))}: a comparison needs "
-            f"{baseline} and {'another' if value is None else value}, with the same seeds."
-        )
-    return found
+    return {key: choose_and_compare(g, field, baseline, value, measure) for key, g in ordered}
 
 
 def paired_table(
@@ -245,15 +236,20 @@ def table_of_each(
     by_row: Sequence[str],
     field: str,
     baseline: Any,
+    measure: str = "test.accuracy",
 ) -> str:
     """A Markdown table of differences with a column for each value of the field.
 
     Args:
       found: {value: `comparisons` with that value}. The baseline's column is its mean over the
-        pairs of the first value.
+        pairs of the first value that has some.
     """
     name = field.rpartition(".")[2]
-    header = [f"{name} {cell_text(baseline)}", *(f"{name} {cell_text(v)} (pairs)" for v in found)]
+    measured = measure.removeprefix("test.") + (" (%)" if measure in SHARES else "")
+    header = [
+        f"{measured} at {name} {cell_text(baseline)}",
+        *(f"{name} {cell_text(v)} (pairs)" for v in found),
+    ]
     lines = {}
     for key in next(iter(found.values())):
         compared = [comparisons_of[key] for comparisons_of in found.values()]
@@ -320,7 +316,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--baseline", type=parse_value, default=0.0)
     values = parser.add_mutually_exclusive_group()
     values.add_argument(
-        "--value", type=parse_value, help="compare this value, not the validated one"
+        "--value",
+        type=parse_value,
+        default=CHOOSE,
+        help="compare this value, not the validated one",
     )
     values.add_argument("--each", action="store_true", help="compare each value, side by side")
     parser.add_argument(
@@ -339,11 +338,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         compared = partial(comparisons, rows, by_row, field, baseline, measure=measure)
         if options.each:
             others = sorted({row[field] for row in rows} - {baseline}, key=in_order)
-            each = {value: compared(value) for value in others or [None]}
+            each = {value: compared(value) for value in others}
             found = {(*key, value): c for value, part in each.items() for key, c in part.items()}
-            said = [table_of_each(each, by_row, field, baseline)]
         else:
             found = compared(options.value)
+        if not any(found.values()):
+            there = ", ".join(map(str, sorted({row[field] for row in rows}, key=in_order)))
+            another = "another" if options.value is CHOOSE else options.value
+            raise ValueError(
+                f"there are runs at {field} = {there}: a comparison needs {baseline} and "
+                f"{another}, with the same seeds, and {measure} of them."
+            )
+        if options.each:
+            said = [table_of_each(each, by_row, field, baseline, measure)]
+        else:
             said = [paired_table(found, by_row, field, baseline, measure), *pair_notes(found)]
         print(*said, *notes(rows, options.paths), sep="\n\n")
         if options.png:

@@ -74,10 +74,11 @@ def read_runs(paths: Iterable[str | Path], fields: Sequence[str] = ()) -> list[R
 
 
 def write_csv(rows: Sequence[Row], path: str | Path) -> None:
-    """The rows as CSV, numbers with every digit."""
+    """The rows as CSV, numbers with every digit; KEPT_BELOW follows again when they are read."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with Path(path).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, _columns(rows), lineterminator="\n")
+        names = [name for name in _columns(rows) if name not in KEPT_BELOW]
+        writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
@@ -188,7 +189,7 @@ def _kept_below(row: Row) -> Row:
     for name, source in KEPT_BELOW.items():
         small = row.get(source)
         if density and small is not None:
-            found[name] = (small - (1 - density)) / density
+            found[name] = max(0.0, (small - (1 - density)) / density)  # both are rounded
     return found
 
 

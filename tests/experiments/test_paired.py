@@ -68,8 +68,7 @@ def test_the_choice_is_by_validation_data_and_pairs_are_by_seed():
     found = choose_and_compare(fewer, "cka.beta", 0.0)
     assert (found.pairs, found.left_out) == (2, 1)
     assert choose_and_compare(fewer, "cka.beta", 0.0, value=1e-4).pairs == 3
-    with pytest.raises(ValueError, match=r"are runs at cka.beta = 0.0, .* needs 0.5 and another"):
-        comparisons(rows_of(TABLE), [], "cka.beta", 0.5)
+    assert comparisons(rows_of(TABLE), [], "cka.beta", 0.5) == {(): None}
 
 
 def test_each_seed_has_the_value_that_the_others_choose():
@@ -106,7 +105,7 @@ def test_a_field_that_does_nothing_gains_nothing():
 def test_intervals_of_a_choice_cover_what_is_said(seeds, spread, said, monkeypatch):
     """The figures of `choose_and_compare`: three values that do nothing, one accuracy for both."""
     monkeypatch.setattr(paired, "BOOTSTRAP_SAMPLES", 1)  # which are not looked at
-    rng, covered = np.random.default_rng(seeds), {None: 0, 1: 0}
+    rng, covered = np.random.default_rng(seeds), {paired.CHOOSE: 0, 1: 0}
     for _ in range(2000):
         skill = rng.normal(size=(4, seeds))
         skill[0] *= spread  # of the baseline, against that of the others
@@ -114,7 +113,7 @@ def test_intervals_of_a_choice_cover_what_is_said(seeds, spread, said, monkeypat
         for value in covered:
             found = choose_and_compare(rows, "cka.beta", 0, value)
             covered[value] += abs(found.difference) < found.t_interval
-    assert covered[None] / 2000 == pytest.approx(said, abs=0.02)
+    assert covered[paired.CHOOSE] / 2000 == pytest.approx(said, abs=0.02)
     assert covered[1] / 2000 == pytest.approx(0.95, abs=0.02)
 
 
@@ -162,7 +161,7 @@ def test_each_value_has_a_column(tmp_path, capsys):
     command, png = [str(tmp_path / "runs.csv"), "--each"], tmp_path / "runs.png"
     main([*command, f"--png={png}"])
     assert capsys.readouterr().out.splitlines() == [
-        "| density | beta 0 | beta 0.0001 (pairs) | beta 0.001 (pairs) |",
+        "| density | accuracy (%) at beta 0 | beta 0.0001 (pairs) | beta 0.001 (pairs) |",
         "| --- | ---: | ---: | ---: |",
         "| 0.01 | 20.00 | +10.00 (1) | - |",
         "| 0.05 | 82.00 | +0.00 ± 2.48 (3) | +17.00 ± 4.97 (3) |",
@@ -180,7 +179,11 @@ def test_each_value_has_a_column(tmp_path, capsys):
     assert len(printed) == 4  # the pairs are in the table
     main([command[0], "--value=1e-3", "--measure=cka_within_stage"])
     assert capsys.readouterr().out.splitlines()[-1].startswith("0.05: 1 seeds left out")
-    with pytest.raises(SystemExit, match=r"no explored, .*: leave them out\."):
+    # A value that has nothing in common with the baseline has an empty column.
+    write_csv([*rows, rows[0] | {"cka.beta": 0.5, "seed": 9}], tmp_path / "runs.csv")
+    main(command)
+    assert capsys.readouterr().out.splitlines()[3].endswith("| - |")
+    with pytest.raises(SystemExit, match=r"with the same seeds, and explored of them\."):
         main([*command, "--measure=explored"])
     write_csv(rows_of({0.0: [(0.1, 0.2)]}), tmp_path / "runs.csv")
     with pytest.raises(SystemExit, match=r"comparison needs 0.0 and another"):
@@ -213,3 +216,24 @@ def test_values_that_are_no_numbers(tmp_path, capsys):
     assert printed[-1] == (
         "Runs with eval.select=best-test: their weights were selected on the test set."
     )
+
+
+def test_none_is_a_value_like_others(tmp_path, capsys):
+    """As of options that are the rule's own default where they are not given."""
+    accuracies = {None: 0.5, 0.3: 0.6, 0.5: 0.7}
+    rows = [
+        {"seed": seed, "sparsity.drop_fraction": value, "eval.select": "last"}
+        | {"validation.accuracy": accuracy, "test.accuracy": accuracy}
+        for value, accuracy in accuracies.items()
+        for seed in (0, 1)
+    ]
+    write_csv(rows, tmp_path / "runs.csv")
+    command = [str(tmp_path / "runs.csv"), "--field=sparsity.drop_fraction", "--rows=eval.select"]
+    main([*command, "--baseline=0.5", "--each"])
+    assert capsys.readouterr().out.splitlines()[2] == (
+        "| last | 70.00 | -20.00 ± 0.00 (2) | -10.00 ± 0.00 (2) |"
+    )
+    main([*command, "--baseline=0.5", "--value="])
+    assert "| None (2 of 2) | 1 | 50.00 |" in capsys.readouterr().out
+    main([*command, "--baseline=0.5"])
+    assert "| 0.3 (2 of 2) | 2 | 60.00 |" in capsys.readouterr().out

@@ -194,6 +194,10 @@ def test_small_weights_among_the_kept(grid, tmp_path):
     assert row["kept_below.0.001"] is None
     write_csv([row], tmp_path / "runs.csv")
     assert read_runs([tmp_path / "runs.csv"]) == [row]
+    assert "kept_below" not in (tmp_path / "runs.csv").read_text()  # it might go out of date
+    for other in ({"sparsity.exclude": ("head/kernel",)}, {"test.loss": None}):
+        write_csv([row | other], tmp_path / "runs.csv")
+        assert read_runs([tmp_path / "runs.csv"])[0]["kept_below.0.01"] is None
 
 
 def test_a_picture_without_columns_has_the_rows_side_by_side(grid, tmp_path, monkeypatch):
