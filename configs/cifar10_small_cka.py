@@ -6,7 +6,9 @@ No table of the paper: its recipe at a size that a CPU can train many times over
   python -m cka_sr_jax.experiments.paired runs/cifar10_small_cka
 
 24 runs of 4,000 steps. The beta is chosen on validation data among three; one more, into the same
-folder, is --config.grid.cka.beta="(1e-1,)". The dense network, with a --workdir of its own:
+folder, is --config.grid.cka.beta="(1e-1,)", and two more seeds of two betas at one density are
+--config.seeds="(3, 4)" --config.grid.cka.beta="(0.0, 1e-2)"
+--config.grid.sparsity.density="(0.05,)". The dense network, with a --workdir of its own:
 --config.grid.cka.beta="(0.0, 1e-2)" --config.grid.sparsity.density="(1.0,)"
 --config.sparsity.rule=dense.
 """

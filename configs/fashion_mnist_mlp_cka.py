@@ -22,9 +22,9 @@ The other rules at one density (with 10 seeds, gmp with 30; snip, grasp and synf
   ... --config.grid.sparsity.rule="('set','snfs','gmp')" --config.grid.sparsity.density="(0.01,)" \\
     --config.grid.cka.beta="(0.0, 1e-3)" --config.seeds="(0,1,2,3,4,5,6,7,8,9)"
 
-Dense training, pruned by magnitude at step 2,500, and training on:
+Dense training, pruned by magnitude at step 2,500, and training on (0.01 without beta 1e-2):
 
-  ... --config.grid.sparsity.rule="('gmp',)" --config.grid.sparsity.density="(0.05,)" \\
+  ... --config.grid.sparsity.rule="('gmp',)" --config.grid.sparsity.density="(0.05, 0.01)" \\
     --config.sparsity.start_step=2500 --config.sparsity.end=0.5 \\
     --config.grid.cka.beta="(0.0, 1e-3, 1e-2)"
 
@@ -34,7 +34,7 @@ Dense training, pruned by magnitude at step 2,500, and training on:
     --config.grid.sparsity.rule="('dense',)" --config.grid.sparsity.density="(1.0,)"
 
 How much of the features' variance a few samples hold, with rst at 0.05 and dense, and with the
-RBF kernel (--config.cka.kernel=rbf):
+RBF kernel (--config.cka.kernel=rbf, with 5 seeds):
 
   ... --config.grid.sparsity.rule="('rst',)" --config.grid.sparsity.density="(0.05,)" \\
     --config.grid.cka.beta="(0.0, 1e-3, 1e-2)" --config.seeds="(0,1,2)"

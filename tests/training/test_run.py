@@ -169,6 +169,19 @@ def test_stages_keep_their_features_whatever_their_names(tmp_path, monkeypatch):
     assert actual["cka_cross_stage"] == pytest.approx(float(np.mean(cross)), abs=1e-4)
 
 
+def test_the_config_says_when_the_penalty_is_on_and_of_which_kernel(tmp_path):
+    logged = {}
+    for kernel in ("linear", "rbf"):
+        config = small_config(
+            cka__kernel=kernel, cka__end=0.5, cka__every=1, train__steps=4, train__log_every=1
+        )
+        run(config, tmp_path / kernel)
+        logged[kernel] = [r.get("cka_penalty") for r in records(tmp_path / kernel, "train")]
+    for values in logged.values():
+        assert [value is None for value in values] == [False, False, True, True]
+    assert abs(logged["linear"][0] - logged["rbf"][0]) > 1e-3
+
+
 def test_a_model_without_features_runs_without_the_penalty(tmp_path):
     config = small_config(cka__beta=0.0, train__steps=3)
     config.model.options.hidden = ()
