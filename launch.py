@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NoReturn
 
@@ -55,6 +56,7 @@ def main(argv: list[str]) -> None:
     workdir = Path(FLAGS.workdir or Path("runs") / name)
     try:
         if FLAGS.grid or FLAGS.grid_index is not None:
+            _refuse_values_of_axes(config_flags.get_override_values(FLAGS["config"]))
             states = run_grid(
                 config,
                 workdir,
@@ -81,6 +83,22 @@ def fail(message: str) -> NoReturn:
     """End with one line on stderr and status 2."""
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def _refuse_values_of_axes(overrides: Iterable[str]) -> None:
+    """End where the command line sets a field to a value which the grid would replace."""
+    from cka_sr_jax.training.config import flatten
+
+    axes = dict.fromkeys(flatten(FLAGS.config.grid), "grid.{}")
+    if FLAGS.config.seeds:
+        axes["seed"] = "seeds"
+    for field in overrides:
+        if field in axes:
+            where = axes[field].format(field)
+            fail(
+                f"--config.{field} would do nothing: the grid sets {field}; say --config.{where} "
+                "with a tuple of values, such as (1,)."
+            )
 
 
 def _explain(error: Exception, argv: list[str]) -> str:

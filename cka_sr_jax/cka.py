@@ -173,12 +173,17 @@ def outlier_share(x: Float[Array, "n ..."], fraction: float = 0.01) -> Float[Arr
     layers: look at this beside it.
 
     Raises:
-      ValueError: `fraction` is not in (0, 1]; no sample.
+      ValueError: `fraction` is not in (0, 1]; `x` is no array of 1 sample or more.
     """
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction={fraction} is not in (0, 1]: try 0.01.")
-    if not len(x):
-        raise ValueError(f"a feature of shape {x.shape} has no sample: pass [n, ...] with n >= 1.")
+    shape = getattr(x, "shape", None)
+    if not shape or not shape[0]:
+        given = f"a {type(x).__name__}" if shape is None else f"one of shape {shape}"
+        raise ValueError(
+            f"outlier_share takes one array of shape [n, ...] with n >= 1 samples, not {given}: "
+            "call it for each feature."
+        )
     x = jnp.reshape(x, (len(x), -1)).astype(jnp.promote_types(x.dtype, jnp.float32))
     distances = jnp.sum(jnp.square(x - x.mean(axis=0, keepdims=True)), axis=1)
     total = jnp.sum(distances)

@@ -351,7 +351,9 @@ def test_works_under_jit_vmap_and_grad_with_bfloat16():
         (lambda: cka_penalty(stages(), reduction="max"), "reduction='max' is unknown"),
         (lambda: cka_penalty(stages(), kernel="poly"), "kernel='poly' is unknown"),
         (lambda: outlier_share(jnp.ones((8, 2)), 0.0), r"fraction=0.0 is not in \(0, 1\]"),
-        (lambda: outlier_share(jnp.ones((0, 2))), r"shape \(0, 2\) has no sample"),
+        (lambda: outlier_share(jnp.ones((0, 2))), r"n >= 1 samples, not one of shape \(0, 2\)"),
+        (lambda: outlier_share(jnp.ones(())), r"not one of shape \(\)"),
+        (lambda: outlier_share((jnp.ones((8, 2)),)), "not a tuple: call it for each feature"),
     ],
 )
 def test_bad_input_is_one_sentence(call, message):

@@ -25,9 +25,9 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from cka_sr_jax._errors import unknown
-from cka_sr_jax.experiments.rows import SHARES, as_row, cell_text, check_alike, in_order
+from cka_sr_jax.experiments.rows import SHARES, as_row, cell_text, check_alike, in_order, said
 from cka_sr_jax.report import read_metrics
-from cka_sr_jax.report.figures import BLUE, series, stage_boundaries, tidy, to_png
+from cka_sr_jax.report.figures import BLUE, label_features, series, stage_boundaries, tidy, to_png
 from cka_sr_jax.sparsity.masks import maskable_leaves
 from cka_sr_jax.training import load_variables
 
@@ -71,7 +71,7 @@ def draw_heatmaps(runs: Mapping[str, Path]) -> Figure:
       ValueError: a run whose report has no CKA matrix.
     """
     figure = Figure(figsize=(3.2 * len(runs) + 0.8, 3.4), layout="constrained")
-    panels = figure.subplots(1, len(runs), squeeze=False)[0]
+    panels = figure.subplots(1, len(runs), squeeze=False, sharey=True)[0]
     for axes, (label, run) in zip(panels, runs.items(), strict=True):
         path = run / "report" / "cka_matrix.csv"
         if not path.exists():
@@ -79,12 +79,15 @@ def draw_heatmaps(runs: Mapping[str, Path]) -> Figure:
         header, *rows = csv.reader(path.read_text(encoding="utf-8").splitlines())
         matrix = np.array([row[1:] for row in rows], float)
         image = axes.imshow(matrix, vmin=0, vmax=1, cmap=colormaps["viridis"])
-        for i in stage_boundaries([name.rpartition(".")[0] for name in header[1:]]):
+        names = header[1:]
+        groups = [name.rpartition(".")[0] for name in names]
+        for i in stage_boundaries(groups):
             axes.axhline(i - 0.5, color="white", linewidth=1)
             axes.axvline(i - 0.5, color="white", linewidth=1)
         axes.set_title(label)
-        axes.set_xticks([])
-        axes.set_yticks([])
+        label_features(axes, names, groups)
+        axes.tick_params(axis="x", labelrotation=90)
+        axes.label_outer()
     figure.colorbar(image, ax=panels, label="CKA (0 to 1)", shrink=0.8)
     return figure
 
@@ -188,7 +191,13 @@ def draw_differences(
 
 
 def write_png(figure: Figure, path: str | Path) -> None:
-    """Write the figure, and the folder that it goes to."""
+    """Write the figure, and the folder that it goes to.
+
+    Raises:
+      ValueError: the file's name does not end in .png.
+    """
+    if Path(path).suffix.lower() != ".png":
+        raise ValueError(f"{path} would be a PNG image: give it a name that ends in .png.")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_bytes(to_png(figure))
 
@@ -209,8 +218,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         runs = runs_by_value(options.paths, options.field)
         figure = DRAW[options.kind]({f"{name} {cell_text(v)}": run for v, run in runs.items()})
         write_png(figure, options.png)
+        print(f"{options.png} shows", ", ".join(map(str, runs.values())))
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(said(error))
 
 
 if __name__ == "__main__":

@@ -112,9 +112,9 @@ def run_grid(
 
     Raises:
       ConfigError: as `grid_points`; an index outside the grid; fewer than 1 jobs or replicas, or
-        more than 1 of both; either with several devices; a point's directory that holds another
-        config's run or a damaged one; models, data or optimisers with which no point can work; a
-        `workdir` whose file system has no locks.
+        more than 1 of both, or of either with an index; either with several devices; a point's
+        directory that holds another config's run or a damaged one; models, data or optimisers with
+        which no point can work; a `workdir` whose file system has no locks.
       SystemExit: stopped by a signal.
     """
     console = console or Console(soft_wrap=True)
@@ -131,6 +131,11 @@ def run_grid(
             "show it one, such as with CUDA_VISIBLE_DEVICES=0, and start one process for each."
         )
     if index is not None:
+        if jobs > 1 or replicas > 1:
+            raise ConfigError(
+                "--grid_index runs one point, alone: leave out --jobs and --replicas, or say --grid "
+                "instead."
+            )
         if not 0 <= index < len(points):
             raise ConfigError(
                 f"--grid_index={index} is outside this grid of {len(points)} points: "

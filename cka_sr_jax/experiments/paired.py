@@ -31,10 +31,12 @@ from cka_sr_jax.experiments.rows import (
     Row,
     cell_text,
     check_alike,
+    check_result,
     in_order,
     notes,
     parse_value,
     read_runs,
+    said,
     write_csv,
 )
 
@@ -323,7 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     values.add_argument("--each", action="store_true", help="compare each value, side by side")
     parser.add_argument(
-        "--measure", default="test.accuracy", choices=RESULTS, help="what is compared"
+        "--measure", default="test.accuracy", help=f"what is compared: {', '.join(RESULTS)}"
     )
     parser.add_argument("--rows", default="sparsity.density", help="fields, separated by commas")
     parser.add_argument("--csv", help="also write every run to this file")
@@ -332,6 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     by_row, field, baseline = options.rows.split(","), options.field, options.baseline
     measure = options.measure
     try:
+        check_result(measure)
         rows = read_runs(options.paths, [field, *by_row])
         if options.csv:
             write_csv(rows, options.csv)
@@ -350,10 +353,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"{another}, with the same seeds, and {measure} of them."
             )
         if options.each:
-            said = [table_of_each(each, by_row, field, baseline, measure)]
+            parts = [table_of_each(each, by_row, field, baseline, measure)]
         else:
-            said = [paired_table(found, by_row, field, baseline, measure), *pair_notes(found)]
-        print(*said, *notes(rows, options.paths), sep="\n\n")
+            parts = [paired_table(found, by_row, field, baseline, measure), *pair_notes(found)]
+        print(*parts, *notes(rows, options.paths), sep="\n\n")
         if options.png:
             drawn = {
                 f"{_name(key)} ({c.pairs} pairs)": (c.difference, c.t_interval)
@@ -363,7 +366,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             against = f"{field}, against {cell_text(baseline)}"
             write_png(draw_differences(drawn, against, measure), options.png)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(said(error))
 
 
 if __name__ == "__main__":

@@ -76,7 +76,8 @@ def train_together(configs: Mapping[Path, ConfigDict], console: Console) -> None
         states = stack([recorder.state for recorder in recorders])
         step_function = replica_function(experiments)
         data = jax.device_put(training_data(first), first.devices[0])
-        console.print(f"Training {len(experiments)} runs together.", highlight=False)
+        where = f", from step {start} of {first.steps}" if start else ""
+        console.print(f"Training {len(experiments)} runs together{where}.", highlight=False)
         with (
             ProgressReporter(first.steps, start, console) as progress,
             loop.stop_signals() as stop,

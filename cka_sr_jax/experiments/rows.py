@@ -50,7 +50,7 @@ def read_runs(paths: Iterable[str | Path], fields: Sequence[str] = ()) -> list[R
     None.
 
     Args:
-      paths: folders that hold runs' folders, and CSV files of `write_csv`.
+      paths: runs' folders, folders that hold some, and CSV files of `write_csv`.
       fields: of the config, which the runs must have.
 
     Raises:
@@ -61,7 +61,7 @@ def read_runs(paths: Iterable[str | Path], fields: Sequence[str] = ()) -> list[R
     for path in map(Path, paths):
         found = _read_csv(path) if path.is_file() else _read_folder(path)
         if not found:
-            raise ValueError(f"{path} holds no finished run: name a grid's folder or a CSV of one.")
+            raise ValueError(f"{path} holds no finished run: name its folder, a grid's or a CSV.")
         rows += found.values()
         places += found
     names = _columns(rows)
@@ -81,6 +81,24 @@ def write_csv(rows: Sequence[Row], path: str | Path) -> None:
         writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def check_result(name: str) -> str:
+    """The name of a figure in RESULTS.
+
+    Raises:
+      ValueError: there is none of that name.
+    """
+    if name not in RESULTS:
+        raise ValueError(unknown("figure of a run:", name, RESULTS))
+    return name
+
+
+def said(error: ValueError | OSError) -> str:
+    """The error as a command ends with it: one line."""
+    if isinstance(error, OSError):
+        return f"error: {error.filename} cannot be used ({error.strerror}): name another path."
+    return f"error: {error}"
 
 
 def check_alike(
@@ -167,7 +185,7 @@ def _config_row(config: dict[str, Any]) -> Row:
 
 def _read_folder(folder: Path) -> dict[Path, Row]:
     rows = {}
-    for result in sorted(folder.glob("*/result.json")):
+    for result in sorted([*folder.glob("result.json"), *folder.glob("*/result.json")]):
         run = result.parent
         if (run / "config.json").exists():
             results = flatten(json.loads(result.read_text()))

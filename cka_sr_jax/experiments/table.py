@@ -21,9 +21,11 @@ from cka_sr_jax.experiments.rows import (
     Row,
     cell_text,
     check_alike,
+    check_result,
     in_order,
     notes,
     read_runs,
+    said,
     write_csv,
 )
 
@@ -91,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("paths", nargs="+", help="folders of a grid, or CSV files")
     parser.add_argument("--rows", default="sparsity.rule", help="fields, separated by commas")
     parser.add_argument("--columns", help="the field that makes the columns")
-    parser.add_argument("--value", default="test.accuracy", choices=RESULTS)
+    parser.add_argument("--value", default="test.accuracy", help=f"one of {', '.join(RESULTS)}")
     parser.add_argument(
         "--scale",
         type=float,
@@ -103,6 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     by_row = options.rows.split(",")
     fields = [*by_row, options.columns] if options.columns else by_row
     try:
+        check_result(options.value)
         rows = read_runs(options.paths, fields)
         if options.csv:
             write_csv(rows, options.csv)
@@ -117,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             label = options.value if scale == 1 else f"{options.value} x {scale:g}"
             write_png(draw_lines(lines, x, label), options.png)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(said(error))
 
 
 if __name__ == "__main__":

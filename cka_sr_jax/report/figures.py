@@ -124,7 +124,7 @@ def cka_heatmap(matrix: np.ndarray, names: Sequence[str], groups: Sequence[str])
     for i in stage_boundaries(groups):
         axes.axhline(i - 0.5, color="white", linewidth=1.4, path_effects=outline)
         axes.axvline(i - 0.5, color="white", linewidth=1.4, path_effects=outline)
-    _label_features(axes, names, groups)
+    label_features(axes, names, groups)
     if size <= 12:
         _write_values(axes, matrix)
     return to_png(figure)
@@ -220,7 +220,7 @@ def stage_boundaries(groups: Sequence[str]) -> list[int]:
     return [i for i in range(1, len(groups)) if groups[i] != groups[i - 1]]
 
 
-def _label_features(axes: Axes, names: Sequence[str], groups: Sequence[str]) -> None:
+def label_features(axes: Axes, names: Sequence[str], groups: Sequence[str]) -> None:
     """The names where there is room for them, else the stages at their middle."""
     ticks: list[float] = list(range(len(names)))
     labels = list(names)

@@ -94,6 +94,8 @@ def test_other_refusals(tmp_path):
         run_grid(small_grid(), tmp_path, jobs=0)
     with pytest.raises(ConfigError, match="--jobs and --replicas are two ways"):
         run_grid(small_grid(), tmp_path, jobs=2, replicas=2)
+    with pytest.raises(ConfigError, match="--grid_index runs one point, alone"):
+        run_grid(small_grid(), tmp_path, index=1, jobs=2)
 
 
 def test_runs_once_and_a_failure_does_not_stop_the_others(tmp_path, monkeypatch):

@@ -44,10 +44,12 @@ def grid(tmp_path):
 
 
 @pytest.mark.parametrize("kind", figures.DRAW)
-def test_each_figure_from_the_command_line(grid, tmp_path, kind):
+def test_each_figure_from_the_command_line(grid, tmp_path, capsys, kind):
     png = tmp_path / "new" / "figure.png"
     figures.main([kind, str(grid), str(png)])
     assert png.read_bytes().startswith(PNG)
+    shown = f"{grid}/beta=0.0,seed=0, {grid}/beta=0.01,seed=0"
+    assert capsys.readouterr().out == f"{png} shows {shown}\n"
 
 
 def test_one_run_for_each_value(grid):
@@ -114,6 +116,7 @@ def test_heat_maps_and_curves_show_what_was_stored(grid):
     panels = figures.draw_heatmaps(runs).axes[:2]
     assert [axes.get_title() for axes in panels] == ["0.0", "0.01"]
     np.testing.assert_allclose(panels[1].images[0].get_array(), 0.99 * np.eye(3))
+    assert [tick.get_text() for tick in panels[0].get_yticklabels()] == [*NAMES]
     within, cross = figures.draw_curves(runs).axes
     np.testing.assert_allclose(within.lines[0].get_xydata(), [[1.0, 0.5]])
     np.testing.assert_allclose(cross.lines[0].get_xydata(), [[1.0, 0.25]])

@@ -151,6 +151,8 @@ def test_command_line(tmp_path, capsys):
         main([str(tmp_path / "runs.csv"), "--field=cka.bta"])
     with pytest.raises(SystemExit, match=r"a comparison needs 7 and another, with the same seeds"):
         main([str(tmp_path / "runs.csv"), "--baseline=7"])
+    with pytest.raises(SystemExit, match=r"Unknown figure of a run: 'cka_within': did you mean"):
+        main([str(tmp_path / "runs.csv"), "--measure=cka_within"])
 
 
 def test_each_value_has_a_column(tmp_path, capsys):

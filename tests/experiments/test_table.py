@@ -88,6 +88,14 @@ def test_refusals(grid, tmp_path):
     with pytest.raises(SystemExit, match=r"Unknown field of these runs: 'sparsity.rul'"):
         main([str(grid), "--rows=sparsity.rul", f"--csv={tmp_path / 'runs.csv'}"])
     assert not (tmp_path / "runs.csv").exists()
+    with pytest.raises(SystemExit, match=r"figure of a run: 'test.acuracy': did you mean 'te"):
+        main([str(grid), "--value=test.acuracy"])
+
+
+def test_a_run_is_named_by_its_folder_or_a_grid_s(grid):
+    every = read_runs([grid])
+    runs = sorted({path.parent for path in grid.glob("*/result.json")})
+    assert [read_runs([run])[0] for run in runs] == every
 
 
 def test_csvs_pool_where_their_configs_agree(grid, tmp_path):
@@ -171,8 +179,12 @@ def test_a_file_that_is_no_csv_of_runs_is_refused(tmp_path):
 
 
 def test_a_place_that_cannot_be_written_to_is_named(grid, tmp_path):
-    with pytest.raises(SystemExit, match=f"error: .*{tmp_path}"):
-        main([str(grid), "--columns=sparsity.density", f"--png={tmp_path}"])
+    (tmp_path / "file").write_text("")
+    command = [str(grid), "--columns=sparsity.density"]
+    with pytest.raises(SystemExit, match=f"error: {tmp_path}/file cannot be used .*: name another"):
+        main([*command, f"--csv={tmp_path / 'file' / 'runs.csv'}"])
+    with pytest.raises(SystemExit, match=r"table.xyz would be a PNG image: give it a name that"):
+        main([*command, f"--png={tmp_path / 'table.xyz'}"])
 
 
 def test_runs_on_other_numbers_of_devices_are_not_alike(grid):

@@ -198,6 +198,14 @@ def test_schedules():
         (["--config.model.options.hiden=(3,)"], "sets no field 'hiden'"),
         (["--config.grid.cka.beta=(0.0,)"], "grid.cka.beta is no axis of this config's grid"),
         (["--config=tests/data/grid_without_group.py"], "has to be made first, as in config.grid"),
+        (
+            ["--config=configs/digits_cka.py", "--grid", "--config.cka.beta=5e-3"],
+            "--config.cka.beta would do nothing: the grid sets cka.beta; say --config.grid.cka",
+        ),
+        (
+            ["--config=configs/digits_cka.py", "--grid_index=1", "--config.seed=3"],
+            "--config.seed would do nothing: the grid sets seed; say --config.seeds with",
+        ),
         (["--cofig=x"], "Unknown command line flag 'cofig'"),
         (["stray"], "Unexpected argument 'stray'"),
         (["--config.cka.samples=2"], "cka.samples=2 gives 2 samples"),
