@@ -4,12 +4,14 @@ No table of the paper: the comparison of the rules in docs/results.md, without t
 
   python launch.py --config=configs/fashion_mnist_mlp_rules.py --grid --config.data.dir=TFDS_FOLDER
 
-120 runs of 10,000 steps, about a minute each on two cores. The dense network and variants of two
+120 runs of 10,000 steps, about a minute each on two cores. The dense network and variants of four
 rules are the same grid with other fields, the variants in folders of their own:
 
   ... --config.grid.sparsity.rule="('dense',)" --config.grid.sparsity.density="(1.0,)"
   ... --config.grid.sparsity.rule="('granet',)" --config.sparsity.initial_density=1.0 --workdir=...
   ... --config.grid.sparsity.rule="('mest',)" --config.sparsity.soft=True --workdir=...
+  ... --config.grid.sparsity.rule="('snip', 'grasp')" --config.grid.sparsity.density="(0.05,)" \\
+    --config.sparsity.shuffle=True --workdir=...
 
 MEST as it stands here, elastic mutation by magnitude with random growth, is SET.
 """

@@ -133,8 +133,7 @@ def run_grid(
     if index is not None:
         if jobs > 1 or replicas > 1:
             raise ConfigError(
-                "--grid_index runs one point, alone: leave out --jobs and --replicas, or say --grid "
-                "instead."
+                "--grid_index runs one point, alone: leave out --jobs and --replicas, or it."
             )
         if not 0 <= index < len(points):
             raise ConfigError(
