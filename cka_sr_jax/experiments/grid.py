@@ -182,13 +182,13 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _check_shared(points: Mapping[str, ConfigDict], workdir: Path, jobs: int) -> None:
+def _check_shared(points: Mapping[str, ConfigDict], workdir: Path, jobs: int, retry: bool) -> None:
     """Raise ConfigError where no point that is left can work, or several would share devices.
 
     Where one can work, the others that cannot are failures of their own; a last one that cannot is
     told from a mistake in the command by nothing, and ends the grid.
     """
-    left = {n: config for n, config in points.items() if not _ended(workdir / n, retry=False)}
+    left = {n: config for n, config in points.items() if not _ended(workdir / n, retry)}
     if left and jobs > 1 and (count := len(jax.local_devices())) > 1:
         raise ConfigError(
             f"each of --jobs={jobs} processes would take all {count} devices: give this command "
@@ -200,8 +200,11 @@ def _check_shared(points: Mapping[str, ConfigDict], workdir: Path, jobs: int) ->
         apart_from_seed = str(sorted((flatten(config) | {"seed": None}).items()))
         if apart_from_seed in errors:
             continue
+        folder = workdir / name
+        if not (folder / "config.json").exists():
+            folder /= "new"  # not there: failed.txt goes before the point runs again
         try:
-            experiment_of(config).prepare(config, workdir / name)
+            experiment_of(config).prepare(config, folder)
             return
         except ConfigError as error:
             errors[apart_from_seed] = name, error
@@ -217,7 +220,7 @@ def _run_points(
 ) -> Iterator[tuple[str, str]]:
     """(name, state) of each point as it ends."""
     if jobs == 1 or len(points) <= 1:
-        _check_shared(points, workdir, jobs=1)
+        _check_shared(points, workdir, 1, retry)
         for name, config in points.items():
             yield name, run_point(config, workdir, name, retry, console)
             jax.clear_caches()  # each point compiles its own step
@@ -232,7 +235,7 @@ def _run_points(
     try:
         # In a process too: this one must leave the accelerator to the others. If that process
         # dies, so do those of the points, and they say why.
-        list(_in_processes({"the check": (_check_shared, points, workdir, jobs)}, 1))
+        list(_in_processes({"the check": (_check_shared, points, workdir, jobs, retry)}, 1))
         calls = {n: (run_point, config, workdir, n, retry) for n, config in points.items()}
         for name, state in _in_processes(calls, jobs):
             if isinstance(state, Died):
@@ -354,7 +357,7 @@ def _run_together(
     points: Mapping[str, ConfigDict], workdir: Path, replicas: int, retry: bool, console: Console
 ) -> Iterator[tuple[str, str]]:
     """(name, state) of each point as it ends, those that can being trained together."""
-    _check_shared(points, workdir, jobs=1)
+    _check_shared(points, workdir, 1, retry)
     pending = {
         name: config
         for name, config in points.items()

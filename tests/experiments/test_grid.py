@@ -266,11 +266,11 @@ def two_points():
     return config
 
 
-def check_nothing(points, workdir, jobs):
+def check_nothing(points, workdir, jobs, retry):
     pass
 
 
-def refuse_all(points, workdir, jobs):
+def refuse_all(points, workdir, jobs, retry):
     raise ConfigError("there is no such data.")
 
 
@@ -306,6 +306,11 @@ def test_several_processes_do_not_share_several_devices(tmp_path):
         write_run(tmp_path / name, point, {})
     states = run_grid(two_points(), tmp_path, jobs=2, console=quiet())
     assert set(states.values()) == {"finished before"}
+    for name in grid_points(two_points()):
+        (tmp_path / name / "result.json").unlink()
+        (tmp_path / name / "failed.txt").write_text("too little memory\n")
+    with pytest.raises(ConfigError, match=r"each of --jobs=2 processes would take all 4 devices"):
+        run_grid(two_points(), tmp_path, jobs=2, retry=True, console=quiet())
 
 
 def test_a_first_point_that_cannot_work_is_no_shared_mistake(tmp_path):
@@ -316,6 +321,14 @@ def test_a_first_point_that_cannot_work_is_no_shared_mistake(tmp_path):
     config.seeds = (3,)
     config.lock()
     states = run_grid(config, tmp_path, console=quiet())
+    assert states["hidden=(8,),seed=3"].startswith("failed: no pair of features to penalise")
+    assert states["hidden=(8,8),seed=3"].startswith("finished")
+    # Nor is it where the one that can work has failed before and is tried again.
+    workdir = tmp_path / "again"
+    failed = workdir / "hidden=(8,8),seed=3" / "failed.txt"
+    failed.parent.mkdir(parents=True)
+    failed.write_text("too little memory\n")
+    states = run_grid(config, workdir, retry=True, console=quiet())
     assert states["hidden=(8,),seed=3"].startswith("failed: no pair of features to penalise")
     assert states["hidden=(8,8),seed=3"].startswith("finished")
     config.grid.model.options.hidden = ((8,), (9,))
