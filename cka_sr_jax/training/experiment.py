@@ -54,6 +54,7 @@ class Experiment(NamedTuple):
     make_tx: Callable[[int | jax.Array], optax.GradientTransformationExtraArgs]  # from the seed
     steps: int
     steps_per_epoch: int
+    cka_end: int  # the first step without the penalty
     mask_updates: np.ndarray  # [steps] bool: the steps at whose end the masks may change
     state: TrainState
 
@@ -119,7 +120,7 @@ def _build(
         raise _bad_options(config, error) from error
     experiment = Experiment(
         config, workdir, devices, dataset, mean, std, model, schedule, make_tx, steps,
-        steps_per_epoch, mask_updates, state,
+        steps_per_epoch, round(config.cka.end * steps), mask_updates, state,
     )  # fmt: skip
     # Tracing the step finds what only shows there, such as a model without a pair of features.
     shard = {"image": images[: len(images) // len(devices)]}
@@ -216,7 +217,7 @@ def _train_step(
         experiment.make_tx(seed),
         beta=beta,
         every=config.cka.every,
-        end=round(config.cka.end * experiment.steps),
+        end=experiment.cka_end,
         label_smoothing=config.train.label_smoothing,
         sync=config.cka.sync,
         penalty=create_penalty(config.cka),

@@ -1,6 +1,7 @@
 """Lottery rounds: densities, nested masks, where each round starts, and resuming."""
 
 import io
+import json
 import shutil
 
 import jax
@@ -91,6 +92,18 @@ def test_every_round_starts_from_the_rewound_weights(finished):
             ]
             assert slots
             assert all(slot.any() and not slot[~masks[layer]].any() for slot in slots)
+
+
+def test_the_penalty_ends_at_its_share_of_a_whole_round(tmp_path):
+    """Not of the steps to the rewind point, which are trained first and once for all rounds."""
+    config = small_config(rounds=0, rewind_step=8)
+    config.train.log_every, config.cka.end = 1, 0.5
+    lottery.run(config, tmp_path, quiet())
+    for folder, steps in (("rewind", range(1, 9)), ("round00", range(9, 13))):
+        lines = (tmp_path / folder / "metrics.jsonl").read_text().splitlines()
+        logged = [record for record in map(json.loads, lines) if record["split"] == "train"]
+        penalised = {record["step"]: bool(record["cka_penalty"]) for record in logged}
+        assert penalised == {step: step <= 6 for step in steps}
 
 
 def test_thirteen_rounds_keep_a_fifth_less_each():

@@ -81,6 +81,9 @@ def test_each_seed_has_the_value_that_the_others_choose():
     assert found.chosen == {1e-4: 2, 1e-3: 1}
     assert found.changed == pytest.approx((91 + 82 + 83) / 3)
     assert found.difference == pytest.approx((11 + 2 + 3) / 3)
+    # Of equals the first, in whatever order they are added up.
+    equals = np.array([[0.5, 0.1, 0.2, 0.3], [0.5, 0.3, 0.2, 0.1]])
+    assert choose_by_others(equals)[0] == choose_by_others(equals[::-1])[0] == 0
     # A single seed has no others.
     assert choose_by_others(np.array([[0.5], [0.7], [0.7]])).tolist() == [1]
 
