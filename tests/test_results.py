@@ -36,13 +36,25 @@ def test_every_csv_of_runs_is_shown():
     assert shown == {f"docs/runs/{path.name}" for path in (ROOT / "docs" / "runs").glob("*.csv")}
 
 
-def test_what_the_paper_s_tables_say_is_what_the_script_prints(capsys):
-    spec = importlib.util.spec_from_file_location(
-        "paper_tables", ROOT / "benchmarks/paper_tables.py"
-    )
+def script(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_what_the_paper_s_tables_say_is_what_the_script_prints(capsys):
+    module = script("paper_tables")
     assert module.table_2().shape == (5, 12)
     assert module.table_5().shape == (3, 6)
     module.main()
     assert f"```\n{capsys.readouterr().out}```\n" in PAGE
+
+
+def test_how_similar_neighbours_are_is_what_the_script_prints(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    folder = "docs/runs/fashion_mnist_mlp_cka_blocks"
+    script("neighbour_cka").main(folder)
+    printed = capsys.readouterr().out
+    assert len(printed.splitlines()) == 8
+    assert f"python benchmarks/neighbour_cka.py {folder}\n```\n\n{printed}\n" in PAGE

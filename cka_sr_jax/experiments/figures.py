@@ -25,7 +25,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from cka_sr_jax._errors import unknown
-from cka_sr_jax.experiments.rows import SHARES, as_row, cell_text, check_alike, in_order, said
+from cka_sr_jax.experiments.rows import SHARES, as_row, cell_text, check_alike, error_line, in_order
 from cka_sr_jax.report import read_metrics
 from cka_sr_jax.report.figures import BLUE, label_features, series, stage_boundaries, tidy, to_png
 from cka_sr_jax.sparsity.masks import maskable_leaves
@@ -220,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_png(figure, options.png)
         print(f"{options.png} shows", ", ".join(map(str, runs.values())))
     except (ValueError, OSError) as error:
-        sys.exit(said(error))
+        sys.exit(error_line(error))
 
 
 if __name__ == "__main__":

@@ -32,11 +32,11 @@ from cka_sr_jax.experiments.rows import (
     cell_text,
     check_alike,
     check_result,
+    error_line,
     in_order,
     notes,
     parse_value,
     read_runs,
-    said,
     write_csv,
 )
 
@@ -368,7 +368,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             against = f"{field}, against {cell_text(baseline)}"
             write_png(draw_differences(drawn, against, measure), options.png)
     except (ValueError, OSError) as error:
-        sys.exit(said(error))
+        sys.exit(error_line(error))
 
 
 if __name__ == "__main__":

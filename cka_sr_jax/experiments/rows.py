@@ -83,20 +83,15 @@ def write_csv(rows: Sequence[Row], path: str | Path) -> None:
         writer.writerows(rows)
 
 
-def check_result(name: str) -> str:
-    """The name of a figure in RESULTS.
-
-    Raises:
-      ValueError: there is none of that name.
-    """
+def check_result(name: str) -> None:
+    """Raise ValueError where RESULTS has no such name."""
     if name not in RESULTS:
         raise ValueError(unknown("figure of a run:", name, RESULTS))
-    return name
 
 
-def said(error: ValueError | OSError) -> str:
-    """The error as a command ends with it: one line."""
-    if isinstance(error, OSError):
+def error_line(error: ValueError | OSError) -> str:
+    """The line with which a command ends at this error."""
+    if isinstance(error, OSError) and error.filename:
         return f"error: {error.filename} cannot be used ({error.strerror}): name another path."
     return f"error: {error}"
 

@@ -22,10 +22,10 @@ from cka_sr_jax.experiments.rows import (
     cell_text,
     check_alike,
     check_result,
+    error_line,
     in_order,
     notes,
     read_runs,
-    said,
     write_csv,
 )
 
@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             label = options.value if scale == 1 else f"{options.value} x {scale:g}"
             write_png(draw_lines(lines, x, label), options.png)
     except (ValueError, OSError) as error:
-        sys.exit(said(error))
+        sys.exit(error_line(error))
 
 
 if __name__ == "__main__":
