@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test test-slow lint clean
 
 demo: $(VENV)/installed
-	$(BIN)/python launch.py --config=configs/digits.py
+	$(BIN)/python launch.py --config=configs/quickstart/digits.py
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 --cov=cka_sr_jax

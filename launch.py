@@ -1,4 +1,6 @@
-"""Train a sparse network: python launch.py --config=configs/digits.py --config.FIELD=VALUE.
+"""Train a sparse network.
+
+  python launch.py --config=configs/quickstart/digits.py --config.FIELD=VALUE
 
 The fields, with what they mean, are in cka_sr_jax/training/config.py.
 """
@@ -15,13 +17,15 @@ from typing import NoReturn
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-DEFAULT_CONFIG = Path(__file__).parent / "configs" / "digits.py"
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "quickstart" / "digits.py"
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
     "workdir", None, "Where the run is kept; by default runs/ and the config file's name."
 )
 config_flags.DEFINE_config_file(
-    "config", None, "The experiment's file, by default configs/digits.py; --config.FIELD=VALUE too."
+    "config",
+    None,
+    "The experiment's file, by default configs/quickstart/digits.py; --config.FIELD=VALUE too.",
 )
 flags.DEFINE_bool("grid", False, "Run every point of the config's grid, each in its own folder.")
 flags.DEFINE_integer("grid_index", None, "Run this point of the grid only, counted from 0.")
@@ -47,9 +51,9 @@ def parse_flags(argv: list[str]) -> list[str]:
 def main(argv: list[str]) -> None:
     """Run the experiment."""
     logging.set_verbosity(logging.ERROR)  # Orbax logs two dozen lines for each checkpoint
-    from cka_sr_jax.experiments.grid import run_grid  # after the flags: importing jax takes time
-    from cka_sr_jax.experiments.start import experiment_of
+    from cka_sr_jax.sweeps.runner import run_grid  # after the flags: importing jax takes time
     from cka_sr_jax.training import ConfigError
+    from cka_sr_jax.workflows.start import experiment_of
 
     config = FLAGS.config
     name = Path(config_flags.get_config_filename(FLAGS["config"])).stem
@@ -125,7 +129,7 @@ def _explain(error: Exception, argv: list[str]) -> str:
     if missing:
         return (
             f"The config file uses a field {missing[1]!r} that is not there; a group of the grid "
-            "has to be made first, as in config.grid.cka = ConfigDict({'beta': (0.0, 1e-4)})."
+            "has to be made first, as in config.grid.penalty = ConfigDict({'beta': (0.0, 1e-4)})."
         )
     if isinstance(error, OSError):
         return f"The config file cannot be read: {str(error).splitlines()[-1].strip()}."

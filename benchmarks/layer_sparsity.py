@@ -24,12 +24,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/
 
 from rich.console import Console
 
-from cka_sr_jax.experiments import layer_sparsity
+from cka_sr_jax.workflows.layer_sparsity import path as layer_sparsity
 from configs import layer_sparsity_fashion_mnist, layer_sparsity_synthetic
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "alone": {},
-    "CKA-SR": {"cka.beta": 1e-3},
+    "CKA-SR": {"penalty.beta": 1e-3},
     "RigL 0.1": {"sparsity.rule": "rigl", "layer_sparsity.refit_keep_zeros": True},
 }
 COLUMNS = [

@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 from timing import print_table
 
-from cka_sr_jax.experiments.grid import grid_points
 from cka_sr_jax.models import create_model
 from cka_sr_jax.report import kernel_positions
 from cka_sr_jax.sparsity import leaf_paths
+from cka_sr_jax.sweeps.runner import grid_points
 
 ROOT = Path(__file__).parents[1]
 TRAIN_IMAGES = 50_000
@@ -66,7 +66,7 @@ def main() -> None:
     print_table(
         "Grids of 160 epochs",
         COLUMNS,
-        [cost_row(m) for m in [*modules, "configs.cifar10_resnet20_rigl_cka"]],
+        [cost_row(m) for m in [*modules, "configs.studies.cifar10_resnet20_rigl_cka"]],
     )
 
 

@@ -20,10 +20,10 @@ import numpy as np
 from rich.console import Console
 from timing import interleaved, print_table
 
+from cka_sr_jax.analysis.runs import read_runs
 from cka_sr_jax.data import Dataset
-from cka_sr_jax.experiments.grid import run_grid
-from cka_sr_jax.experiments.replicas import replica_function, stack
-from cka_sr_jax.experiments.rows import read_runs
+from cka_sr_jax.sweeps.replicas import replica_function, stack
+from cka_sr_jax.sweeps.runner import run_grid
 from cka_sr_jax.training import default_config, experiment, map_devices
 
 # Model, its options, the shape of its images, numbers of replicas, timed calls.
@@ -74,7 +74,7 @@ def row(name: str, replicas: int) -> list[str]:
     experiments = prepare(name, replicas)
     first = experiments[0]
     data = jax.device_put(experiment.training_data(first), first.devices[0])
-    train_on = experiment.train_on_examples(first, first.config.seed, first.config.cka.beta)
+    train_on = experiment.train_on_examples(first, first.config.seed, first.config.penalty.beta)
     one = map_devices(train_on, first.devices[:1], donate_state=True)
     indices = np.stack([experiment.step_indices(e, 0) for e in experiments])
     states = stack([e.state for e in experiments])

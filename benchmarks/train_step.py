@@ -45,7 +45,7 @@ REPEATS = {"ResNet-20": (8, 5), "MLP": (15, 20)}
 
 
 def setup(name: str) -> tuple[Any, Any, Any, dict[str, jax.Array]]:
-    """Model, optimiser, state and a random batch of 128."""
+    """Model, optimizer, state and a random batch of 128."""
     kind, options, shape = MODELS[name]
     model = create_model(kind, 10, **options)
     tx = sparsify(optax.sgd(0.1, momentum=0.9, nesterov=True), make_rule("rst", density=0.05))
@@ -106,7 +106,7 @@ def loop_row(name: str, steps: int, rounds: int) -> list[str]:
     config = default_config()
     config.model.name = kind
     config.model.options.update(options)
-    config.cka.beta = 0.0
+    config.penalty.beta = 0.0
     config.train.steps = steps
     config.data.validation = 0.0
     config.checkpoint.every = steps

@@ -3,7 +3,7 @@
 import os
 
 # Four fake CPU devices for the multi-device tests; NPROC sizes XLA's thread pool, which hangs on
-# two cores without it. Tests compile far more than they compute, so XLA optimises little. All are
+# two cores without it. Tests compile far more than they compute, so XLA optimizes little. All are
 # read when jax is first imported.
 os.environ.setdefault(
     "XLA_FLAGS",

@@ -311,7 +311,7 @@ def _check_labels(where: str, split: str, labels: list[int], num_classes: int | 
         raise ValueError(
             f"{where} has labels from {low} to {high} in its split {split!r}; expected 0 to "
             f"{'the number of classes' if num_classes is None else num_classes} - 1, so choose a "
-            "set whose every split is labelled."
+            "set whose every split is labeled."
         )
 
 

@@ -1,7 +1,7 @@
 """The layer-sparsity penalty: the norm of each layer's negative part.
 
 Source: Hebiri and Lederer, "Layer Sparsity in Neural Networks" (arXiv 2006.15604). The form of
-their regulariser is recalled, not read: sum_j r_j ||W^j||_{2,-} over all weight matrices but the
+their regularizer is recalled, not read: sum_j r_j ||W^j||_{2,-} over all weight matrices but the
 one next to the input and the one next to the output, not squared. The part of the biases and the
 scale-invariant form are derived here.
 """
@@ -80,15 +80,15 @@ def layer_penalty(
     if single or len(weights) != len(candidates):
         count = f"weights={weights}" if single else f"{len(weights)} weights"
         raise ValueError(
-            f"{count} for {len(candidates)} penalised layers: pass one weight for each of the "
+            f"{count} for {len(candidates)} penalized layers: pass one weight for each of the "
             f"layers {list(candidates)} of the chain, or multiply the penalty by one strength."
         )
-    groups = _normalised(chain) if scale_invariant else list(chain)
+    groups = _normalized(chain) if scale_invariant else list(chain)
     terms = [r * negative_norm(groups[j]) for r, j in zip(weights, candidates, strict=True)]
     return sum(terms, start=jnp.zeros(()))
 
 
-def _normalised(chain: Chain) -> list[Affine]:
+def _normalized(chain: Chain) -> list[Affine]:
     """The layers with kernel and bias divided by what a rescaling multiplies them with."""
     groups = []
     size: Float[Array, ""] = jnp.ones(())

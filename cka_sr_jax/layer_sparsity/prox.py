@@ -91,7 +91,7 @@ def layer_prox(
 
     Chained last, it changes the updates such that `optax.apply_updates(params, updates)` gives
     prox_negative_part(params + updates, strength * learning_rate) in each of the layers: positive
-    weights as the optimiser wants them, the negative part shrunk, and exactly 0 once it is small.
+    weights as the optimizer wants them, the negative part shrunk, and exactly 0 once it is small.
 
       tx = optax.chain(optax.sgd(0.1), layer_prox(1e-3, 0.1, layers="hidden[1-9]*"))
       tx = sparsify(tx, rst(density=0.1))   # pruned weights stay 0: the step keeps zeros
@@ -101,7 +101,7 @@ def layer_prox(
 
     Args:
       strength: r of `layer_penalty`, which then is not in the loss as well.
-      learning_rate: the optimiser's; a number or a schedule of the step.
+      learning_rate: the optimizer's; a number or a schedule of the step.
       layers: path patterns of the layers, not of their arrays: "hidden1", "block*/dense". Each
         layer that matches, kernel and bias, is one group. In a chain the paths are the indices,
         so `[str(j) for j in candidate_layers(chain)]`.
@@ -154,7 +154,7 @@ def _proximal(
             raise ValueError(f"{name}={number} is not a number >= 0.")
     patterns = (layers,) if isinstance(layers, str) else tuple(layers)
     if not patterns:
-        raise ValueError("layers is empty: name the layers to penalise, such as 'hidden[1-9]*'.")
+        raise ValueError("layers is empty: name the layers to penalize, such as 'hidden[1-9]*'.")
 
     def init(params: Any) -> LayerProxState:
         if jax.tree.leaves(params):  # none: `optax.tree_map_params` asks for the state's structure

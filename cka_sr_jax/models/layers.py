@@ -1,4 +1,4 @@
-"""What the models share: the initialisation and the recording of features."""
+"""What the models share: the initialization and the recording of features."""
 
 import flax.linen as nn
 import jax.numpy as jnp

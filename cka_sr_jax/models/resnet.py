@@ -27,7 +27,7 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h2 w2 c2"]:
-        """The block's output; `train` normalises by the batch's own statistics."""
+        """The block's output; `train` normalizes by the batch's own statistics."""
         conv = partial(_conv, self.features, dtype=self.dtype)
         norm = partial(_norm, use_running_average=not train, dtype=self.dtype)
         # Padding of 1 on each side, as in PyTorch: "SAME" with stride 2 pads the far side only.
@@ -76,7 +76,7 @@ class CifarResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b k"]:
-        """Logits; `train` normalises by the batch's own statistics, else by the running ones."""
+        """Logits; `train` normalizes by the batch's own statistics, else by the running ones."""
         blocks = _FOUR_STAGES.get(self.depth, ((self.depth - 2) // 6,) * 3)
         width = self.width or (64 if self.depth in _FOUR_STAGES else 16)
         x = _conv(width, (3, 3), padding=1, dtype=self.dtype, name="stem")(x)

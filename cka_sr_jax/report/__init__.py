@@ -1,5 +1,7 @@
 """What a run leaves to look at: tables of sparsity and FLOPs, figures, and one HTML page."""
 
+from cka_sr_jax.accounting.flops import kernel_positions
+from cka_sr_jax.accounting.layers import LayerRow, console_table, layer_rows, total_row
 from cka_sr_jax.report.figures import (
     cka_curve,
     cka_heatmap,
@@ -7,9 +9,7 @@ from cka_sr_jax.report.figures import (
     learning_curves,
     mask_curves,
 )
-from cka_sr_jax.report.flops import kernel_positions
 from cka_sr_jax.report.html import render_page
-from cka_sr_jax.report.layers import LayerRow, console_table, layer_rows, total_row
 from cka_sr_jax.report.write import read_metrics, write_report
 
 __all__ = [

@@ -19,11 +19,11 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from cka_sr_jax.report.layers import LayerRow
+from cka_sr_jax.accounting.layers import LayerRow
 
 Record = Mapping[str, Any]  # one line of metrics.jsonl
 
-# Of Okabe and Ito's colours, which colour-blind readers can tell apart.
+# Of Okabe and Ito's colors, which color-blind readers can tell apart.
 BLUE, VERMILION = "#0072B2", "#D55E00"
 SPLITS = {
     "train": ("training", BLUE),
@@ -46,7 +46,7 @@ def learning_curves(records: Sequence[Record]) -> bytes:
 
 def cka_curve(records: Sequence[Record]) -> bytes:
     """Mean CKA within and across stages over epochs; the penalty's value, if logged, below it."""
-    has_penalty = len(series(records, "train", "cka_penalty")[0]) > 0
+    has_penalty = len(series(records, "train", "penalty")[0]) > 0
     figure = Figure(figsize=(6, 5.1), layout="constrained")
     axes = figure.subplots(2 if has_penalty else 1, 1, sharex=True, squeeze=False)[:, 0]
     kinds = {"cka_within_stage": "of one stage", "cka_cross_stage": "of two stages"}
@@ -67,7 +67,7 @@ def cka_curve(records: Sequence[Record]) -> bytes:
     axes[0].set_ylim(min(0, axes[0].get_ylim()[0]), 1.02)
     if has_penalty:
         axes[0].set_xlabel("")
-        _plot_splits(axes[1], records, "cka_penalty", "CKA penalty before beta")
+        _plot_splits(axes[1], records, "penalty", "CKA penalty before beta")
     return to_png(figure)
 
 
@@ -96,9 +96,9 @@ def mask_curves(records: Sequence[Record]) -> bytes:
 
 
 def cka_heatmap(matrix: np.ndarray, names: Sequence[str], groups: Sequence[str]) -> bytes:
-    """CKA between all features on a colour scale fixed to [0, 1], stage boundaries drawn.
+    """CKA between all features on a color scale fixed to [0, 1], stage boundaries drawn.
 
-    Debiased CKA can be below 0; it has the colour of 0, and the scale says so. NaN is grey.
+    Debiased CKA can be below 0; it has the color of 0, and the scale says so. NaN is gray.
 
     Args:
       matrix: [L, L].
@@ -116,8 +116,8 @@ def cka_heatmap(matrix: np.ndarray, names: Sequence[str], groups: Sequence[str])
         )
     figure = Figure(figsize=(6, 5.1), layout="constrained")
     axes = figure.subplots()
-    colours = colormaps["viridis"].with_extremes(bad="lightgrey")
-    image = axes.imshow(matrix, vmin=0, vmax=1, cmap=colours, interpolation="nearest")
+    colors = colormaps["viridis"].with_extremes(bad="lightgray")
+    image = axes.imshow(matrix, vmin=0, vmax=1, cmap=colors, interpolation="nearest")
     clipped = "min" if (matrix < 0).any() else "neither"
     figure.colorbar(image, ax=axes, label="CKA (0 to 1)", shrink=0.8, extend=clipped)
     outline = [withStroke(linewidth=3, foreground="black")]  # white alone drowns in the yellow
@@ -166,11 +166,11 @@ def _finite(*values: Any) -> bool:
 
 def _plot_splits(axes: Axes, records: Sequence[Record], name: str, label: str) -> None:
     drawn = []
-    for split, (split_label, colour) in SPLITS.items():
+    for split, (split_label, color) in SPLITS.items():
         epochs, values = series(records, split, name)
         if epochs:
             marker = "o" if len(epochs) <= 40 else ""  # a line through one point is invisible
-            axes.plot(epochs, values, marker=marker, color=colour, ms=3.5, label=split_label)
+            axes.plot(epochs, values, marker=marker, color=color, ms=3.5, label=split_label)
             drawn.append(split)
     axes.set_xlabel("epoch")
     axes.set_ylabel(label)
@@ -236,8 +236,8 @@ def label_features(axes: Axes, names: Sequence[str], groups: Sequence[str]) -> N
 def _write_values(axes: Axes, matrix: np.ndarray) -> None:
     for (i, j), value in np.ndenumerate(matrix):
         if math.isfinite(value):
-            colour = "black" if value > 0.5 else "white"
-            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
+            color = "black" if value > 0.5 else "white"
+            axes.text(j, i, f"{value:.2f}", ha="center", va="center", color=color, fontsize=8)
 
 
 def to_png(figure: Figure) -> bytes:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from cka_sr_jax.report.layers import LayerRow, fold_vectors, row_text, total_row
+from cka_sr_jax.accounting.layers import LayerRow, fold_vectors, row_text, total_row
 
 DISCLAIMER = "Masked weights save parameters and FLOPs on paper, not time on dense hardware."
 
@@ -121,7 +121,7 @@ def page_title(config: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     return (
         f"{_known(flat.get('model.name'))} on {_known(flat.get('data.name'))}: "
         f"{_known(flat.get('sparsity.rule'))}, density {_known(density)}, "
-        f"beta {_known(flat.get('cka.beta'))}"
+        f"beta {_known(flat.get('penalty.beta'))}"
     )
 
 
@@ -149,7 +149,7 @@ def _known(value: Any) -> str:
 
 
 def _penalty(config: Mapping[str, Any]) -> str:
-    if flatten(config).get("cka.beta") == 0:
+    if flatten(config).get("penalty.beta") == 0:
         return '<p class="soft">The CKA-SR penalty was off (beta is 0).</p>'
     return ""
 
@@ -226,7 +226,7 @@ def _layers(layers: Sequence[LayerRow], figures: Mapping[str, bytes]) -> str:
     )
     note = (
         '<p class="soft">FLOPs are those of one example\'s forward pass, 2 per multiply-add of a '
-        "kernel; biases, normalisation and activations count 0. Densities are counted on the "
+        "kernel; biases, normalization and activations count 0. Densities are counted on the "
         "masks. The total counts every parameter, those that stay dense too. layers.csv lists "
         "each array.</p>"
     )

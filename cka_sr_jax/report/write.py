@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from cka_sr_jax.accounting.layers import LayerRow
 from cka_sr_jax.report.figures import (
     cka_curve,
     cka_heatmap,
@@ -19,7 +20,6 @@ from cka_sr_jax.report.figures import (
     series,
 )
 from cka_sr_jax.report.html import render_page
-from cka_sr_jax.report.layers import LayerRow
 
 
 def write_report(

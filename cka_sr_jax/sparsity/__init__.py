@@ -23,9 +23,9 @@ from cka_sr_jax.sparsity.masks import (
     leaf_paths,
     rescale_kept,
 )
-from cka_sr_jax.sparsity.reparametrisation import Reparametrisation, learn_masks
+from cka_sr_jax.sparsity.registry import RULES, make_rule
+from cka_sr_jax.sparsity.reparametrization import Reparametrization, learn_masks
 from cka_sr_jax.sparsity.rule import Rule
-from cka_sr_jax.sparsity.rules import RULES, make_rule
 from cka_sr_jax.sparsity.saliency import grasp, snip, synflow
 from cka_sr_jax.sparsity.schedules import constant, cosine, cubic_counts, linear
 from cka_sr_jax.sparsity.scores import SCORES, Score, magnitude_and_gradient
@@ -40,7 +40,7 @@ __all__ = [
     "RULES",
     "SCORES",
     "Masks",
-    "Reparametrisation",
+    "Reparametrization",
     "Rule",
     "Score",
     "SparseState",

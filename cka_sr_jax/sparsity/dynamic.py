@@ -111,7 +111,7 @@ def snfs(
     """Sparse networks from scratch (Dettmers & Zettlemoyer 2019): grow by |momentum|.
 
     The momentum is an exponential average of the dense gradients, which `sparsify` keeps at every
-    step: the optimiser's own is 0 at pruned weights. As in RigL's comparison each layer keeps its
+    step: the optimizer's own is 0 at pruned weights. As in RigL's comparison each layer keeps its
     count; the paper also moves weights between layers.
 
     Args:

@@ -21,12 +21,12 @@ from cka_sr_jax.sparsity.rule import (
 
 
 def dense() -> Rule:
-    """No masks at all: `sparsify` with it trains as the inner optimiser does."""
+    """No masks at all: `sparsify` with it trains as the inner optimizer does."""
     return Rule(lambda key, params: masks_from_paths(params, {}))
 
 
 def static(masks: Masks) -> Rule:
-    """Fixed masks from anywhere: pruning at initialisation, a lottery ticket, a file.
+    """Fixed masks from anywhere: pruning at initialization, a lottery ticket, a file.
 
     Args:
       masks: pytree like the parameters, with an array of bools (or zeros and ones) at each leaf to

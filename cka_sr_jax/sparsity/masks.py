@@ -32,7 +32,7 @@ def map_masked(function: Callable[..., Any], masks: Masks, tree: Any, *rest: Any
     def at_leaf(leaf: Any, mask: Any, *others: Any) -> Any:
         return leaf if is_dense(mask) else function(mask, leaf, *others)
 
-    # is_leaf: optimiser states may hold MaskedNode themselves (optax.masked).
+    # is_leaf: optimizer states may hold MaskedNode themselves (optax.masked).
     return jax.tree.map(at_leaf, tree, masks, *rest, is_leaf=is_dense)
 
 
@@ -79,7 +79,7 @@ def rescale_kept(params: Params, masks: Masks) -> Params:
 
       w_kept * ||w|| / ||w_kept||  over the weights into a unit, the last axis in Flax's kernels.
 
-    A unit's output then varies as in the dense network. Deep networks without normalisation need it
+    A unit's output then varies as in the dense network. Deep networks without normalization need it
     at low densities, where else the signal fades in every layer. With random masks the factor is
     about 1 / sqrt(the unit's density) (Evci et al. 2022, "Gradient Flow in Sparse Neural
     Networks"); masks that keep large weights, as SNIP's do, need less.
@@ -145,7 +145,7 @@ def churn(before: Masks, after: Masks) -> Float[Array, ""]:
 def explored(so_far: Masks, masks: Masks) -> Masks:
     """Which weights were ever kept: the union over time, started with the masks of step 0.
 
-    Its `density` is the exploration rate R_s of in-time over-parametrisation (ITOP, Liu et al.
+    Its `density` is the exploration rate R_s of in-time over-parametrization (ITOP, Liu et al.
     2021): the share of weights that were active at least once.
     """
     return jax.tree.map(jnp.logical_or, so_far, masks)

@@ -1,4 +1,4 @@
-"""`sparsify`: any Optax optimiser becomes a sparse-training method."""
+"""`sparsify`: any Optax optimizer becomes a sparse-training method."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from cka_sr_jax.sparsity.rule import Rule
 
 
 class SparseState(NamedTuple):
-    """Optimiser state of `sparsify`.
+    """Optimizer state of `sparsify`.
 
     Attributes:
       step: updates so far.
       masks: bool arrays, and `optax.MaskedNode()` at leaves that stay dense.
-      inner_state: the inner optimiser's.
+      inner_state: the inner optimizer's.
       gradient_average: of the dense gradients at masked leaves, for the rules that need it.
       kept_before: weights that earlier masks kept, for rules that change them.
       churn: of the last change, see `masks.churn`.
@@ -148,7 +148,7 @@ def _check_state(state: Any, params: Params, rule: Rule, changes: bool) -> None:
         made_by_it = not jax.tree.leaves(jax.eval_shape(rule.init, jax.random.key(0), params))
     if not made_by_it:
         raise ValueError(
-            "this optimiser state is not one of this sparsify: make it with tx.init(params), or "
+            "this optimizer state is not one of this sparsify: make it with tx.init(params), or "
             "put masks that you have into static(masks)."
         )
     check_masks(params, state.masks)
@@ -169,7 +169,7 @@ def _reset_slots(inner: optax.GradientTransformation, inner_state: Any, kept: Ma
     """The inner state with 0 in every parameter-shaped slot where `kept` is False."""
 
     def reset(slot: Any, mask: Any) -> Any:
-        # Optimisers leave parameters out of a slot (muon) or factor it (adafactor).
+        # Optimizers leave parameters out of a slot (muon) or factor it (adafactor).
         if is_dense(mask) or is_dense(slot) or slot.shape != mask.shape:
             return slot
         return jnp.where(mask, slot, jnp.zeros_like(slot))
@@ -185,7 +185,7 @@ def with_masks(
 
 
 def get_masks(opt_state: Any) -> Masks:
-    """The masks inside an optimiser state, however deep `sparsify` was wrapped.
+    """The masks inside an optimizer state, however deep `sparsify` was wrapped.
 
     Raises:
       ValueError: the state has no masks, or several; or `sparsify` is followed by another
@@ -196,11 +196,11 @@ def get_masks(opt_state: Any) -> Masks:
 
 
 def mask_metrics(opt_state: Any) -> dict[str, Float[Array, ""]]:
-    """Scalars that say how the masks inside an optimiser state fare.
+    """Scalars that say how the masks inside an optimizer state fare.
 
     "density"; and where the rule changes the masks, "churn", how much of them the last change
     changed (`masks.churn`), and "explored", the share of weights that were kept at least once:
-    R_s, the exploration rate of in-time over-parametrisation (ITOP, Liu et al. 2021).
+    R_s, the exploration rate of in-time over-parametrization (ITOP, Liu et al. 2021).
 
     Raises:
       ValueError: as `get_masks`.
@@ -223,8 +223,8 @@ def _find_state(opt_state: Any) -> SparseState:
     ]
     if len(found) != 1:
         raise ValueError(
-            f"the optimiser state holds {len(found)} sets of masks: make it with "
-            "tx = sparsify(optimiser, rule), once."
+            f"the optimizer state holds {len(found)} sets of masks: make it with "
+            "tx = sparsify(optimizer, rule), once."
         )
     path, state = found[0]
     node = opt_state

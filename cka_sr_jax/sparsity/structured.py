@@ -21,7 +21,7 @@ from cka_sr_jax.sparsity.masks import (
     maskable_leaves,
     masks_from_paths,
 )
-from cka_sr_jax.sparsity.reparametrisation import Reparametrisation, part
+from cka_sr_jax.sparsity.reparametrization import Reparametrization, part
 from cka_sr_jax.sparsity.rule import Rule, map_layers, maskable_shapes
 from cka_sr_jax.sparsity.schedules import check_steps, cubic_counts, periodic
 from cka_sr_jax.sparsity.selection import top_k_mask
@@ -52,7 +52,7 @@ def n_m_masks(params: Params, n: int, m: int, *, exclude: Sequence[str] = ()) ->
 
 def sr_ste(
     n: int = 2, m: int = 4, *, decay: float = 2e-4, exclude: Sequence[str] = ()
-) -> Reparametrisation:
+) -> Reparametrization:
     """N:M sparsity learned from scratch with SR-STE (Zhou et al. 2021).
 
       w_eff = mask(w) w,   gradient of w: dL/dw_eff + decay (1 - mask(w)) w
@@ -87,15 +87,15 @@ def sr_ste(
 
         return map_masked(straight_through, weight_masks(trained), part(trained, "weights"))
 
-    def regularise(grads: Params, trained: Params) -> Params:
+    def regularize(grads: Params, trained: Params) -> Params:
         def shrink(mask: Array, grad: Array, weight: Array) -> Array:
             return jnp.where(mask, grad, grad + decay * weight)
 
         masks, values = weight_masks(trained), part(trained, "weights")
         return {**grads, "weights": map_masked(shrink, masks, part(grads, "weights"), values)}
 
-    return Reparametrisation(
-        init, weights, lambda trained: {"weights": weight_masks(trained)}, regularise
+    return Reparametrization(
+        init, weights, lambda trained: {"weights": weight_masks(trained)}, regularize
     )
 
 
@@ -104,7 +104,7 @@ def channel_masks(params: Params, density: float, *, exclude: Sequence[str] = ()
 
     Each layer keeps round(density * channels) channels and at least one, by the L2 norm of the
     kernel's slice along the last axis. Exclude the classifier: its channels are the classes. Only
-    kernels are masked: a pruned channel still puts out its bias, or what a normalisation after it
+    kernels are masked: a pruned channel still puts out its bias, or what a normalization after it
     adds, until the model is cut down.
 
     Args:

@@ -1,4 +1,4 @@
-"""Neural tangent transfer: a sparse initialisation that starts and trains like the dense network.
+"""Neural tangent transfer: a sparse initialization that starts and trains like the dense network.
 
 No labels are used. A masked student is trained until its outputs and its neural tangent kernel are
 those of the untrained dense network, its teacher; what it ends with are masks and weights to start

@@ -23,19 +23,19 @@ from cka_sr_jax.sparsity.masks import (
     maskable_leaves,
     masks_from_paths,
 )
-from cka_sr_jax.sparsity.reparametrisation import Reparametrisation, part
+from cka_sr_jax.sparsity.reparametrization import Reparametrization, part
 
 Threshold = Callable[[Array, Array], Array]  # (threshold, weight) -> an array like the weight
 
 
-def str_(*, initial: float = -10.0, exclude: Sequence[str] = ()) -> Reparametrisation:
-    """Soft threshold reparametrisation (Kusupati et al. 2020): one learned threshold per layer.
+def str_(*, initial: float = -10.0, exclude: Sequence[str] = ()) -> Reparametrization:
+    """Soft threshold reparametrization (Kusupati et al. 2020): one learned threshold per layer.
 
       w_eff = sign(w) max(|w| - sigmoid(s), 0),   masks |w| > sigmoid(s)
 
     The scalar s of each layer is trained with the weights. Weight decay pulls s towards 0, which
     prunes, and the loss holds it back, so more decay gives more sparsity and none hardly any. Let
-    the optimiser decay the whole trained tree:
+    the optimizer decay the whole trained tree:
     `optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, momentum=0.9))`.
 
     The loss has a say once s is above about -10, where the slope of the sigmoid is no longer
@@ -66,7 +66,7 @@ def str_(*, initial: float = -10.0, exclude: Sequence[str] = ()) -> Reparametris
     return _thresholded(start, kept, effective, exclude)
 
 
-def dst(alpha: float, *, exclude: Sequence[str] = ()) -> Reparametrisation:
+def dst(alpha: float, *, exclude: Sequence[str] = ()) -> Reparametrization:
     """Dynamic sparse training (Liu et al. 2020): one learned threshold per output unit.
 
       w_eff = w step(|w| - t),   loss + alpha sum_t exp(-t),   masks |w| >= t
@@ -74,7 +74,7 @@ def dst(alpha: float, *, exclude: Sequence[str] = ()) -> Reparametrisation:
     t has one entry for each index of the kernel's last axis (neuron, filter) and starts at 0, where
     all is kept. The step's slope, which is 0 almost everywhere, is replaced by `step_slope`, so
     that t learns and a pruned weight may come back. A layer that keeps 1 % of its weights or less
-    has its thresholds reset to 0, exactly; the optimiser's slots stay.
+    has its thresholds reset to 0, exactly; the optimizer's slots stay.
 
     Args:
       alpha: strength of the term that raises the thresholds; the authors use 5e-6 for VGG-16 on
@@ -100,7 +100,7 @@ def dst(alpha: float, *, exclude: Sequence[str] = ()) -> Reparametrisation:
     def effective(t: Float[Array, " out"], weight: Array) -> Array:
         return (weight * unit_step(distance(t, weight))).astype(weight.dtype)
 
-    def regularise(grads: Params, trained: Params) -> Params:
+    def regularize(grads: Params, trained: Params) -> Params:
         thresholds = jax.tree.map(
             lambda grad, t: grad - alpha * jnp.exp(-t),
             part(grads, "thresholds"),
@@ -117,7 +117,7 @@ def dst(alpha: float, *, exclude: Sequence[str] = ()) -> Reparametrisation:
         return {**trained, "thresholds": thresholds}
 
     method = _thresholded(start, kept, effective, exclude)
-    return method._replace(regularise=regularise, restart=restart)
+    return method._replace(regularize=regularize, restart=restart)
 
 
 @jax.custom_jvp
@@ -140,7 +140,7 @@ def step_slope(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 def _thresholded(
     start: Callable[[Array], Array], kept: Threshold, effective: Threshold, exclude: Sequence[str]
-) -> Reparametrisation:
+) -> Reparametrization:
     """The method whose thresholds begin as start(weight) and prune layer by layer."""
 
     def init(params: Params) -> Params:
@@ -158,7 +158,7 @@ def _thresholded(
             "thresholds": jax.tree.map(lambda _: optax.MaskedNode(), thresholds),
         }
 
-    return Reparametrisation(init, weights, masks)
+    return Reparametrization(init, weights, masks)
 
 
 def _map_thresholds(function: Threshold, trained: Params) -> Any:

@@ -1,8 +1,8 @@
 """Training: the pure train and eval steps, and `run`, which does all the rest."""
 
+from cka_sr_jax.training.build import prepare
 from cka_sr_jax.training.checkpoints import Checkpoints, load_variables
 from cka_sr_jax.training.config import ConfigError, default_config
-from cka_sr_jax.training.experiment import prepare
 from cka_sr_jax.training.loop import run
 from cka_sr_jax.training.optimizer import (
     create_optimizer,

@@ -31,7 +31,9 @@ def default_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.seeds = ()  # of a grid: run every point with each of them
-    config.grid = ConfigDict()  # of a grid: values for some fields, such as grid.cka.beta = (0, 1)
+    config.grid = (
+        ConfigDict()
+    )  # of a grid: values for some fields, such as grid.penalty.beta = (0, 1)
 
     config.data = ConfigDict()
     config.data.name = "digits"  # or the name of a TFDS set
@@ -106,26 +108,26 @@ def default_config() -> ConfigDict:
     config.sparsity.decay = placeholder(float)  # sr_ste
     config.sparsity.shuffle = placeholder(bool)  # snip, grasp, synflow: their layer ratios only
 
-    config.cka = ConfigDict()
-    config.cka.beta = 1e-4  # 0 switches the penalty off
-    config.cka.samples = 8  # the first n of each device's batch; -1: all
-    config.cka.every = 1  # steps
-    config.cka.end = 1.0  # share of the run after which the penalty is off
-    config.cka.batches = 1  # sub-batches of `samples` to average HSIC over
-    config.cka.pairs = "group"  # or "all"
-    config.cka.reduction = "sum"  # or "mean"
-    config.cka.debiased = True  # False: the biased estimator, near 1 where samples are few
-    config.cka.sync = False  # average HSIC over the devices before the ratio
-    config.cka.kernel = "linear"  # or "rbf", whose values no sample can drive by its size
-    config.cka.similarity = "cka"  # or "cca", to compare with (the paper's table 3)
+    config.penalty = ConfigDict()
+    config.penalty.beta = 1e-4  # 0 switches the penalty off
+    config.penalty.samples = 8  # the first n of each device's batch; -1: all
+    config.penalty.every = 1  # steps
+    config.penalty.end = 1.0  # share of the run after which the penalty is off
+    config.penalty.batches = 1  # sub-batches of `samples` to average HSIC over
+    config.penalty.pairs = "group"  # or "all"
+    config.penalty.reduction = "sum"  # or "mean"
+    config.penalty.debiased = True  # False: the biased estimator, near 1 where samples are few
+    config.penalty.sync = False  # average HSIC over the devices before the ratio
+    config.penalty.kernel = "linear"  # or "rbf", whose values no sample can drive by its size
+    config.penalty.similarity = "cka"  # or "cca", to compare with (the paper's table 3)
 
-    # Lottery tickets (`experiments.lottery`): rounds of training, pruning and rewinding.
+    # Lottery tickets (`workflows.lottery`): rounds of training, pruning and rewinding.
     config.lottery = ConfigDict()
     config.lottery.rounds = 0  # after the dense one; 0: an ordinary run
     config.lottery.prune = 0.2  # share of the remaining weights, in each round
     config.lottery.rewind_step = 0  # 0: to the initial weights
 
-    # Layer sparsity (`experiments.layer_sparsity`): fit along a path, merge layers, refit.
+    # Layer sparsity (`workflows.layer_sparsity`): fit along a path, merge layers, refit.
     config.layer_sparsity = ConfigDict()
     config.layer_sparsity.strengths = ()  # of the penalty, increasing; (): an ordinary run
     config.layer_sparsity.standard_errors = 1.0  # of the best validation error, to be shallower
@@ -150,7 +152,7 @@ RESUMABLE = ("data.dir", "data.cache_dir", "train.log_every", "checkpoint.every"
 
 
 def flatten(config: Any) -> dict[str, Any]:
-    """{"cka.beta": 1e-4, ...} of a nested config or of the dict read back from its JSON file."""
+    """{"penalty.beta": 1e-4, ...} of a nested config, or of the dict in its JSON file."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, dict | ConfigDict):
@@ -161,7 +163,7 @@ def flatten(config: Any) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """{"cka.beta": 1e-4, ...} of a run's config.json; fields that are newer have their default.
+    """{"penalty.beta": 1e-4, ...} of a run's config.json; fields that are newer have their default.
 
     Raises:
       ValueError: the file is no JSON.
@@ -220,10 +222,10 @@ def _check_choices(config: ConfigDict) -> None:
         "eval.select": SELECTIONS,
         "optimizer.name": ("sgd", "adamw"),
         "optimizer.schedule": ("constant", "step", "cosine"),
-        "cka.pairs": ("group", "all"),
-        "cka.reduction": ("sum", "mean"),
-        "cka.kernel": ("linear", "rbf"),
-        "cka.similarity": ("cka", "cca"),
+        "penalty.pairs": ("group", "all"),
+        "penalty.reduction": ("sum", "mean"),
+        "penalty.kernel": ("linear", "rbf"),
+        "penalty.similarity": ("cka", "cca"),
     }
     values = flatten(config)
     for field, known in choices.items():
@@ -280,9 +282,9 @@ def _check_ranges(config: ConfigDict) -> None:
         "optimizer.momentum": 0,
         "optimizer.weight_decay": 0,
         "optimizer.warmup_epochs": 0,
-        "cka.beta": 0,
-        "cka.every": 1,
-        "cka.batches": 1,
+        "penalty.beta": 0,
+        "penalty.every": 1,
+        "penalty.batches": 1,
         "lottery.rounds": 0,
         "lottery.rewind_step": 0,
         "layer_sparsity.standard_errors": 0,
@@ -309,10 +311,10 @@ def _check_ranges(config: ConfigDict) -> None:
             f"sparsity.end={config.sparsity.end} is not in (0, 1]: it is the share of the run "
             "after which the masks stay."
         )
-    if not 0 <= config.cka.end <= 1:
+    if not 0 <= config.penalty.end <= 1:
         raise ConfigError(
-            f"cka.end={config.cka.end} is not in [0, 1]: it is the share of the run after which "
-            "the penalty is off."
+            f"penalty.end={config.penalty.end} is not in [0, 1]: it is the share of the run "
+            "after which the penalty is off."
         )
     if not 0 <= config.train.label_smoothing < 1:
         raise ConfigError(f"train.label_smoothing={config.train.label_smoothing} is not in [0, 1).")
@@ -334,29 +336,34 @@ def _check_batch(config: ConfigDict, devices: int) -> None:
             f"train.batch_size={batch} does not divide over {devices} devices: "
             f"use {batch // devices * devices or devices}."
         )
-    if config.cka.beta == 0:
+    if config.penalty.beta == 0:
         return
-    if config.cka.similarity == "cca" and config.cka.kernel != "linear":
+    if config.penalty.similarity == "cca" and config.penalty.kernel != "linear":
         raise ConfigError(
-            f"cka.similarity='cca' has no cka.kernel={config.cka.kernel!r}: leave it at 'linear'."
+            f"penalty.similarity='cca' has no penalty.kernel={config.penalty.kernel!r}: "
+            "leave it at 'linear'."
         )
-    if config.cka.similarity == "cca" and (config.cka.sync or config.cka.batches > 1):
+    if config.penalty.similarity == "cca" and (config.penalty.sync or config.penalty.batches > 1):
         raise ConfigError(
-            "cka.similarity='cca' averages nothing over devices or sub-batches: leave cka.sync at "
-            "False and cka.batches at 1."
+            "penalty.similarity='cca' averages nothing over devices or sub-batches: leave "
+            "penalty.sync at False and penalty.batches at 1."
         )
     per_device = batch // devices
-    samples = per_device // config.cka.batches if config.cka.samples == -1 else config.cka.samples
-    least, kind = (4, "debiased") if config.cka.debiased else (2, "biased")
+    samples = (
+        per_device // config.penalty.batches
+        if config.penalty.samples == -1
+        else config.penalty.samples
+    )
+    least, kind = (4, "debiased") if config.penalty.debiased else (2, "biased")
     if samples < least:
         raise ConfigError(
-            f"cka.samples={config.cka.samples} gives {samples} samples and {kind} "
-            f"{config.cka.similarity.upper()} needs at least {least}: use {least} or more, or -1 "
-            "for the whole batch."
+            f"penalty.samples={config.penalty.samples} gives {samples} samples and {kind} "
+            f"{config.penalty.similarity.upper()} needs at least {least}: use {least} or more, or "
+            "-1 for the whole batch."
         )
-    if samples * config.cka.batches > per_device:
+    if samples * config.penalty.batches > per_device:
         raise ConfigError(
-            f"cka.samples={samples} in cka.batches={config.cka.batches} needs "
-            f"{samples * config.cka.batches} samples and each device's batch has {per_device}: "
-            "lower cka.samples or raise train.batch_size."
+            f"penalty.samples={samples} in penalty.batches={config.penalty.batches} needs "
+            f"{samples * config.penalty.batches} samples and each device's batch has {per_device}: "
+            "lower penalty.samples or raise train.batch_size."
         )

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cka_sr_jax.cka import cka_from_hsic, hsic_matrix, outlier_share
 from cka_sr_jax.data import eval_batches, normalize
 from cka_sr_jax.report import LayerRow, kernel_positions, layer_rows, total_row
+from cka_sr_jax.similarity.cka import cka_from_hsic, hsic_matrix, outlier_share
 from cka_sr_jax.sparsity import get_masks, mask_metrics
-from cka_sr_jax.training.experiment import Experiment
+from cka_sr_jax.training.build import Experiment
 from cka_sr_jax.training.learned_masks import ReparametrisedModel, model_part
 from cka_sr_jax.training.parallel import map_devices
 from cka_sr_jax.training.step import TrainState, make_eval_step

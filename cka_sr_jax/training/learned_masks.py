@@ -10,13 +10,13 @@ import flax.linen as nn
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from cka_sr_jax.sparsity import Reparametrisation, dst, sr_ste, str_
+from cka_sr_jax.sparsity import Reparametrization, dst, sr_ste, str_
 from cka_sr_jax.training.optimizer import rule_options
 
-METHODS: dict[str, Callable[..., Reparametrisation]] = {"dst": dst, "sr_ste": sr_ste, "str": str_}
+METHODS: dict[str, Callable[..., Reparametrization]] = {"dst": dst, "sr_ste": sr_ste, "str": str_}
 
 
-def create_method(config: ConfigDict | Mapping[str, Any]) -> Reparametrisation:
+def create_method(config: ConfigDict | Mapping[str, Any]) -> Reparametrization:
     """The method of a run's `config.sparsity` whose rule is in METHODS.
 
     Raises:
@@ -33,10 +33,10 @@ def create_method(config: ConfigDict | Mapping[str, Any]) -> Reparametrisation:
 
 
 class ReparametrisedModel(NamedTuple):
-    """A Linen model whose parameters are the trained tree of a reparametrisation."""
+    """A Linen model whose parameters are the trained tree of a reparametrization."""
 
     model: nn.Module
-    method: Reparametrisation
+    method: Reparametrization
 
     def init(self, key: Array, images: Array, train: bool) -> dict[str, Any]:
         """The model's variables, with the trained tree as "params"."""

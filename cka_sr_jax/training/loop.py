@@ -15,6 +15,14 @@ from rich.console import Console
 
 from cka_sr_jax.report import console_table, read_metrics, total_row, write_report
 from cka_sr_jax.sparsity import density, epsilon_sparsity, get_masks, mask_metrics
+from cka_sr_jax.training.build import (
+    Experiment,
+    check_workdir,
+    prepare,
+    step_indices,
+    train_on_examples,
+    training_data,
+)
 from cka_sr_jax.training.config import validate
 from cka_sr_jax.training.evaluation import (
     EPSILONS,
@@ -25,14 +33,6 @@ from cka_sr_jax.training.evaluation import (
     layer_rows_of,
     mean_outlier_share,
     stage_means,
-)
-from cka_sr_jax.training.experiment import (
-    Experiment,
-    check_workdir,
-    prepare,
-    step_indices,
-    train_on_examples,
-    training_data,
 )
 from cka_sr_jax.training.learned_masks import ReparametrisedModel
 from cka_sr_jax.training.metrics import ProgressReporter
@@ -79,7 +79,7 @@ def train(experiment: Experiment, console: Console) -> tuple[TrainState, float, 
     state = replicate(recorder.state, experiment.devices)
     data = replicate(training_data(experiment), experiment.devices)
     step_function = map_devices(
-        train_on_examples(experiment, config.seed, config.cka.beta),
+        train_on_examples(experiment, config.seed, config.penalty.beta),
         experiment.devices,
         parallel=config.train.parallel,
         donate_state=True,
@@ -198,13 +198,13 @@ def _describe(experiment: Experiment, console: Console) -> None:
     kept = float(density(get_masks(experiment.state.opt_state)))
     if config.sparsity.rule in PRUNERS:  # a run that resumes has the masks in its checkpoint
         kept = config.sparsity.density
-    penalty = "CKA-SR" if config.cka.similarity == "cka" else config.cka.similarity.upper()
+    penalty = "CKA-SR" if config.penalty.similarity == "cka" else config.penalty.similarity.upper()
     console.print(
         f"{data.name}: {len(data.train_labels)} training, {len(data.validation_labels)} validation "
         f"and {len(data.test_labels)} test images of {shape} in {data.num_classes} classes\n"
         f"{config.model.name}: {sum(p.size for p in jax.tree.leaves(experiment.state.params)):,} "
         f"parameters; rule {config.sparsity.rule}, density {kept:.4f} of its "
-        f"kernels; {penalty} beta {config.cka.beta:g}\n"
+        f"kernels; {penalty} beta {config.penalty.beta:g}\n"
         f"{experiment.steps} steps of {config.train.batch_size} images on "
         f"{len(experiment.devices)} x {experiment.devices[0].device_kind}",
         highlight=False,

@@ -67,7 +67,7 @@ def mean_metrics(metrics: list[dict[str, Any]]) -> dict[str, float]:
     result = {}
     for name in metrics[0]:
         values = np.array([float(step[name]) for step in metrics])
-        if name == "cka_penalty":  # NaN where `every` left it out
+        if name == "penalty":  # NaN where `every` left it out
             values = values[~np.isnan(values)]
         result[name] = float(values.mean()) if values.size else math.nan
     return result
@@ -116,7 +116,7 @@ class ProgressReporter:
         if not self.console.is_terminal:
             shown = "  ".join(
                 f"{name} {values[name]:.4f}"
-                for name in ("loss", "accuracy", "cka_penalty")
+                for name in ("loss", "accuracy", "penalty")
                 if name in values
             )
             self.console.print(

@@ -1,4 +1,4 @@
-"""What a config describes for training: schedule, optimiser, sparse-training rule, penalty."""
+"""What a config describes for training: schedule, optimizer, sparse-training rule, penalty."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from cka_sr_jax._errors import unknown
-from cka_sr_jax.cca import cca_penalty
-from cka_sr_jax.cka import cka_penalty
+from cka_sr_jax.similarity.cca import cca_penalty
+from cka_sr_jax.similarity.cka import cka_penalty
 from cka_sr_jax.sparsity import Rule, make_rule
 from cka_sr_jax.sparsity.masks import matches
-from cka_sr_jax.sparsity.rules import RULES
+from cka_sr_jax.sparsity.registry import RULES
 
 
 def create_schedule(config: ConfigDict, steps: int, steps_per_epoch: int) -> optax.Schedule:
@@ -119,7 +119,7 @@ def create_penalty(config: ConfigDict) -> Callable[..., Array]:
     """The penalty as a function of the features; that on CKA takes `axis_name` too.
 
     Args:
-      config: a run's `config.cka`.
+      config: a run's `config.penalty`.
     """
     samples = None if config.samples == -1 else config.samples
     options = {

@@ -46,7 +46,7 @@ def prune_before_training(
     Args:
       config: a run's `config.sparsity`.
       variables: {"params", "batch_stats"} of the untrained model.
-      images: indices -> normalised training images.
+      images: indices -> normalized training images.
       labels: of all training images.
       batch_at: step -> the indices of that step's batch.
       key: for `config.shuffle`.

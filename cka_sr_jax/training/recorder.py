@@ -16,6 +16,7 @@ import numpy as np
 from rich.console import Console
 
 from cka_sr_jax.sparsity import get_masks
+from cka_sr_jax.training.build import Experiment
 from cka_sr_jax.training.checkpoints import Checkpoints
 from cka_sr_jax.training.config import ConfigError
 from cka_sr_jax.training.evaluation import (
@@ -27,7 +28,6 @@ from cka_sr_jax.training.evaluation import (
     sparsity_metrics,
     stage_means,
 )
-from cka_sr_jax.training.experiment import Experiment
 from cka_sr_jax.training.metrics import MetricWriter, mean_metrics
 from cka_sr_jax.training.parallel import replicate
 from cka_sr_jax.training.step import TrainState

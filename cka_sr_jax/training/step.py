@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from cka_sr_jax.cka import cka_penalty
+from cka_sr_jax.similarity.cka import cka_penalty
 from cka_sr_jax.sparsity import apply_masks, get_masks
 
 Metrics = dict[str, Float[Array, ""]]
@@ -35,7 +35,7 @@ def create_state(
     images: Array,
     prune: Callable[[Any, Any], Any] = apply_masks,
 ) -> TrainState:
-    """Initial parameters (already pruned), statistics and optimiser state.
+    """Initial parameters (already pruned), statistics and optimizer state.
 
     Args:
       images: any input of the model's shape and type.
@@ -73,7 +73,7 @@ def make_train_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The step `(state, batch, axis_name="batch") -> (state, metrics)` of one device.
 
-    It minimises cross-entropy + beta * penalty(features), the penalty being added in every
+    It minimizes cross-entropy + beta * penalty(features), the penalty being added in every
     `every`-th step (the CKA-SR paper's batches_to_cal, without rescaling) before step `end`, or to
     the last. Gradients, metrics and BatchNorm statistics are averaged over the axis, so the step
     belongs inside `jax.pmap`, `jax.shard_map` or `jax.vmap` with that axis name; `axis_name=None`
@@ -82,7 +82,7 @@ def make_train_step(
     Args:
       model: Linen module called as `model.apply(variables, images, train=True)` that sows its
         features; see `cka_sr_jax.models`.
-      tx: optimiser, usually from `sparsify`.
+      tx: optimizer, usually from `sparsify`.
       sync: average HSIC over the devices before the CKA ratio; otherwise each device adds its own
         CKA, as the reference code does.
       penalty: of the features; `cca.cca_penalty` is there to compare with.
@@ -91,7 +91,7 @@ def make_train_step(
     The batch is {"image": [b, h, w, c] floats, "label": [b] integers}. Metrics are scalars: loss,
     task_loss, accuracy, and cka_penalty, the penalty's value (NaN in steps that leave it out).
     """
-    penalised = not isinstance(beta, int | float) or beta != 0  # an array may hold any number
+    penalized = not isinstance(beta, int | float) or beta != 0  # an array may hold any number
 
     def train_step(
         state: TrainState, batch: dict[str, Array], axis_name: str | None = "batch"
@@ -105,7 +105,7 @@ def make_train_step(
             )
             task_loss = cross_entropy(logits, batch["label"], label_smoothing).mean()
             loss, metrics = task_loss, {"task_loss": task_loss}
-            if penalised:
+            if penalized:
                 due = state.step % every == 0
                 if end is not None:
                     due &= state.step < end
@@ -117,7 +117,7 @@ def make_train_step(
                     updated.get("features", {}),
                 )
                 loss = task_loss + beta * similarity
-                metrics["cka_penalty"] = jnp.where(due, similarity, jnp.nan)
+                metrics["penalty"] = jnp.where(due, similarity, jnp.nan)
             metrics["loss"] = loss
             metrics["accuracy"] = jnp.mean(jnp.argmax(logits, -1) == batch["label"])
             return loss, (metrics, updated.get("batch_stats", {}))

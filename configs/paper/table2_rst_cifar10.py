@@ -1,8 +1,8 @@
 """The paper's table 2: RST, ResNet-20, CIFAR-10 at 95 % sparsity, twelve betas against none.
 
   python launch.py --config=configs/paper/table2_rst_cifar10.py --grid --config.data.dir=TFDS_FOLDER
-  python -m cka_sr_jax.experiments.table runs/table2_rst_cifar10 --rows=cka.beta
-  python -m cka_sr_jax.experiments.paired runs/table2_rst_cifar10 --rows=sparsity.density
+  python -m cka_sr_jax.analysis.table runs/table2_rst_cifar10 --rows=penalty.beta
+  python -m cka_sr_jax.analysis.paired runs/table2_rst_cifar10 --rows=sparsity.density
 
 Paper, one run each, 84.16 without the penalty; beta = 1e-5 2e-5 5e-5 8e-5 1e-4 2e-4 5e-4 8e-4 1e-3
 2e-3 5e-3 1e-2:
@@ -14,15 +14,15 @@ Paper, one run each, 84.16 without the penalty; beta = 1e-5 2e-5 5e-5 8e-5 1e-4 
   n = 8, every 10 batches   84.28 84.27 84.62 84.14 84.27 84.06 84.25 84.17 84.19 84.59 84.43 84.08
 
 This grid is the third line, with three seeds: 39 runs. The others, each with a --workdir of its
-own: --config.cka.samples and --config.cka.every; all samples are --config.cka.samples=-1
---config.cka.every=1. Its main comparison alone, 9 runs: --config.grid.cka.beta="(0.0, 1e-4, 8e-4)".
+own: --config.penalty.samples and --config.penalty.every; all samples are --config.penalty.samples=-1
+--config.penalty.every=1. Its main comparison alone, 9 runs: --config.grid.penalty.beta="(0.0, 1e-4, 8e-4)".
 The paper's 85.03 is the best of twelve betas; here the beta is chosen on validation data. What else
-differs from the reference is in configs/cifar10_resnet20_rst.py.
+differs from the reference is in configs/paper/cifar10_resnet20_rst.py.
 """
 
 from ml_collections import ConfigDict
 
-from configs.cifar10_resnet20_rst import get_config as recipe
+from configs.paper.cifar10_resnet20_rst import get_config as recipe
 
 
 def get_config():
@@ -30,5 +30,5 @@ def get_config():
     config = recipe()
     config.seeds = (0, 1, 2)
     betas = (0.0, 1e-5, 2e-5, 5e-5, 8e-5, 1e-4, 2e-4, 5e-4, 8e-4, 1e-3, 2e-3, 5e-3, 1e-2)
-    config.grid.cka = ConfigDict({"beta": betas})
+    config.grid.penalty = ConfigDict({"beta": betas})
     return config

@@ -2,7 +2,7 @@
 
   python launch.py --config=configs/paper/table4_dense_cifar100.py --grid \\
     --config.data.dir=TFDS_FOLDER
-  python -m cka_sr_jax.experiments.paired runs/table4_dense_cifar100 --rows=sparsity.density
+  python -m cka_sr_jax.analysis.paired runs/table4_dense_cifar100 --rows=sparsity.density
 
 Paper, one run each: 75.61 without the penalty, 76.32 with it. Recipe and beta of that table are not
 published; this is the recipe of its sparse runs, and three betas to choose from on validation data,
@@ -13,7 +13,7 @@ table's ResNet-50 and ImageNet rows have no config here.
 
 from ml_collections import ConfigDict
 
-from configs.cifar100_resnet20_rst import get_config as recipe
+from configs.paper.cifar100_resnet20_rst import get_config as recipe
 
 
 def get_config():
@@ -26,5 +26,5 @@ def get_config():
     config.sparsity.rule = "dense"
     config.sparsity.density = 1.0
     config.seeds = (0, 1, 2)
-    config.grid.cka = ConfigDict({"beta": (0.0, 1e-5, 1e-4, 1e-3)})
+    config.grid.penalty = ConfigDict({"beta": (0.0, 1e-5, 1e-4, 1e-3)})
     return config

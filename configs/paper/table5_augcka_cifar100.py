@@ -2,10 +2,10 @@
 
   python launch.py --config=configs/paper/table5_augcka_cifar100.py --grid \\
     --config.data.dir=TFDS_FOLDER
-  python -m cka_sr_jax.experiments.paired runs/table5_augcka_cifar100 --value=0.1
+  python -m cka_sr_jax.analysis.paired runs/table5_augcka_cifar100 --value=0.1
 
 The mean biased CKA of all pairs of block outputs, also across stages, on all samples of every
-batch, at the reference's beta of 0.1. The paper's figures are in configs/cifar100_resnet20_rst.py;
+batch, at the reference's beta of 0.1. The paper's figures are in configs/paper/cifar100_resnet20_rst.py;
 they select on the test set and train on all images, see table5_rst_cifar100.py.
 36 runs; the 18 at beta 0 train what those of table5_rst_cifar100 do.
 """
@@ -18,10 +18,10 @@ from configs.paper.table5_rst_cifar100 import get_config as recipe
 def get_config():
     """The config."""
     config = recipe()
-    config.cka.pairs = "all"
-    config.cka.reduction = "mean"
-    config.cka.debiased = False
-    config.cka.samples = -1
-    config.cka.every = 1
-    config.grid.cka = ConfigDict({"beta": (0.0, 0.1)})
+    config.penalty.pairs = "all"
+    config.penalty.reduction = "mean"
+    config.penalty.debiased = False
+    config.penalty.samples = -1
+    config.penalty.every = 1
+    config.grid.penalty = ConfigDict({"beta": (0.0, 0.1)})
     return config

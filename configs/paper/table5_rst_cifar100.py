@@ -2,9 +2,9 @@
 
   python launch.py --config=configs/paper/table5_rst_cifar100.py --grid \\
     --config.data.dir=TFDS_FOLDER
-  python -m cka_sr_jax.experiments.paired runs/table5_rst_cifar100 --value=1e-4
+  python -m cka_sr_jax.analysis.paired runs/table5_rst_cifar100 --value=1e-4
 
-The paper's figures are in configs/cifar100_resnet20_rst.py. They are the best test accuracies over
+The paper's figures are in configs/paper/cifar100_resnet20_rst.py. They are the best test accuracies over
 the epochs of networks trained on all images; this grid holds a tenth of them out and selects on
 those instead. For the paper's own selection, with a
 --workdir of its own: --config.data.validation=0.0 --config.eval.select=best-test. The table's betas
@@ -13,7 +13,7 @@ are not published: 1e-4 is the reference's default. AugCKA-SR is table5_augcka_c
 
 from ml_collections import ConfigDict
 
-from configs.cifar100_resnet20_rst import get_config as recipe
+from configs.paper.cifar100_resnet20_rst import get_config as recipe
 
 
 def get_config():
@@ -22,6 +22,6 @@ def get_config():
     config.data.validation = 0.1
     config.eval.select = "best-validation"
     config.seeds = (0, 1, 2)
-    config.grid.cka = ConfigDict({"beta": (0.0, 1e-4)})
+    config.grid.penalty = ConfigDict({"beta": (0.0, 1e-4)})
     config.grid.sparsity = ConfigDict({"density": (0.30, 0.15, 0.10, 0.05, 0.02, 0.002)})
     return config

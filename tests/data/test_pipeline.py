@@ -179,7 +179,7 @@ def test_unknown_augmentations_are_refused():
         augment(jax.random.key(0), np.arange(1), images, flip=True, pad=1, pad_mode="edge")
 
 
-# ---- normalisation ----
+# ---- normalization ----
 
 
 @pytest.mark.parametrize("shape", [(5, 4, 4, 3), (2, 5, 4, 4, 1)])

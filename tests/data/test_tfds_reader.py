@@ -70,7 +70,7 @@ def test_a_set_is_read_in_its_order(sets, cache, monkeypatch):
 
 
 @pytest.mark.parametrize("supervised", [True, False])
-def test_grey_images_of_unstated_size_and_plain_integer_labels(sets, cache, supervised):
+def test_gray_images_of_unstated_size_and_plain_integer_labels(sets, cache, supervised):
     keys = ("picture", "digit") if supervised else ("image", "label")
     features = {keys[0]: image_feature(None, None, 1), keys[1]: tensor_feature("int32")}
     train = examples(6, shape=(5, 2, 1))

@@ -28,7 +28,7 @@ X = jax.random.normal(jax.random.key(1), (5, 6))
 IMAGES = jax.random.normal(jax.random.key(2), (2, 7, 7, 3))
 
 
-def randomised(variables):
+def randomized(variables):
     """Every parameter and statistic moved away from its 0 or 1."""
     rng = np.random.default_rng(3)
     return jax.tree.map(lambda x: x + jnp.asarray(rng.uniform(0.2, 1, x.shape), x.dtype), variables)
@@ -105,7 +105,7 @@ class Convolutions(nn.Module):
 
 @pytest.mark.parametrize(("model", "x", "depth"), [(Dense(), X, 3), (Convolutions(), IMAGES, 3)])
 def test_a_linen_chain_is_found_in_the_order_of_execution(model, x, depth):
-    variables = randomised(jax.jit(model.init)(jax.random.key(0), x))
+    variables = randomized(jax.jit(model.init)(jax.random.key(0), x))
     chain = from_linen(model, variables, x)
     assert len(chain) == depth
     close(jax.jit(apply_chain)(chain, x), model.apply(variables, x))
@@ -206,8 +206,8 @@ def test_a_step_before_the_first_layer_shows_on_a_constant_batch(step, x):
                 from_linen(model, variables, x)
 
 
-class Standardised(nn.Dense):
-    """Its kernel is standardised before it is applied."""
+class Standardized(nn.Dense):
+    """Its kernel is standardized before it is applied."""
 
     @nn.compact
     def __call__(self, x):
@@ -217,20 +217,20 @@ class Standardised(nn.Dense):
 
 
 def test_a_linen_subclass_that_computes_something_else_is_refused():
-    model = nn.Sequential([nn.Dense(4), nn.relu, Standardised(3)])
-    with pytest.raises(ValueError, match="the Standardised layers_2 does not compute what its"):
+    model = nn.Sequential([nn.Dense(4), nn.relu, Standardized(3)])
+    with pytest.raises(ValueError, match="the Standardized layers_2 does not compute what its"):
         from_linen(model, model.init(jax.random.key(0), X), X)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-def test_normalised_weights_and_short_types_are_fine(dtype):
+def test_normalized_weights_and_short_types_are_fine(dtype):
     class Model(nn.Module):
         @nn.compact
         def __call__(self, x):
             x = nn.relu(nn.WeightNorm(nn.Dense(64, dtype=dtype))(x))
             return nn.Dense(3, dtype=dtype)(x)
 
-    variables = randomised(Model().init(jax.random.key(0), X))
+    variables = randomized(Model().init(jax.random.key(0), X))
     chain = from_linen(Model(), variables, X)
     y = Model().apply(variables, X)
     np.testing.assert_allclose(

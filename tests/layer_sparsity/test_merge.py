@@ -77,7 +77,7 @@ def check_merged(chain, merged, nonnegative):
 @pytest.mark.parametrize(("dtype", "limit"), [(np.float32, 1e-5), (np.float64, 1e-12)])
 def test_merging_is_exact_on_a_thousand_chains(dtype, limit, capsys):
     rng = np.random.default_rng(0)
-    worst, drops, cancelled = 0.0, 0, 0
+    worst, drops, canceled = 0.0, 0, 0
     for trial in range(1000):
         sizes = rng.integers(1, 65, size=rng.integers(3, 14))  # depth 2 to 12
         clear = trial % 2 == 0
@@ -91,14 +91,14 @@ def test_merging_is_exact_on_a_thousand_chains(dtype, limit, capsys):
         check_merged(chain, merged, nonnegative)
         count = 1 + len(active_layers(chain, 0.0, nonnegative))
         assert len(merged) == count or not clear
-        cancelled += count - len(merged)
+        canceled += count - len(merged)
         drops += len(chain) - len(merged)
         assert all(a.dtype == dtype for layer in merged for a in layer)
         worst = max(worst, relative_error(forward(merged, x), forward(chain, x)))
     with capsys.disabled():
         print(
             f"\n1000 chains, {np.dtype(dtype)}: largest relative error {worst:.1e}, {drops} layers"
-            f" merged, {cancelled} of them active before a product cancelled their negative part"
+            f" merged, {canceled} of them active before a product canceled their negative part"
         )
     assert drops > 1000
     assert worst < limit

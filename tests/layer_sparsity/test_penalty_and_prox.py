@@ -1,4 +1,4 @@
-"""The penalty against its formula, the proximal step against a numerical minimiser, and Optax."""
+"""The penalty against its formula, the proximal step against a numerical minimizer, and Optax."""
 
 import functools
 import itertools
@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.optimize import minimize
 
-from cka_sr_jax.cka import cka_penalty
-from cka_sr_jax.features import stage_features
 from cka_sr_jax.layer_sparsity import (
     Affine,
     active_layers,
@@ -35,6 +33,8 @@ from cka_sr_jax.layer_sparsity import (
     unit_prox,
 )
 from cka_sr_jax.models import MLP
+from cka_sr_jax.similarity.cka import cka_penalty
+from cka_sr_jax.similarity.features import stage_features
 from cka_sr_jax.sparsity import apply_masks, get_masks, rigl, rst, sparsify
 
 
@@ -89,9 +89,9 @@ def test_the_penalty_leaves_out_the_first_and_the_last_layer():
     assert layer_penalty(chain, [2.0, 0.5]) == pytest.approx(2 * norms[1] + norms[2] / 2, rel=1e-6)
     assert layer_penalty(chain, nonnegative_input=True) == pytest.approx(sum(norms[:3]), rel=1e-6)
     assert layer_penalty(chain[:1]) == 0
-    with pytest.raises(ValueError, match="3 weights for 2 penalised layers"):
+    with pytest.raises(ValueError, match="3 weights for 2 penalized layers"):
         layer_penalty(chain, [1.0, 1.0, 1.0])
-    with pytest.raises(ValueError, match=r"weights=0.1 for 2 penalised layers: pass one weight"):
+    with pytest.raises(ValueError, match=r"weights=0.1 for 2 penalized layers: pass one weight"):
         layer_penalty(chain, 0.1)
 
 
@@ -151,7 +151,7 @@ def units_norm(v):
     ("prox", "norm"),
     [(prox_negative_part, negative_part_norm), (prox_l1, l1_norm), (prox_units, units_norm)],
 )
-def test_prox_minimises_its_objective(prox, norm):
+def test_prox_minimizes_its_objective(prox, norm):
     """Against Powell's search over all entries, from two starts: it takes no gradient at a kink."""
     rng = np.random.default_rng(0)
     step = jax.jit(prox)

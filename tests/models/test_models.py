@@ -1,13 +1,13 @@
-"""Sizes, names, features and initialisation of the models; one residual block against NumPy."""
+"""Sizes, names, features and initialization of the models; one residual block against NumPy."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cka_sr_jax.cka import cka_penalty
 from cka_sr_jax.models import MLP, CifarResNet, LeNet5, create_model
 from cka_sr_jax.models.resnet import ResidualBlock
+from cka_sr_jax.similarity.cka import cka_penalty
 
 KEY = jax.random.key(0)
 
@@ -130,11 +130,11 @@ def test_weights_start_normal_with_variance_two_over_fan_in():
     model = CifarResNet(num_classes=1000, depth=8)
     params = jax.jit(lambda: model.init(KEY, jnp.ones((1, 8, 8, 3)), train=True))()["params"]
     kernel = params["stage3_block0"]["conv2"]["kernel"]
-    normalised = np.ravel(kernel) / np.sqrt(2 / (3 * 3 * 64))
-    assert abs(normalised.std() - 1) < 0.01
-    assert abs(normalised.mean()) < 0.02
+    normalized = np.ravel(kernel) / np.sqrt(2 / (3 * 3 * 64))
+    assert abs(normalized.std() - 1) < 0.01
+    assert abs(normalized.mean()) < 0.02
     # A normal cut at two standard deviations, as in "he_normal", has none of its 4.6 % beyond.
-    assert 0.04 < np.mean(np.abs(normalised) > 2) < 0.05
+    assert 0.04 < np.mean(np.abs(normalized) > 2) < 0.05
     head = params["head"]["kernel"]
     assert abs(np.std(head) / np.sqrt(2 / 64) - 1) < 0.01
     assert not np.any(params["head"]["bias"])
@@ -220,7 +220,7 @@ def naive_conv(x, kernel, stride, padding):
 
 
 def naive_norm(x, params, stats, train):
-    """Normalised x, and the running statistics after it."""
+    """Normalized x, and the running statistics after it."""
     mean, var = (x.mean((0, 1, 2)), x.var((0, 1, 2))) if train else (stats["mean"], stats["var"])
     y = (x - mean) / np.sqrt(var + 1e-5) * params["scale"] + params["bias"]
     if not train:

@@ -18,7 +18,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 def _records(**changes):
     train = {"split": "train", "step": 10, "epoch": 1.0, "loss": 2.0, "accuracy": 0.3,
-             "cka_penalty": 20.0, "learning_rate": 0.1, "density": 0.05}  # fmt: skip
+             "penalty": 20.0, "learning_rate": 0.1, "density": 0.05}  # fmt: skip
     validation = {"split": "validation", "step": 10, "epoch": 1.0, "loss": 2.1, "accuracy": 0.2,
                   "cka_within_stage": 0.8}  # fmt: skip
     return [{**train, **changes}, {**validation, **changes}]

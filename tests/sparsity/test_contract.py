@@ -1,14 +1,14 @@
-"""One battery that every rule passes, whatever the optimiser, the parameters and the devices.
+"""One battery that every rule passes, whatever the optimizer, the parameters and the devices.
 
-A cell of the battery is a choice of rule, optimiser, jit or not, parameter type, number of devices,
+A cell of the battery is a choice of rule, optimizer, jit or not, parameter type, number of devices,
 layers, and tree of parameters. `test_contract` asserts every property in each cell it runs. The
-full product has 15,912 cells; the battery is the 221 pairs of a rule and an optimiser, each with
+full product has 15,912 cells; the battery is the 221 pairs of a rule and an optimizer, each with
 one of the 72 combinations of the other five axes, such that
 
-- each rule meets every pair of values of the other five axes, and so does each optimiser;
+- each rule meets every pair of values of the other five axes, and so does each optimizer;
 - each of the 72 combinations occurs.
 
-A certain rule with a certain optimiser thus runs under one combination only. The ordinary run has
+A certain rule with a certain optimizer thus runs under one combination only. The ordinary run has
 17 cells, in which every value of every axis occurs (and every pair of values of four axes; two
 cells run without jit, which is slow); the rest are marked slow. The first test asserts all this.
 """
@@ -75,7 +75,7 @@ METHODS = {  # that learn their masks
     "dst": lambda: dst(1e-2),
     "sr_ste": lambda: sr_ste(1, 2, decay=1e-2),
 }
-OPTIMISERS = {
+OPTIMIZERS = {
     "sgd": lambda: optax.sgd(0.1),
     "momentum": lambda: optax.sgd(0.1, momentum=0.9, nesterov=True),
     "adam": lambda: optax.adam(1e-2),
@@ -103,7 +103,7 @@ LAYERS = {
 }
 AXES = {
     "rule": (*RULES, *METHODS),
-    "optimiser": tuple(OPTIMISERS),
+    "optimizer": tuple(OPTIMIZERS),
     "compile": ("jit", "no jit"),
     "dtype": ("float32", "bfloat16"),
     "devices": (1, 4),
@@ -116,7 +116,7 @@ class Cell(NamedTuple):
     """One value of each axis, in the order of AXES."""
 
     rule: str
-    optimiser: str
+    optimizer: str
     compile: str
     dtype: str
     devices: int
@@ -128,11 +128,11 @@ OTHERS = list(itertools.product(*list(AXES.values())[2:]))
 # These strides give the coverage that the next test asserts, and few slow no-jit cells in FAST. A
 # search of all strides finds others if the axes change.
 CELLS = {
-    (i, j): Cell(rule, optimiser, *OTHERS[(19 * i + 44 * j) % len(OTHERS)])
+    (i, j): Cell(rule, optimizer, *OTHERS[(19 * i + 44 * j) % len(OTHERS)])
     for i, rule in enumerate(AXES["rule"])
-    for j, optimiser in enumerate(AXES["optimiser"])
+    for j, optimizer in enumerate(AXES["optimizer"])
 }
-FAST = [cell for (i, j), cell in CELLS.items() if j == 11 * i % len(OPTIMISERS)]
+FAST = [cell for (i, j), cell in CELLS.items() if j == 11 * i % len(OPTIMIZERS)]
 
 
 def cover_pairs(cells, names):
@@ -148,7 +148,7 @@ def test_the_battery_covers_what_it_says():
     others = list(AXES)[2:]
     assert cover_pairs(CELLS.values(), AXES)
     assert {cell[2:] for cell in CELLS.values()} == set(OTHERS)
-    for value in (*RULES, *METHODS, *OPTIMISERS):
+    for value in (*RULES, *METHODS, *OPTIMIZERS):
         assert cover_pairs([cell for cell in CELLS.values() if value in cell], others)
     assert all({cell[axis] for cell in FAST} == set(AXES[name]) for axis, name in enumerate(AXES))
     assert cover_pairs(FAST, ("dtype", "devices", "layers", "tree"))
@@ -277,17 +277,17 @@ def check(cell, weights, opt_state, old):
     if cell.rule in METHODS:
         return masks
 
-    # The slots of a layer are the arrays of its shape, whatever the optimiser calls them.
+    # The slots of a layer are the arrays of its shape, whatever the optimizer calls them.
     slots = [np.asarray(leaf) for leaf in jax.tree.leaves(state.inner_state)]
     for path, mask in masks.items():
         new = mask & ~old[path]
         assert not values[path][new].any(), "new weights start at 0"
         own = [slot for slot in slots if slot.shape == mask.shape]
-        assert bool(own) == (cell.optimiser != "sgd")
+        assert bool(own) == (cell.optimizer != "sgd")
         for slot in own:
             assert not slot[new].any(), "new weights start with empty slots"
             # Adafactor adds 1e-30 to every square.
-            assert (np.abs(slot[~mask]) <= (1e-20 if cell.optimiser == "adafactor" else 0)).all()
+            assert (np.abs(slot[~mask]) <= (1e-20 if cell.optimizer == "adafactor" else 0)).all()
     return masks
 
 
@@ -297,13 +297,13 @@ def train(cell, folder=None):
     With a folder it also resumes from a checkpoint in there and must come to the same end.
     """
     params, model = network(cell.layers, cell.tree, cell.dtype)
-    tx, weights = OPTIMISERS[cell.optimiser](), lambda params: params
+    tx, weights = OPTIMIZERS[cell.optimizer](), lambda params: params
     if cell.rule in METHODS:
         method = METHODS[cell.rule]()
         tx, weights, params = learn_masks(tx, method), method.weights, method.init(params)
     else:
         tx = sparsify(tx, RULES[cell.rule](params, model))
-    period = 2 if cell.optimiser == "MultiSteps outside" else 1
+    period = 2 if cell.optimizer == "MultiSteps outside" else 1
     if period > 1:
         tx = optax.MultiSteps(tx, period)
     x, y, traces = X, Y, 0
@@ -396,7 +396,7 @@ def save_and_restore(state, template, folder):
     ],
 )
 def test_contract(cell, tmp_path):
-    if cell.optimiser == "sgd":  # once a rule
+    if cell.optimizer == "sgd":  # once a rule
         # Or the programs kept in memory would crash a run of the whole battery: Linux grants a
         # process 65,530 mappings (vm.max_map_count).
         jax.clear_caches()
@@ -414,7 +414,7 @@ def test_contract(cell, tmp_path):
 
 
 def test_masked_training_is_training_of_the_masked_loss():
-    """With fixed masks, SGD on the parameters is SGD on the masked parametrisation."""
+    """With fixed masks, SGD on the parameters is SGD on the masked parametrization."""
     tx = sparsify(optax.sgd(0.1, momentum=0.9), rst(0.3))
     inner = optax.sgd(0.1, momentum=0.9)
     expected, model = network()
@@ -446,7 +446,7 @@ def test_bfloat16_updates_of_float32_parameters_end_at_exactly_zero():
         assert not np.asarray(params["w"])[~np.asarray(get_masks(opt_state)["w"])].any()
 
 
-def test_dense_is_the_inner_optimiser():
+def test_dense_is_the_inner_optimizer():
     params, model = network()
     grads = jax.grad(lambda p: loss(model, p))(params)
     tx = sparsify(optax.adamw(1e-2), make_rule("dense"))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cka_sr_jax.sparsity import apply_masks, get_masks, sparsify, static
-from cka_sr_jax.sparsity.reparametrisation import learn_masks
+from cka_sr_jax.sparsity.reparametrization import learn_masks
 from cka_sr_jax.sparsity.structured import channel_masks, channels, n_m_masks, sr_ste
 
 
@@ -93,7 +93,7 @@ def test_sr_ste_gradient_is_straight_through_plus_decay_of_the_pruned(decay):
     @jax.jit
     def gradient(trained):
         grads = jax.grad(lambda trained: jnp.sum(method.weights(trained)["w"] * upstream))(trained)
-        return grads, method.regularise(grads, trained)
+        return grads, method.regularize(grads, trained)
 
     plain, full = gradient(trained)
     np.testing.assert_array_equal(plain["weights"]["w"], upstream)

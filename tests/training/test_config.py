@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cka_sr_jax.experiments.grid import grid_points
+from cka_sr_jax.sweeps.runner import grid_points
 from cka_sr_jax.training import ConfigError, default_config, prepare, run
 from cka_sr_jax.training.config import flatten, validate
 from cka_sr_jax.training.optimizer import create_schedule
@@ -27,7 +27,10 @@ def config_with(**fields):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"cka__bata": 1.0}, "Unknown config field 'cka.bata': did you mean 'cka.beta'"),
+        (
+            {"penalty__bata": 1.0},
+            "Unknown config field 'penalty.bata': did you mean 'penalty.beta'",
+        ),
         ({"train__epochs": "ten"}, "train.epochs='ten' has the wrong type: it takes a float"),
         ({"data__flip": 1}, "data.flip=1 has the wrong type: it takes a bool"),
         ({"seed": True}, "seed=True has the wrong type"),
@@ -74,15 +77,18 @@ def config_with(**fields):
             "would choose by accuracy among densities",
         ),
         (
-            {"cka__similarity": "cca", "cka__batches": 2},
-            "cka.similarity='cca' averages nothing over devices or sub-batches",
+            {"penalty__similarity": "cca", "penalty__batches": 2},
+            "penalty.similarity='cca' averages nothing over devices or sub-batches",
         ),
-        ({"cka__similarity": "cca", "cka__samples": 3}, "debiased CCA needs at least 4"),
-        ({"cka__debiased": False, "cka__samples": 1}, "biased CKA needs at least 2"),
-        ({"cka__similarity": "cda"}, "Unknown cka.similarity 'cda'"),
-        ({"cka__similarity": "cca", "cka__kernel": "rbf"}, "'cca' has no cka.kernel='rbf'"),
+        ({"penalty__similarity": "cca", "penalty__samples": 3}, "debiased CCA needs at least 4"),
+        ({"penalty__debiased": False, "penalty__samples": 1}, "biased CKA needs at least 2"),
+        ({"penalty__similarity": "cda"}, "Unknown penalty.similarity 'cda'"),
+        (
+            {"penalty__similarity": "cca", "penalty__kernel": "rbf"},
+            "'cca' has no penalty.kernel='rbf'",
+        ),
         ({"sparsity__end": 0.0}, r"sparsity.end=0.0 is not in \(0, 1\]"),
-        ({"cka__end": 1.5}, r"cka.end=1.5 is not in \[0, 1\]"),
+        ({"penalty__end": 1.5}, r"penalty.end=1.5 is not in \[0, 1\]"),
         ({"sparsity__exclude": ("haed",)}, "exclude pattern 'haed' matches no parameter"),
         ({"model__name": "resnet"}, "Unknown model 'resnet'"),
         ({"model__options__width": 3}, "Unknown option of mlp 'width'"),
@@ -91,12 +97,12 @@ def config_with(**fields):
         ({"data__validation": 1.0}, "data.validation is 1.0"),
         ({"data__mean": (0.1, 0.2), "data__std": (1.0, 1.0)}, "There are 2 means"),
         ({"data__pad_mode": "wrap"}, "Unknown data.pad_mode 'wrap'"),
-        ({"cka__samples": 3}, "cka.samples=3 gives 3 samples"),
-        ({"cka__samples": 0}, "cka.samples=0 gives 0 samples"),
-        ({"cka__samples": 64}, "needs 64 samples and each device's batch has 32"),
-        ({"cka__samples": 16, "cka__batches": 3}, "needs 48 samples"),
-        ({"cka__beta": -1.0}, "cka.beta=-1.0 is too small"),
-        ({"model__options__hidden": (16,)}, "no pair of features to penalise"),
+        ({"penalty__samples": 3}, "penalty.samples=3 gives 3 samples"),
+        ({"penalty__samples": 0}, "penalty.samples=0 gives 0 samples"),
+        ({"penalty__samples": 64}, "needs 64 samples and each device's batch has 32"),
+        ({"penalty__samples": 16, "penalty__batches": 3}, "needs 48 samples"),
+        ({"penalty__beta": -1.0}, "penalty.beta=-1.0 is too small"),
+        ({"model__options__hidden": (16,)}, "no pair of features to penalize"),
         ({"sparsity__rule": "static"}, "Unknown sparsity.rule 'static'"),
         ({"sparsity__exclude": (3,)}, "sparsity.exclude=.* takes a tuple of strings"),
         ({"optimizer__decay_at": ("a",)}, "optimizer.decay_at=.* takes a tuple of numbers"),
@@ -104,7 +110,7 @@ def config_with(**fields):
         ({"model__options__hidden": ("a", "b")}, "model.options=.* do not make a mlp"),
         ({"model__options__hidden": (0, 16)}, "model.options=.* do not make a mlp"),
         ({"model__options__dtype": "float32"}, "model.options.dtype cannot be set"),
-        ({"model__options__hidden": ()}, "no pair of features to penalise"),
+        ({"model__options__hidden": ()}, "no pair of features to penalize"),
         ({"train__batch_size": 130}, "does not divide over 4 devices"),
         ({"train__batch_size": 4000}, "more than the 1293 training images"),
         ({"train__epochs": 0.0}, "train for no step"),
@@ -134,8 +140,8 @@ def test_a_work_directory_of_another_config(tmp_path):
     prepare(config, tmp_path)
     # What does not change the computation may differ.
     prepare(config_with(checkpoint__every=5, train__log_every=7), tmp_path)
-    with pytest.raises(ConfigError, match=r"cka.beta is 0.0001 there and 0.1 now"):
-        prepare(config_with(cka__beta=0.1), tmp_path)
+    with pytest.raises(ConfigError, match=r"penalty.beta is 0.0001 there and 0.1 now"):
+        prepare(config_with(penalty__beta=0.1), tmp_path)
     with pytest.raises(ConfigError, match=r"model.options.hidden is"):
         prepare(config_with(model__options__hidden=(16, 17)), tmp_path)
 
@@ -196,19 +202,25 @@ def test_schedules():
         (["--config.train.steps=abc"], "--config.train.steps=abc"),
         (["--config=configs/nothing.py"], "The config file cannot be read"),
         (["--config.model.options.hiden=(3,)"], "sets no field 'hiden'"),
-        (["--config.grid.cka.beta=(0.0,)"], "grid.cka.beta is no axis of this config's grid"),
-        (["--config=tests/data/grid_without_group.py"], "has to be made first, as in config.grid"),
         (
-            ["--config=configs/digits_cka.py", "--grid", "--config.cka.beta=5e-3"],
-            "--config.cka.beta would do nothing: the grid sets cka.beta; say --config.grid.cka",
+            ["--config.grid.penalty.beta=(0.0,)"],
+            "grid.penalty.beta is no axis of this config's grid",
         ),
         (
-            ["--config=configs/digits_cka.py", "--grid_index=1", "--config.seed=3"],
+            ["--config=tests/configs/grid_without_group.py"],
+            "has to be made first, as in config.grid",
+        ),
+        (
+            ["--config=configs/quickstart/digits_cka.py", "--grid", "--config.penalty.beta=5e-3"],
+            "--config.penalty.beta would do nothing: the grid sets penalty.beta; say --config.grid",
+        ),
+        (
+            ["--config=configs/quickstart/digits_cka.py", "--grid_index=1", "--config.seed=3"],
             "--config.seed would do nothing: the grid sets seed; say --config.seeds with",
         ),
         (["--cofig=x"], "Unknown command line flag 'cofig'"),
         (["stray"], "Unexpected argument 'stray'"),
-        (["--config.cka.samples=2"], "cka.samples=2 gives 2 samples"),
+        (["--config.penalty.samples=2"], "penalty.samples=2 gives 2 samples"),
     ],
 )
 def test_the_command_line_answers_in_one_line(arguments, message, tmp_path):

@@ -19,7 +19,7 @@ def small_config(rule, **options):
     config.train.batch_size = 64
     config.sparsity.rule = rule
     config.sparsity.update(options)
-    config.cka.every = 2
+    config.penalty.every = 2
     return config
 
 

@@ -22,8 +22,8 @@ import pytest
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from cka_sr_jax.cka import cka_penalty
 from cka_sr_jax.models import create_model
+from cka_sr_jax.similarity.cka import cka_penalty
 from cka_sr_jax.sparsity import get_masks, layer_counts, leaf_paths
 from cka_sr_jax.training import (
     Checkpoints,
@@ -36,9 +36,7 @@ from cka_sr_jax.training import (
     replicate,
     run,
 )
-from cka_sr_jax.training import (
-    experiment as experiment_module,
-)
+from cka_sr_jax.training import build as experiment_module
 from cka_sr_jax.training.metrics import mean_metrics
 from cka_sr_jax.training.recorder import Recorder
 
@@ -54,7 +52,7 @@ def small_config(**fields):
     config.train.log_every = 10
     config.checkpoint.every = 15
     config.sparsity.density = 0.2
-    config.cka.every = 2
+    config.penalty.every = 2
     config.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
     return config
 
@@ -122,7 +120,7 @@ def test_a_run_and_what_it_leaves(finished, capsys):
     training = records(workdir, "train")
     assert [r["step"] for r in training] == [10, 20, 30, 40]
     assert training[-1]["loss"] < training[0]["loss"]
-    assert all(np.isfinite(r["cka_penalty"]) for r in training)
+    assert all(np.isfinite(r["penalty"]) for r in training)
     assert [r["step"] for r in records(workdir, "validation")] == [20, 40]
     assert [r["step"] for r in records(workdir, "layers")] == [20, 40]
     densities = records(workdir, "layers")[0]
@@ -155,7 +153,7 @@ def test_stages_keep_their_features_whatever_their_names(tmp_path, monkeypatch):
     monkeypatch.setattr(
         experiment_module, "create_model", lambda name, classes, **_: UnsortedStages(classes)
     )
-    config = small_config(cka__beta=0.0)
+    config = small_config(penalty__beta=0.0)
     config.model.options = ConfigDict()
     experiment = prepare(config, tmp_path)
     assert evaluation.feature_groups(experiment) == {"body": 3, "stem": 1}
@@ -173,17 +171,21 @@ def test_the_config_says_when_the_penalty_is_on_and_of_which_kernel(tmp_path):
     logged = {}
     for kernel in ("linear", "rbf"):
         config = small_config(
-            cka__kernel=kernel, cka__end=0.5, cka__every=1, train__steps=4, train__log_every=1
+            penalty__kernel=kernel,
+            penalty__end=0.5,
+            penalty__every=1,
+            train__steps=4,
+            train__log_every=1,
         )
         run(config, tmp_path / kernel)
-        logged[kernel] = [r.get("cka_penalty") for r in records(tmp_path / kernel, "train")]
+        logged[kernel] = [r.get("penalty") for r in records(tmp_path / kernel, "train")]
     for values in logged.values():
         assert [value is None for value in values] == [False, False, True, True]
     assert abs(logged["linear"][0] - logged["rbf"][0]) > 1e-3
 
 
 def test_a_model_without_features_runs_without_the_penalty(tmp_path):
-    config = small_config(cka__beta=0.0, train__steps=3)
+    config = small_config(penalty__beta=0.0, train__steps=3)
     config.model.options.hidden = ()
     result = run(config, tmp_path / "run")
     assert result["cka_within_stage"] is None
@@ -219,7 +221,7 @@ def test_a_rule_that_changes_its_masks_reports_them(tmp_path):
         sparsity__start_step=10,
         sparsity__end=0.5,
         train__log_every=1,
-        cka__beta=0.0,
+        penalty__beta=0.0,
     )
     result = run(config, tmp_path)
     training = records(tmp_path, "train")
@@ -254,7 +256,7 @@ def masks_of(config, workdir):
 def test_what_is_selected_has_the_density_that_was_asked_for(end, tmp_path):
     config = small_config(
         sparsity__rule="gmp", sparsity__update_every=5, sparsity__end=end, train__steps=20,
-        eval__every=2, eval__select="best-validation", cka__beta=0.0,
+        eval__every=2, eval__select="best-validation", penalty__beta=0.0,
     )  # fmt: skip
     result = run(config, tmp_path)
     assert result["density"] == pytest.approx(0.2, abs=1e-3)
@@ -263,7 +265,7 @@ def test_what_is_selected_has_the_density_that_was_asked_for(end, tmp_path):
 
 @pytest.mark.parametrize("method", ["snip", "grasp", "synflow", "ntt"])
 def test_pruning_before_training(method, tmp_path):
-    config = small_config(sparsity__rule=method, cka__beta=0.0)
+    config = small_config(sparsity__rule=method, penalty__beta=0.0)
     if method in ("synflow", "ntt"):
         config.sparsity.rounds = 5
     masks = masks_of(config, tmp_path)
@@ -279,7 +281,7 @@ def test_pruning_before_training(method, tmp_path):
 
 
 def test_layer_ratios_only(tmp_path):
-    config = small_config(sparsity__rule="snip", cka__beta=0.0)
+    config = small_config(sparsity__rule="snip", penalty__beta=0.0)
     best = masks_of(config, tmp_path)
     config.sparsity.shuffle = True
     shuffled = masks_of(config, tmp_path)
@@ -289,7 +291,7 @@ def test_layer_ratios_only(tmp_path):
 
 
 def test_a_run_that_resumes_has_its_masks_from_the_checkpoint(tmp_path, monkeypatch):
-    config = small_config(sparsity__rule="snip", train__steps=2, cka__beta=0.0)
+    config = small_config(sparsity__rule="snip", train__steps=2, penalty__beta=0.0)
     kept = run(config, tmp_path)["parameters_kept"]
     shutil.rmtree(tmp_path / "report")
     monkeypatch.setattr(experiment_module, "prune_before_training", None)
@@ -383,13 +385,13 @@ def test_a_stopped_run_ends_bit_for_bit_as_an_uninterrupted_one(number, tmp_path
 def test_resnet20_on_real_cifar10_resumes_bit_for_bit(tmp_path):
     check_resuming(
         tmp_path, signal.SIGKILL, 10,
-        "--config=configs/cifar10_resnet20_rst.py", f"--config.data.dir={TFDS}",
+        "--config=configs/paper/cifar10_resnet20_rst.py", f"--config.data.dir={TFDS}",
         "--config.train.steps=20", "--config.checkpoint.every=4", "--config.train.log_every=1",
     )  # fmt: skip
 
 
 def test_a_signal_while_a_step_is_recorded_waits_for_the_next(tmp_path, monkeypatch):
-    config = small_config(train__steps=6, train__log_every=1, cka__beta=0.0)
+    config = small_config(train__steps=6, train__log_every=1, penalty__beta=0.0)
     received = []
 
     @contextmanager
@@ -408,7 +410,7 @@ def test_a_signal_while_a_step_is_recorded_waits_for_the_next(tmp_path, monkeypa
     checkpoints.close()
 
 
-def test_selection_on_the_test_set_is_labelled(tmp_path):
+def test_selection_on_the_test_set_is_labeled(tmp_path):
     config = small_config(eval__select="best-test", eval__every=5, train__steps=20)
     result = run(config, tmp_path)
     best = max(records(tmp_path, "test-selection"), key=lambda r: r["accuracy"])
@@ -420,7 +422,7 @@ def test_selection_on_the_test_set_is_labelled(tmp_path):
 
 @pytest.mark.parametrize(("stored", "wanted"), [("dense", "rst"), ("rst", "dense")])
 def test_a_checkpoint_without_the_masks_of_the_run_is_refused(stored, wanted, tmp_path):
-    config = small_config(sparsity__rule=stored, train__steps=1, cka__beta=0.0)
+    config = small_config(sparsity__rule=stored, train__steps=1, penalty__beta=0.0)
     loop.train(prepare(config, tmp_path), Console(quiet=True))
     config.sparsity.rule = wanted
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
@@ -443,9 +445,9 @@ def test_checkpoints_refuse_other_shapes(tmp_path):
 
 def test_mean_metrics_leaves_out_the_penalty_where_it_was_not_computed():
     nan = float("nan")
-    steps = [{"loss": 1.0, "cka_penalty": nan}, {"loss": 3.0, "cka_penalty": 5.0}]
-    assert mean_metrics(steps) == {"loss": 2.0, "cka_penalty": 5.0}
-    assert np.isnan(mean_metrics([{"cka_penalty": nan}])["cka_penalty"])
+    steps = [{"loss": 1.0, "penalty": nan}, {"loss": 3.0, "penalty": 5.0}]
+    assert mean_metrics(steps) == {"loss": 2.0, "penalty": 5.0}
+    assert np.isnan(mean_metrics([{"penalty": nan}])["penalty"])
     # A loss that is not finite is not hidden.
     assert np.isnan(mean_metrics([{"loss": 1.0}, {"loss": nan}])["loss"])
 

@@ -1,4 +1,4 @@
-"""The pure train and eval steps: the loss they minimise, and one device against four."""
+"""The pure train and eval steps: the loss they minimize, and one device against four."""
 
 import flax.linen as nn
 import jax
@@ -8,8 +8,8 @@ import optax
 import pytest
 
 from cka_sr_jax import apply_masks, cka_penalty, get_masks, make_rule, sparsify
-from cka_sr_jax.cca import cca_penalty
 from cka_sr_jax.models import create_model
+from cka_sr_jax.similarity.cca import cca_penalty
 from cka_sr_jax.training import (
     create_penalty,
     create_state,
@@ -57,7 +57,7 @@ def test_the_penalty_of_a_config(name, similarity, debiased):
 
 
 @pytest.mark.parametrize("similarity", [cka_penalty, cca_penalty])
-def test_step_minimises_task_loss_plus_beta_times_penalty(similarity):
+def test_step_minimizes_task_loss_plus_beta_times_penalty(similarity):
     model, tx = mlp(), make_tx()
     state = create_state(model, tx, jax.random.key(0), IMAGES[:2])
     step = make_train_step(model, tx, beta=0.1, penalty=similarity, samples=8)
@@ -73,7 +73,7 @@ def test_step_minimises_task_loss_plus_beta_times_penalty(similarity):
     after, metrics = jax.jit(step, static_argnums=2)(state, BATCH, None)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after.params, expected)
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
-    np.testing.assert_allclose(metrics["cka_penalty"], penalty, rtol=1e-4)
+    np.testing.assert_allclose(metrics["penalty"], penalty, rtol=1e-4)
     assert after.step == 1
 
 
@@ -89,7 +89,7 @@ def test_penalty_only_in_every_third_step():
         state, metrics = with_penalty(state, BATCH, None)
         equal = jax.tree.map(lambda a, b: bool((a == b).all()), state.params, plain.params)
         assert all(jax.tree.leaves(equal)) == (step % 3 != 0)
-        assert jnp.isnan(metrics["cka_penalty"]) == (step % 3 != 0)
+        assert jnp.isnan(metrics["penalty"]) == (step % 3 != 0)
         if step % 3:
             np.testing.assert_allclose(metrics["loss"], metrics["task_loss"])
 
@@ -100,7 +100,7 @@ def test_penalty_only_before_its_end():
     step = jax.jit(make_train_step(model, tx, beta=0.5, end=2, samples=8), static_argnums=2)
     for number in range(4):
         state, metrics = step(state, BATCH, None)
-        assert jnp.isnan(metrics["cka_penalty"]) == (number >= 2)
+        assert jnp.isnan(metrics["penalty"]) == (number >= 2)
         assert (metrics["loss"] == metrics["task_loss"]) == (number >= 2)
 
 
@@ -188,5 +188,5 @@ def test_a_third_party_model_without_features_trains_with_beta_zero():
     tx = make_tx()
     state = create_state(Plain(), tx, jax.random.key(0), IMAGES[:2])
     state, metrics = make_train_step(Plain(), tx)(state, BATCH, None)
-    assert "cka_penalty" not in metrics
+    assert "penalty" not in metrics
     assert jnp.isfinite(metrics["loss"])

@@ -1,0 +1,1 @@
+"""What stored runs say: tables, paired comparisons and figures."""

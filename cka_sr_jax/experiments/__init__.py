@@ -1,1 +1,0 @@
-"""Experiments that are more than one training run."""

@@ -1,0 +1,1 @@
+"""Similarity of layers: CKA, CCA, and the CKA-SR penalty."""

@@ -1,0 +1,1 @@
+"""Many runs of one config: grids, side by side or in one program."""

@@ -1,0 +1,160 @@
+"""Runs of a grid that train together in one program: `vmap` over a replica axis.
+
+For accelerators, which a single small network leaves idle. Runs that differ in nothing but seed and
+beta are one program: their states are stacked, and seeds and betas are arrays. On a CPU only tiny
+networks gain by it (`benchmarks/replicas.py`); there `--jobs` runs points side by side.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from cka_sr_jax.training import Checkpoints, TrainState, loop
+from cka_sr_jax.training.build import (
+    Experiment,
+    prepare,
+    step_indices,
+    train_on_examples,
+    training_data,
+)
+from cka_sr_jax.training.checkpoints import has_checkpoint
+from cka_sr_jax.training.config import flatten
+from cka_sr_jax.training.evaluation import cka_function, eval_function
+from cka_sr_jax.training.metrics import ProgressReporter
+from cka_sr_jax.training.recorder import Recorder, Replica
+
+VARIES = ("seed", "penalty.beta")
+
+
+def replica_groups(points: Mapping[str, ConfigDict], workdir: Path, most: int) -> list[list[str]]:
+    """The names of the points that can train together, at most `most` in a group.
+
+    They differ in seed and beta alone and have the same newest checkpoint.
+    """
+    groups: dict[Any, list[str]] = defaultdict(list)
+    for name, config in points.items():
+        fields = {field: value for field, value in flatten(config).items() if field not in VARIES}
+        groups[str(sorted(fields.items())), _newest_step(workdir / name)].append(name)
+    return [names[i : i + most] for names in groups.values() for i in range(0, len(names), most)]
+
+
+def train_together(configs: Mapping[Path, ConfigDict], console: Console) -> None:
+    """Train the runs of these work directories to their last step, and leave the rest to `run`.
+
+    Each directory then holds what a run on its own leaves when it is killed after its last
+    checkpoint, so that `run` writes its result and its report. A group that is killed itself goes
+    on from its checkpoints. Each run is booked its share of the group's time.
+
+    Raises:
+      ConfigError: as `run`.
+      ValueError: the runs' newest checkpoints are of different steps.
+      SystemExit: at SIGTERM or Ctrl-C, once checkpoints are saved.
+    """
+    experiments = [prepare(config, workdir) for workdir, config in configs.items()]
+    first, quiet = experiments[0], Console(quiet=True)
+    evaluators = eval_function(first), cka_function(first)
+    group = [Replica(i, len(experiments)) for i in range(len(experiments))]
+    with ExitStack() as open_files:
+        recorders = [
+            open_files.enter_context(closing(Recorder(e, quiet, evaluators, replica)))
+            for e, replica in zip(experiments, group, strict=True)
+        ]
+        starts = {recorder.start for recorder in recorders}
+        if len(starts) > 1:
+            raise ValueError(f"the newest checkpoints are of different steps: {sorted(starts)}.")
+        (start,) = starts
+        states = stack([recorder.state for recorder in recorders])
+        step_function = replica_function(experiments)
+        data = jax.device_put(training_data(first), first.devices[0])
+        where = f", from step {start} of {first.steps}" if start else ""
+        console.print(f"Training {len(experiments)} runs together{where}.", highlight=False)
+        with (
+            ProgressReporter(first.steps, start, console) as progress,
+            loop.stop_signals() as stop,
+        ):
+            for recorder in recorders:
+                recorder.start_clock()
+            for step in range(start, first.steps):
+                indices = np.stack([step_indices(e, step) for e in experiments])
+                states, metrics = step_function(states, indices, data)
+                stopping = bool(stop)  # for all runs: one that comes later is for the next step
+                logged = [
+                    recorder.record(step + 1, metrics, _part(states, i), save=stopping)
+                    for i, recorder in enumerate(recorders)
+                ]
+                if logged[0]:
+                    progress.update(step + 1, logged[0])
+                if stopping:
+                    raise SystemExit(
+                        f"Stopped at step {step + 1} of {first.steps}; the same command goes on "
+                        "there."
+                    )
+
+
+def replica_function(experiments: Sequence[Experiment]) -> Callable[..., Any]:
+    """`(states, indices, data) -> (states, metrics)`, compiled: a step of every run.
+
+    Args:
+      experiments: alike but for seed and beta. `indices` is [runs, batch], and the metrics are
+        [runs]. The states passed in are gone afterwards.
+    """
+    first = experiments[0]
+    seeds = jnp.array([experiment.config.seed for experiment in experiments])
+    betas = jnp.array([experiment.config.penalty.beta for experiment in experiments], jnp.float32)
+    penalized = bool(betas.any())
+
+    def step(state: TrainState, indices: Any, seed: Any, beta: Any, data: Any) -> Any:
+        train_on = train_on_examples(first, seed, beta if penalized else 0.0)
+        return train_on(state, indices, data, None)
+
+    axes = jax.tree.map(lambda leaf: None if _is_shared(leaf) else 0, first.state)
+    mapped = jax.vmap(step, in_axes=(axes, 0, 0, 0, None), out_axes=(axes, 0))
+    return jax.jit(
+        lambda states, indices, data: mapped(states, indices, seeds, betas, data), donate_argnums=0
+    )
+
+
+def stack(states: Sequence[TrainState]) -> TrainState:
+    """One state of arrays with a leading axis of runs; counts of steps are shared."""
+    return jax.tree.map(
+        lambda *leaves: jnp.array(leaves[0]) if _is_shared(leaves[0]) else jnp.stack(leaves),
+        *states,
+    )
+
+
+def _part(states: TrainState, i: int) -> Callable[[], TrainState]:
+    """The state of one run, made when it is asked for."""
+
+    def part() -> TrainState:
+        return jax.tree.map(
+            # Of a stacked count of steps there is one for all.
+            lambda leaf: jnp.array(leaf) if _is_shared(leaf) else leaf[i],
+            states,
+        )
+
+    return part
+
+
+def _is_shared(leaf: Any) -> bool:
+    """Whether it is a count of steps: the same for all runs, and then a rule's `cond` stays one."""
+    return jnp.ndim(leaf) == 0 and jnp.issubdtype(jnp.result_type(leaf), jnp.integer)
+
+
+def _newest_step(workdir: Path) -> int:
+    if not has_checkpoint(workdir):
+        return 0
+    checkpoints = Checkpoints(workdir)
+    try:
+        return checkpoints.latest_step() or 0
+    finally:
+        checkpoints.close()

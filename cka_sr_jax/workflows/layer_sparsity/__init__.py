@@ -1,0 +1,1 @@
+"""Layer sparsity: fit along a path of strengths, merge layers, refit, compare."""

@@ -1,0 +1,23 @@
+"""ResNet-20 on CIFAR-10, lottery tickets down to density 0.055 (Frankle et al.), with CKA-SR.
+
+  python launch.py --config=configs/methods/cifar10_resnet20_lottery.py --config.data.dir=TFDS_FOLDER
+
+The recipe of open_lth: 13 rounds that prune 20 % of the remaining weights each, all layers ranked
+together, 160 epochs a round with learning rate 0.1 divided by 10 at epochs 80 and 120, weight decay
+1e-4; rewound to step 1000 (2 % of the run; the share is from memory). open_lth draws BatchNorm's
+scale uniformly at random, this does not.
+CKA-SR is on as in cifar10_resnet20_rst.py (table 2); --config.penalty.beta=0 switches it off.
+"""
+
+from configs.paper.cifar10_resnet20_rst import get_config as recipe
+
+
+def get_config():
+    """The config."""
+    config = recipe()
+    config.optimizer.weight_decay = 1e-4
+    config.eval.select = "last"
+    config.sparsity.rule = "dense"
+    config.lottery.rounds = 13
+    config.lottery.rewind_step = 1000
+    return config

@@ -1,0 +1,57 @@
+"""Fashion-MNIST, a deep sparse MLP: does CKA-SR help, and at which density?
+
+No table of the paper: its claim on a network that a CPU can train many times over.
+
+  python launch.py --config=configs/studies/fashion_mnist_mlp_cka.py --grid --config.data.dir=TFDS_FOLDER
+  python -m cka_sr_jax.analysis.paired runs/fashion_mnist_mlp_cka \\
+    --rows=sparsity.rule,sparsity.density
+
+180 runs of 5,000 steps. The beta is chosen on validation data among three. What else
+docs/results.md has of this network, each with a --workdir of its own:
+
+Dense training, where beta may change the share of small weights, by AdamW (with 8 seeds) and SGD:
+
+  ... --config.grid.sparsity.rule="('dense',)" --config.grid.sparsity.density="(1.0,)" \\
+    --config.seeds="(0,1,2,3,4,5,6,7)"
+  ... --config.grid.sparsity.rule="('dense',)" --config.grid.sparsity.density="(1.0,)" \\
+    --config.grid.penalty.beta="(0.0, 1e-3, 1e-2)" \\
+    --config.optimizer.name=sgd --config.optimizer.learning_rate=0.05
+
+The other rules at one density (with 10 seeds, gmp with 30; snip, grasp and synflow with 3):
+
+  ... --config.grid.sparsity.rule="('set','snfs','gmp')" --config.grid.sparsity.density="(0.01,)" \\
+    --config.grid.penalty.beta="(0.0, 1e-3)" --config.seeds="(0,1,2,3,4,5,6,7,8,9)"
+
+Dense training, pruned by magnitude at step 2,500, and training on (0.01 without beta 1e-2):
+
+  ... --config.grid.sparsity.rule="('gmp',)" --config.grid.sparsity.density="(0.05, 0.01)" \\
+    --config.sparsity.start_step=2500 --config.sparsity.end=0.5 \\
+    --config.grid.penalty.beta="(0.0, 1e-3, 1e-2)"
+
+1,800 training images:
+
+  ... --config.data.validation=0.97 --config.grid.penalty.beta="(0.0, 1e-3, 1e-2)" \\
+    --config.grid.sparsity.rule="('dense',)" --config.grid.sparsity.density="(1.0,)"
+
+How much of the features' variance a few samples hold, with rst at 0.05 and dense, and with the
+RBF kernel (--config.penalty.kernel=rbf, with 5 seeds):
+
+  ... --config.grid.sparsity.rule="('rst',)" --config.grid.sparsity.density="(0.05,)" \\
+    --config.grid.penalty.beta="(0.0, 1e-3, 1e-2)" --config.seeds="(0,1,2)"
+"""
+
+from ml_collections import ConfigDict
+
+from configs.studies.fashion_mnist_mlp_rules import get_config as recipe
+
+
+def get_config():
+    """The config."""
+    config = recipe()
+    config.train.steps = 5000
+    config.penalty.samples = 8
+    config.seeds = (0, 1, 2, 3, 4)
+    config.grid.sparsity.rule = ("rst", "rigl", "granet")
+    config.grid.sparsity.density = (0.05, 0.01, 0.005)
+    config.grid.penalty = ConfigDict({"beta": (0.0, 1e-4, 1e-3, 1e-2)})
+    return config

@@ -1,0 +1,46 @@
+"""Fashion-MNIST, an MLP of six hidden layers under every rule at four densities.
+
+No table of the paper: the comparison of the rules in docs/results.md, without the penalty.
+
+  python launch.py --config=configs/studies/fashion_mnist_mlp_rules.py --grid --config.data.dir=TFDS_FOLDER
+
+120 runs of 10,000 steps, about a minute each on two cores. The dense network and variants of four
+rules are the same grid with other fields, the variants in folders of their own:
+
+  ... --config.grid.sparsity.rule="('dense',)" --config.grid.sparsity.density="(1.0,)"
+  ... --config.grid.sparsity.rule="('granet',)" --config.sparsity.initial_density=1.0 --workdir=...
+  ... --config.grid.sparsity.rule="('mest',)" --config.sparsity.soft=True --workdir=...
+  ... --config.grid.sparsity.rule="('snip', 'grasp')" --config.grid.sparsity.density="(0.05,)" \\
+    --config.sparsity.shuffle=True --workdir=...
+
+MEST as it stands here, elastic mutation by magnitude with random growth, is SET.
+"""
+
+from ml_collections import ConfigDict
+
+from cka_sr_jax.training import default_config
+
+
+def get_config():
+    """The config."""
+    config = default_config()
+    config.data.name = "fashion_mnist"
+    config.model.name = "mlp"
+    config.model.options.hidden = (256,) * 6
+    config.train.steps = 10_000
+    config.train.batch_size = 128
+    config.train.log_every = 500
+    config.eval.every = 2000
+    config.checkpoint.every = 5000
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.schedule = "cosine"
+    config.sparsity.rescale = True
+    config.penalty.beta = 0.0
+    config.seeds = (0, 1, 2)
+    config.grid.sparsity = ConfigDict()
+    config.grid.sparsity.rule = (
+        "rst", "set", "rigl", "snfs", "mest", "granet", "gmp", "snip", "grasp", "synflow",
+    )  # fmt: skip
+    config.grid.sparsity.density = (0.05, 0.02, 0.01, 0.005)
+    return config

@@ -1,0 +1,136 @@
+"""Figures of a grid: hand-made run folders, and what the command says when something is missing."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from cka_sr_jax.analysis import figures
+from cka_sr_jax.analysis.runs import in_order
+from cka_sr_jax.training import Checkpoints
+
+PNG = b"\x89PNG"
+NAMES = ("stage1.0", "stage1.1", "stage2.0")
+
+
+@pytest.fixture
+def grid(tmp_path):
+    """Two betas with two seeds each, as finished runs of made-up figures."""
+    for beta in (0.0, 0.01):
+        for seed in (0, 1):
+            run = tmp_path / "grid" / f"beta={beta},seed={seed}"
+            (run / "report").mkdir(parents=True)
+            config = {
+                "seed": seed,
+                "penalty": {"beta": beta},
+                "eval": {"select": "last"},
+                "sparsity": {"rule": "rst"},
+            }
+            (run / "config.json").write_text(json.dumps(config))
+            (run / "result.json").write_text("{}")
+            with (run / "report" / "cka_matrix.csv").open("w", newline="") as file:
+                matrix = np.eye(3) * (1 - beta)
+                rows = ([name, *row] for name, row in zip(NAMES, matrix, strict=True))
+                csv.writer(file).writerows([["feature", *NAMES], *rows])
+            record = {"split": "validation", "epoch": 1.0, "cka_within_stage": 0.5}
+            record["cka_cross_stage"] = 0.25
+            (run / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+            checkpoints = Checkpoints(run)
+            kernel = np.array([[0.0, 0.5], [-0.25, 0.0]], np.float32)
+            checkpoints.save(1, {"state": {"params": {"head": {"kernel": kernel}}}})
+            checkpoints.close()
+    return tmp_path / "grid"
+
+
+@pytest.mark.parametrize("kind", figures.DRAW)
+def test_each_figure_from_the_command_line(grid, tmp_path, capsys, kind):
+    png = tmp_path / "new" / "figure.png"
+    figures.main([kind, str(grid), str(png)])
+    assert png.read_bytes().startswith(PNG)
+    shown = f"{grid}/beta=0.0,seed=0, {grid}/beta=0.01,seed=0"
+    assert capsys.readouterr().out == f"{png} shows {shown}\n"
+
+
+def test_one_run_for_each_value(grid):
+    runs = figures.runs_by_value([grid], "penalty.beta")
+    assert {beta: run.name for beta, run in runs.items()} == {
+        0.0: "beta=0.0,seed=0",
+        0.01: "beta=0.01,seed=0",
+    }
+    only = figures.runs_by_value([grid / "beta=0.01,seed=1"], "seed")
+    assert list(only) == [1]
+    np.testing.assert_array_equal(figures.kept_weights(runs[0.0]), [0.5, -0.25])
+
+
+def test_the_lowest_seed_is_the_first_as_a_number(grid):
+    for run in grid.glob("*seed=0"):
+        config = json.loads((run / "config.json").read_text())
+        (run / "config.json").write_text(json.dumps(config | {"seed": 10}))
+        run.rename(run.with_name(run.name.replace("seed=0", "seed=10")))
+    assert {run.name[-6:] for run in figures.runs_by_value([grid], "penalty.beta").values()} == {
+        "seed=1"
+    }
+
+
+@pytest.mark.parametrize("run", ["beta=0.01,seed=0", "beta=0.01,seed=1"])  # drawn, and not
+def test_runs_that_differ_in_another_field_are_refused(grid, run):
+    path = grid / run / "config.json"
+    config = json.loads(path.read_text())
+    config["sparsity"]["density"] = 0.5
+    path.write_text(json.dumps(config))
+    with pytest.raises(SystemExit, match=r"density \(0.05, 0.5\): name runs that agree"):
+        figures.main(["curves", str(grid), "x.png"])
+
+
+def test_values_are_in_order():
+    values = [1e-3, "b", 0.0, 1e-5, "a", 1e-4]
+    assert sorted(values, key=in_order) == ["a", "b", 0.0, 1e-5, 1e-4, 1e-3]
+
+
+def test_lines_show_means_and_deviations():
+    lines = {"rst": {0.05: [80.0, 82.0], 0.0: [70.0]}, "rigl": {0.05: [83.0]}}
+    (axes,) = figures.draw_lines(lines, "density", "accuracy").axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "0.05"]
+    rst, rigl = axes.containers
+    np.testing.assert_allclose(rst[0].get_xydata(), [[0, 70], [1, 81]])
+    np.testing.assert_allclose(rigl[0].get_xydata(), [[1, 83]])
+    segments = rst[2][0].get_segments()
+    np.testing.assert_allclose(segments[1][:, 1], [81 - np.sqrt(2), 81 + np.sqrt(2)])
+
+
+def test_differences_show_intervals_and_single_pairs_as_open_circles():
+    differences = {"rst": (0.1, 0.2), "set": (0.3, np.nan)}
+    (axes,) = figures.draw_differences(differences, "beta against 0", "test.accuracy").axes
+    assert axes.get_title() == "beta against 0"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["rst", "set"]
+    many, single = axes.containers
+    np.testing.assert_allclose(many[0].get_xydata(), [[0.1, 0]])
+    np.testing.assert_allclose(many[2][0].get_segments()[0][:, 0], [-0.1, 0.3], atol=1e-9)
+    assert not single[2]
+    assert single[0].get_markerfacecolor() == "white"
+
+
+def test_heat_maps_and_curves_show_what_was_stored(grid):
+    runs = {str(k): v for k, v in figures.runs_by_value([grid], "penalty.beta").items()}
+    panels = figures.draw_heatmaps(runs).axes[:2]
+    assert [axes.get_title() for axes in panels] == ["0.0", "0.01"]
+    np.testing.assert_allclose(panels[1].images[0].get_array(), 0.99 * np.eye(3))
+    assert [tick.get_text() for tick in panels[0].get_yticklabels()] == [*NAMES]
+    within, cross = figures.draw_curves(runs).axes
+    np.testing.assert_allclose(within.lines[0].get_xydata(), [[1.0, 0.5]])
+    np.testing.assert_allclose(cross.lines[0].get_xydata(), [[1.0, 0.25]])
+
+
+def test_what_is_missing_is_one_sentence(grid, tmp_path):
+    with pytest.raises(SystemExit, match="no finished run there"):
+        figures.main(["curves", str(tmp_path), "x.png"])
+    with pytest.raises(SystemExit, match=r"did you mean 'cka\.beta'"):
+        figures.main(["curves", str(grid), "x.png", "--field=penalty.betta"])
+    for run in grid.glob("*"):
+        (run / "metrics.jsonl").unlink()
+        (run / "report" / "cka_matrix.csv").unlink()
+    with pytest.raises(SystemExit, match="logged no CKA"):
+        figures.main(["curves", str(grid), "x.png"])
+    with pytest.raises(SystemExit, match=r"has no report/cka_matrix.csv"):
+        figures.main(["heatmaps", str(grid), "x.png"])

@@ -1,0 +1,231 @@
+"""Tables from stored results: hand-made runs, and back from a CSV."""
+
+import json
+
+import pytest
+
+from cka_sr_jax.analysis import table
+from cka_sr_jax.analysis.runs import RESULTS, as_row, check_alike, read_runs, write_csv
+from cka_sr_jax.analysis.table import cell_values, main, summary_table
+from cka_sr_jax.training import default_config
+from cka_sr_jax.training.config import RESUMABLE, flatten
+
+PNG = b"\x89PNG"
+
+
+@pytest.fixture
+def grid(tmp_path):
+    """Four finished runs of made-up accuracies, and one that is not finished."""
+    accuracies = {("rst", 0.05): (0.5, 0.7), ("rigl", 0.05): (0.8,), ("rigl", 0.01): (0.4,)}
+    for (rule, density), values in accuracies.items():
+        for seed, accuracy in enumerate(values):
+            folder = tmp_path / "grid" / f"{rule}{density}{seed}"
+            folder.mkdir(parents=True)
+            config = {
+                "seed": seed,
+                "data": {"dir": f"somewhere{seed}"},
+                "sparsity": {"rule": rule, "density": density, "exclude": []},
+            }
+            (folder / "config.json").write_text(json.dumps(config))
+            result = {"test": {"accuracy": accuracy, "loss": 1.0}, "density": density}
+            (folder / "result.json").write_text(json.dumps(result))
+    (tmp_path / "grid" / "begun").mkdir()
+    (tmp_path / "grid" / "begun" / "config.json").write_text("{}")
+    return tmp_path / "grid"
+
+
+TABLE = """\
+| rule | 0.01 | 0.05 |
+| --- | ---: | ---: |
+| rigl | 40.00 (1) | 80.00 (1) |
+| rst |  | 60.00 ± 14.14 (2) |"""
+
+
+def test_table_and_csv(grid, tmp_path, capsys):
+    rows = read_runs([grid])
+    assert len(rows) == 4
+    # The whole config, but for what does not change the run.
+    names = flatten(default_config()).keys() | {*RESULTS, "devices"}
+    assert rows[0].keys() == names - {*RESUMABLE}
+    file = tmp_path / "out" / "runs.csv"
+    write_csv(rows, file)
+    assert read_runs([file]) == rows
+    by_row = ["sparsity.rule"]
+    assert summary_table(cell_values(rows, by_row, "sparsity.density"), by_row) == TABLE
+    png = tmp_path / "table.png"
+    main([str(file), "--columns=sparsity.density", f"--png={png}"])
+    assert capsys.readouterr().out.strip() == TABLE  # of a CSV, which lacks what is not finished
+    assert png.read_bytes().startswith(PNG)
+
+
+def test_cells_hold_runs_that_differ_in_seed_alone(grid, capsys):
+    with pytest.raises(SystemExit, match=r"differ in sparsity.density \(0.01, 0.05\)"):
+        main([str(grid)])
+    main([str(grid), "--columns=sparsity.density", "--value=explored"])  # these runs have none
+    assert capsys.readouterr().out.splitlines()[2:4] == ["| rigl |  |  |", "| rst |  |  |"]
+
+
+def test_shares_are_in_percent_and_losses_are_not(grid, capsys):
+    for value, text in (("density", "5.00"), ("test.loss", "1.00")):
+        main([str(grid), "--rows=sparsity.rule,sparsity.density", f"--value={value}"])
+        assert f"| rst | 0.05 | {text} ± 0.00 (2) |" in capsys.readouterr().out
+    main([str(grid), "--rows=sparsity.rule,sparsity.density", "--value=test.loss", "--scale=10"])
+    assert "| rst | 0.05 | 10.00 ± 0.00 (2) |" in capsys.readouterr().out
+
+
+def test_a_csv_without_a_newer_field_has_its_default(grid, tmp_path):
+    rows = read_runs([grid])
+    older = [{name: row[name] for name in row if name != "penalty.similarity"} for row in rows]
+    write_csv(older, tmp_path / "older.csv")
+    assert read_runs([tmp_path / "older.csv"]) == rows
+    with pytest.raises(ValueError, match="have one config, seed included"):
+        read_runs([grid, tmp_path / "older.csv"])
+
+
+def test_refusals(grid, tmp_path):
+    with pytest.raises(SystemExit, match="holds no finished run"):
+        main([str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"Unknown field of these runs: 'sparsity.rul'"):
+        main([str(grid), "--rows=sparsity.rul", f"--csv={tmp_path / 'runs.csv'}"])
+    assert not (tmp_path / "runs.csv").exists()
+    with pytest.raises(SystemExit, match=r"figure of a run: 'test.acuracy': did you mean 'te"):
+        main([str(grid), "--value=test.acuracy"])
+
+
+def test_a_run_is_named_by_its_folder_or_a_grid_s(grid):
+    every = read_runs([grid])
+    runs = sorted({path.parent for path in grid.glob("*/result.json")})
+    assert [read_runs([run])[0] for run in runs] == every
+
+
+def test_csvs_pool_where_their_configs_agree(grid, tmp_path):
+    rows = [row for row in read_runs([grid]) if row["sparsity.rule"] == "rst"]
+    files = [tmp_path / f"seed{row['seed']}.csv" for row in rows]
+    for row, file in zip(rows, files, strict=True):
+        write_csv([row], file)
+    assert cell_values(read_runs(files), ["sparsity.rule"]) == {
+        ("rst",): {"test.accuracy": [50.0, 70.0]}
+    }
+    write_csv([rows[1] | {"penalty.samples": 16}], files[1])
+    with pytest.raises(SystemExit, match=r"differ in penalty.samples \(16, 8\): name it in --rows"):
+        main([*map(str, files)])
+    write_csv([rows[1] | {"penalty.samples": 16, "seed": 1, "model.name": "lenet5"}], files[1])
+    with pytest.raises(
+        SystemExit,
+        match=r"in penalty.samples \(16, 8\) and model.name \(lenet5, mlp\): name them in",
+    ):
+        main([*map(str, files)])
+    write_csv([rows[1] | {"penalty.samples": 16}], files[1])
+    main([*map(str, files), "--rows=penalty.samples"])
+
+
+def test_a_run_that_occurs_twice_is_refused(grid, tmp_path):
+    file = tmp_path / "runs.csv"
+    write_csv(read_runs([grid])[-1:], file)
+    with pytest.raises(
+        SystemExit, match=r"rst0.051 and .*runs.csv, line 2 have one config, seed incl"
+    ):
+        main([str(grid), str(file)])
+    with pytest.raises(ValueError, match="have one config"):
+        read_runs([file, file])
+
+
+def test_values_are_the_same_from_a_folder_and_from_a_csv(grid, tmp_path):
+    folder = grid / "rst0.050"
+    config = {
+        "penalty": {"sync": True},
+        "optimizer": {"decay_at": [0.5], "learning_rate": 1e-05},
+        "model": {
+            "options": {"hidden": [300, 100], "none": None, "empty": "", "nan": float("nan")}
+        },
+        "sparsity": {"exclude": ["head/kernel"]},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    row = as_row(folder / "config.json") | {"test.accuracy": 0.5}
+    assert row["penalty.sync"] is True
+    assert row["optimizer.decay_at"] == (0.5,)
+    assert row["model.options.none"] is row["model.options.empty"] is None
+    write_csv([row], tmp_path / "runs.csv")
+    (again,) = read_runs([tmp_path / "runs.csv"])
+    assert {name: str(again[name]) for name in row} == {
+        name: str(value) for name, value in row.items()
+    }
+    assert {type(again[name]) for name in row} == {type(value) for value in row.values()}
+    check_alike([row, again], allowed=[])
+
+
+def test_what_is_not_in_the_table_is_said(grid, capsys, tmp_path):
+    """One of the folders was begun and has no result."""
+    main([str(grid), "--columns=sparsity.density", f"--csv={tmp_path / 'runs.csv'}"])
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"Not finished or failed, and so left out: 1 runs of {grid}."
+    )
+    main([str(tmp_path / "runs.csv"), "--columns=sparsity.density"])
+    assert "left out" not in capsys.readouterr().out
+    # A run whose loss is not a number is in the table, which says so.
+    (grid / "rst0.050" / "result.json").write_text(
+        json.dumps({"test": {"accuracy": 0.1, "loss": None}, "density": 0.05})
+    )
+    main([str(grid), "--columns=sparsity.density"])
+    assert "test loss that is not finite: 1 of these runs." in capsys.readouterr().out
+
+
+def test_a_file_that_is_no_csv_of_runs_is_refused(tmp_path):
+    (tmp_path / "README.md").write_text("# Title\n\na, b\n")
+    with pytest.raises(SystemExit, match=r"README.md is no CSV of runs: it has no column test.acc"):
+        main([str(tmp_path / "README.md")])
+    (tmp_path / "table.png").write_bytes(PNG)
+    with pytest.raises(SystemExit, match=r"table.png is no CSV of runs"):
+        main([str(tmp_path / "table.png")])
+
+
+def test_a_place_that_cannot_be_written_to_is_named(grid, tmp_path):
+    (tmp_path / "file").write_text("")
+    command = [str(grid), "--columns=sparsity.density"]
+    with pytest.raises(SystemExit, match=f"error: {tmp_path}/file cannot be used .*: name another"):
+        main([*command, f"--csv={tmp_path / 'file' / 'runs.csv'}"])
+    with pytest.raises(SystemExit, match=r"table.xyz would be a PNG image: give it a name that"):
+        main([*command, f"--png={tmp_path / 'table.xyz'}"])
+
+
+def test_runs_on_other_numbers_of_devices_are_not_alike(grid):
+    """Each device has BatchNorm statistics and CKA samples of its own."""
+    for seed, devices in enumerate(("1 x cpu", "8 x NVIDIA H100")):
+        file = grid / f"rst0.05{seed}" / "result.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"devices": devices}))
+    with pytest.raises(SystemExit, match=r"differ in devices \(1, 8\)"):
+        main([str(grid), "--columns=sparsity.density"])
+
+
+def test_small_weights_among_the_kept(grid, tmp_path):
+    """Of 1,000 weights 50 are kept, and of those 10 are small: 960 with the pruned ones."""
+    file = grid / "rst0.050" / "result.json"
+    result = json.loads(file.read_text()) | {"epsilon_sparsity": {"0.01": 0.96}}
+    file.write_text(json.dumps(result))
+    (row,) = (row for row in read_runs([grid]) if row["epsilon_sparsity.0.01"])
+    assert row["kept_below.0.01"] == pytest.approx(10 / 50)
+    assert row["kept_below.0.001"] is None
+    write_csv([row], tmp_path / "runs.csv")
+    assert read_runs([tmp_path / "runs.csv"]) == [row]
+    assert "kept_below" not in (tmp_path / "runs.csv").read_text()  # it might go out of date
+    for other in ({"sparsity.exclude": ("head/kernel",)}, {"test.loss": None}):
+        write_csv([row | other], tmp_path / "runs.csv")
+        assert read_runs([tmp_path / "runs.csv"])[0]["kept_below.0.01"] is None
+
+
+def test_a_picture_without_columns_has_the_rows_side_by_side(grid, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(table, "draw_lines", lambda *arguments: drawn.append(arguments))
+    monkeypatch.setattr(table, "write_png", lambda figure, path: None)
+    main([str(grid), "--rows=sparsity.rule,sparsity.density", "--png=x.png"])
+    (lines, x, value) = drawn[0]
+    assert lines == {"": {"rigl 0.01": [40], "rigl 0.05": [80], "rst 0.05": [50, 70]}}
+    assert (x, value) == ("sparsity.rule,sparsity.density", "test.accuracy x 100")
+
+
+def test_selection_on_the_test_set_is_said(grid, capsys):
+    for run in grid.glob("*"):
+        config = json.loads((run / "config.json").read_text())
+        (run / "config.json").write_text(json.dumps(config | {"eval": {"select": "best-test"}}))
+    main([str(grid), "--columns=sparsity.density"])
+    assert "weights were selected on the test set" in capsys.readouterr().out

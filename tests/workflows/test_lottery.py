@@ -1,0 +1,176 @@
+"""Lottery rounds: densities, nested masks, where each round starts, and resuming."""
+
+import io
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from cka_sr_jax.training import Checkpoints, ConfigError, default_config, loop
+from cka_sr_jax.workflows import lottery
+
+LAYERS = ("hidden0", "hidden1", "head")
+
+
+def small_config(**lottery_fields):
+    config = default_config()
+    config.model.options.hidden = (24, 24)
+    config.train.steps = 12
+    config.train.batch_size = 64
+    config.train.log_every = 4
+    config.checkpoint.every = 4
+    config.sparsity.rule = "dense"
+    config.penalty.beta = 1e-3
+    config.lottery.update({"rounds": 2, "rewind_step": 3, **lottery_fields})
+    return config
+
+
+def quiet():
+    return Console(file=io.StringIO())
+
+
+def stored(folder, kind):
+    checkpoints = Checkpoints(folder)
+    arrays = checkpoints.arrays()
+    checkpoints.close()
+    prefix = {"masks": "state.opt_state.masks.", "params": "state.params."}[kind]
+    return {layer: arrays[f"{prefix}{layer}.kernel"] for layer in LAYERS}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_device():
+    """One of the fake devices compiles sooner than four."""
+    with pytest.MonkeyPatch.context() as patch:
+        device = jax.devices()[:1]
+        patch.setattr(jax, "local_devices", lambda: device)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished experiment, its result, and the state that each training started from."""
+    workdir, starts, train = tmp_path_factory.mktemp("lottery"), [], loop.train
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train", lambda e, c: (starts.append(e.state), train(e, c))[1])
+        return workdir, lottery.run(small_config(), workdir, quiet()), starts
+
+
+def test_rounds_keep_the_largest_of_what_is_left(finished):
+    workdir, result, _ = finished
+    size = 64 * 24 + 24 * 24 + 24 * 10
+    kept = [row["density"] * size for row in result["rounds"]]
+    np.testing.assert_allclose(kept, [size, round(0.8 * size), round(0.64 * size)], atol=0.01)
+    for number in (1, 2):
+        before = workdir / f"round{number - 1:02d}"
+        weights, old = stored(before, "params"), stored(before, "masks")
+        new = stored(workdir / f"round{number:02d}", "masks")
+        pool = np.concatenate([np.abs(weights[layer][old[layer]]) for layer in LAYERS])
+        threshold = np.sort(pool)[-round(kept[number])]
+        for layer in LAYERS:
+            expected = old[layer] & (np.abs(weights[layer]) >= threshold)
+            np.testing.assert_array_equal(new[layer], expected)
+            assert not stored(workdir / f"round{number:02d}", "params")[layer][~new[layer]].any()
+
+
+def test_every_round_starts_from_the_rewound_weights(finished):
+    workdir, _, starts = finished
+    rewound = stored(workdir / "rewind", "params")
+    for start, number in zip(starts[1:], range(3), strict=True):  # the first trains up to there
+        assert int(start.step) == 3
+        masks = stored(workdir / f"round{number:02d}", "masks")
+        for layer in LAYERS:
+            expected = np.where(masks[layer], rewound[layer], 0)
+            np.testing.assert_array_equal(start.params[layer]["kernel"], expected)
+            slots = [
+                np.asarray(leaf)
+                for leaf in jax.tree.leaves(start.opt_state.inner_state)
+                if leaf.shape == expected.shape
+            ]
+            assert slots
+            assert all(slot.any() and not slot[~masks[layer]].any() for slot in slots)
+
+
+def test_the_penalty_ends_at_its_share_of_a_whole_round(tmp_path):
+    """Not of the steps to the rewind point, which are trained first and once for all rounds."""
+    config = small_config(rounds=0, rewind_step=8)
+    config.train.log_every, config.penalty.end = 1, 0.5
+    lottery.run(config, tmp_path, quiet())
+    for folder, steps in (("rewind", range(1, 9)), ("round00", range(9, 13))):
+        lines = (tmp_path / folder / "metrics.jsonl").read_text().splitlines()
+        logged = [record for record in map(json.loads, lines) if record["split"] == "train"]
+        penalized = {record["step"]: bool(record["penalty"]) for record in logged}
+        assert penalized == {step: step <= 6 for step in steps}
+
+
+def test_thirteen_rounds_keep_a_fifth_less_each():
+    """Densities 0.8^n of all weights to one weight, as far as open_lth's recipe goes."""
+    params = {"a": jax.random.normal(jax.random.key(0), (30, 40)), "b": jax.numpy.ones((7, 9))}
+    size, prune = 30 * 40 + 7 * 9, jax.jit(lottery.prune_by_magnitude)
+    masks = jax.tree.map(lambda leaf: leaf == leaf, params)
+    for n in range(1, 14):
+        masks = prune(params, masks, round(0.8**n * size))
+        assert sum(int(mask.sum()) for mask in masks.values()) == round(0.8**n * size)
+    assert int(masks["b"].sum()) + int(masks["a"].sum()) == round(0.055 * size)
+
+
+@pytest.mark.slow
+def test_rounds_with_batch_norm_and_adamw(tmp_path):
+    config = small_config(rounds=1, rewind_step=1)
+    config.train.steps, config.train.batch_size = 2, 32
+    config.model.name, config.model.options = "resnet8", ConfigDict({"width": 2})
+    config.optimizer.name, config.penalty.beta = "adamw", 0.0
+    result = lottery.run(config, tmp_path, quiet())
+    assert [round(row["density"], 2) for row in result["rounds"]] == [1.0, 0.8]
+
+
+def test_an_interrupted_experiment_ends_as_an_uninterrupted_one(finished, tmp_path, monkeypatch):
+    """Stopped inside round 1 and started again: the same masks and weights in the last round."""
+    train = loop.train
+
+    def stop_early(experiment, console):
+        if experiment.workdir.name == "round01":
+            train(experiment._replace(steps=8), console)
+            raise KeyboardInterrupt
+        return train(experiment, console)
+
+    monkeypatch.setattr(loop, "train", stop_early)
+    with pytest.raises(KeyboardInterrupt):
+        lottery.run(small_config(), tmp_path, quiet())
+    trained = []
+    monkeypatch.setattr(
+        loop, "train", lambda e, c: (trained.append(e.workdir.name), train(e, c))[1]
+    )
+    lottery.run(small_config(), tmp_path, quiet())
+    assert trained == ["rewind", "round01", "round02"]  # the first has no step left
+    for kind in ("masks", "params"):
+        expected, actual = (stored(d / "round02", kind) for d in (finished[0], tmp_path))
+        for layer in LAYERS:
+            np.testing.assert_array_equal(actual[layer], expected[layer])
+
+
+def test_rewinding_to_the_initial_weights(tmp_path):
+    config = small_config(rewind_step=0, rounds=1)
+    lottery.run(config, tmp_path, quiet())
+    with pytest.raises(ConfigError, match=r"lottery.prune is 0.2 there and 0.5 now"):
+        lottery.run(small_config(rewind_step=0, rounds=1, prune=0.5), tmp_path, quiet())
+    # Again: everything is there.
+    shutil.rmtree(tmp_path / "round01" / "checkpoints")
+    assert len(lottery.run(config, tmp_path, quiet())["rounds"]) == 2
+
+
+def test_mistakes_are_one_sentence(tmp_path):
+    for fields, message in (
+        ({"prune": 1.0}, r"lottery.prune=1.0 is not in \(0, 1\)"),
+        ({"rewind_step": 12}, "lottery.rewind_step=12 is not a step of this run: use 0 to 11"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            lottery.run(small_config(**fields), tmp_path / "run", quiet())
+    config = small_config()
+    config.sparsity.rule = "rst"
+    with pytest.raises(ConfigError, match=r"sparsity.rule is 'rst': use 'dense'"):
+        lottery.run(config, tmp_path / "run", quiet())
+    assert not (tmp_path / "run").exists()
