@@ -24,7 +24,7 @@ clean:
 	rm -rf $(VENV) runs
 
 $(VENV)/installed: $(BIN)/python pyproject.toml
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable ".[train]"
 	@touch $@
 
 $(VENV)/installed-dev: $(BIN)/python pyproject.toml

@@ -10,6 +10,8 @@ from cka_sr_jax.similarity.cka import (
 )
 from cka_sr_jax.sparsity import apply_masks, density, get_masks, make_rule, sparsify, static
 
+__version__ = "0.1.0"
+
 __all__ = [
     "apply_masks",
     "cka",
