@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import numpy as np
 import optax
 from rich.table import Table
 
-from cka_sr_jax.sparsity import leaf_paths
+from cka_sr_jax._paths import leaf_paths, natural_key
 
 
 class LayerRow(NamedTuple):
@@ -51,7 +50,7 @@ def layer_rows(params: Any, masks: Any, positions: Mapping[str, int]) -> list[La
         _row(path, np.shape(leaf), kept[path], positions.get(path, 0))
         for path, leaf in leaves.items()
     ]
-    return sorted(rows, key=lambda row: _natural(row.path))
+    return sorted(rows, key=lambda row: natural_key(row.path))
 
 
 def total_row(rows: Sequence[LayerRow]) -> LayerRow:
@@ -115,9 +114,3 @@ def _sum_row(path: str, rows: Sequence[LayerRow]) -> LayerRow:
 
 def _ratio(kept: int, size: int) -> float:
     return kept / size if size else 1.0
-
-
-def _natural(path: str) -> list[list[str | int]]:
-    """Sort key that compares a path's parts in turn, and digits as numbers."""
-    parts = [re.split(r"(\d+)", part) for part in path.split("/")]  # text at even places
-    return [[int(t) if i % 2 else t for i, t in enumerate(texts)] for texts in parts]

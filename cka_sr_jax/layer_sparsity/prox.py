@@ -18,8 +18,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
+from cka_sr_jax._paths import leaf_paths, matches
 from cka_sr_jax.layer_sparsity.penalty import negative_norm, safe_norm
-from cka_sr_jax.sparsity.masks import leaf_paths, matches
 
 
 def prox_negative_part(group: Any, t: float | Float[Array, ""]) -> Any:

@@ -22,14 +22,14 @@ has the layer as its first axis, not the sample: split it before.
 
 from __future__ import annotations
 
-import fnmatch
 import itertools
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+
+from cka_sr_jax._paths import matches, natural_key
 
 Path = tuple[str, ...]
 
@@ -50,7 +50,9 @@ def stage_features(
         the State that `nnx.capture(model, nnx.Intermediate, ...)` returns.
       include: patterns of the features to take, all by default. A feature's path is its names
         joined by "/", such as "Block_3/__call__" or "blocks/3/__call__" for a module's output.
-        A pattern is a shell glob: "Block_*/__call__" takes the blocks and not what is in them.
+        A pattern is a shell glob of consecutive parts of it (`cka_sr_jax._paths`):
+        "Block_*/__call__" takes the blocks and not what is in them, "Block_1" both, and
+        "/__call__" the model's own output alone.
 
     Returns:
       Arrays [n, ...] of one n.
@@ -72,7 +74,7 @@ def stage_features(
         )
     _check(features)
     if all(len(path) == 1 for path, _ in features):
-        names = sorted({path[0] for path, _ in features}, key=_natural)
+        names = sorted({path[0] for path, _ in features}, key=natural_key)
         return {name: tuple(x for path, x in features if path == (name,)) for name in names}
     runs = itertools.groupby((x for _, x in features), key=lambda x: x.shape)
     return {f"stage{i}": tuple(run) for i, (_, run) in enumerate(runs, start=1)}
@@ -92,13 +94,9 @@ def _ordered(keys: Iterable[Any]) -> list[Any]:
     """Keys that are not sorted are in the order of execution; sorted ones may have been by JAX."""
     keys = list(keys)
     names = [str(key) for key in keys]
-    return sorted(keys, key=_natural) if names == sorted(names) else keys
-
-
-def _natural(key: Any) -> tuple[bool, list[str | int]]:
-    """Sort key by which Block_2 comes before Block_10, and a module's own output last."""
-    parts = re.split(r"(\d+)", str(key))  # text at even places, digits at odd ones
-    return key == "__call__", [int(part) if i % 2 else part for i, part in enumerate(parts)]
+    if names != sorted(names):
+        return keys
+    return sorted(keys, key=lambda key: (key == "__call__", natural_key(str(key))))
 
 
 def _select(
@@ -109,21 +107,17 @@ def _select(
         return features
     patterns = [include] if isinstance(include, str) else list(include)
     for pattern in patterns:
-        if not any(_matches(path, pattern) for path, _ in features):
+        if not any(matches(pattern, "/".join(path)) for path, _ in features):
             paths = ", ".join(dict.fromkeys("/".join(path) for path, _ in features))
             raise ValueError(
                 f"include pattern {pattern!r} matches none of the recorded features: "
                 f"{paths or 'there are none'}."
             )
     return [
-        (path, x) for path, x in features if any(_matches(path, pattern) for pattern in patterns)
+        (path, x)
+        for path, x in features
+        if any(matches(pattern, "/".join(path)) for pattern in patterns)
     ]
-
-
-def _matches(path: Path, pattern: str) -> bool:
-    """Part by part, so that `*` stays between two slashes."""
-    globs = pattern.split("/")
-    return len(globs) == len(path) and all(map(fnmatch.fnmatchcase, path, globs))
 
 
 def _check(features: list[tuple[Path, Any]]) -> None:

@@ -1,5 +1,6 @@
 """Sparse training: masks, layer-wise densities, rules, and `sparsify` to plug them into Optax."""
 
+from cka_sr_jax._paths import leaf_paths
 from cka_sr_jax.sparsity.distributions import (
     DISTRIBUTIONS,
     er,
@@ -20,7 +21,6 @@ from cka_sr_jax.sparsity.masks import (
     density,
     epsilon_sparsity,
     explored,
-    leaf_paths,
     rescale_kept,
 )
 from cka_sr_jax.sparsity.registry import RULES, make_rule

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 
 from cka_sr_jax._errors import unknown
-from cka_sr_jax.sparsity.masks import matches
+from cka_sr_jax._paths import matches
 
 Shapes = Mapping[str, tuple[int, ...]]
 Distribution = Callable[[Shapes, float], dict[str, float]]

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
+from cka_sr_jax._paths import leaf_paths
 from cka_sr_jax.sparsity.distributions import Shapes, check_density, layer_counts
 from cka_sr_jax.sparsity.dynamic import random_start, replace_share
-from cka_sr_jax.sparsity.masks import Masks, Params, leaf_paths, masks_from_paths
+from cka_sr_jax.sparsity.masks import Masks, Params, masks_from_paths
 from cka_sr_jax.sparsity.rule import (
     Distributed,
     Rule,

@@ -7,7 +7,6 @@ through jit, pmap and checkpoints as ordinary state. Densities are counted on ma
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float
+
+from cka_sr_jax._paths import leaf_paths, matches
 
 Masks = Any  # a pytree of bool arrays and optax.MaskedNode
 Params = Any
@@ -149,22 +150,6 @@ def explored(so_far: Masks, masks: Masks) -> Masks:
     2021): the share of weights that were active at least once.
     """
     return jax.tree.map(jnp.logical_or, so_far, masks)
-
-
-def leaf_paths(tree: Any) -> list[tuple[str, Any]]:
-    """(path, leaf) of every leaf in the tree's order; paths read "stage1_block0/conv1/kernel"."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [(_path_name(path), leaf) for path, leaf in leaves]
-
-
-def _path_name(path: Sequence[Any]) -> str:
-    name = jax.tree_util.keystr(tuple(path), simple=True, separator="/")
-    return name.removesuffix("/value")  # the array inside an nnx.Variable
-
-
-def matches(pattern: str, path: str) -> bool:
-    """Whether a glob pattern such as "head/kernel" or "stage1*" matches a path or its tail."""
-    return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"*/{pattern}")
 
 
 def maskable_leaves(params: Params, exclude: Sequence[str] = ()) -> dict[str, Any]:

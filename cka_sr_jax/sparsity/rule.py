@@ -11,14 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
+from cka_sr_jax._paths import leaf_paths
 from cka_sr_jax.sparsity.distributions import Distribution, Shapes
-from cka_sr_jax.sparsity.masks import (
-    Masks,
-    Params,
-    leaf_paths,
-    maskable_leaves,
-    masks_from_paths,
-)
+from cka_sr_jax.sparsity.masks import Masks, Params, maskable_leaves, masks_from_paths
 
 Update = Callable[[Array, Int[Array, ""], Masks, Params, Params], Masks]
 Distributed = str | Mapping[str, float] | Distribution

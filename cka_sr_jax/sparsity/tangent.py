@@ -16,14 +16,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from cka_sr_jax._paths import leaf_paths
 from cka_sr_jax.sparsity.distributions import check_density, layer_counts
-from cka_sr_jax.sparsity.masks import (
-    Masks,
-    Params,
-    apply_masks,
-    leaf_paths,
-    masks_from_paths,
-)
+from cka_sr_jax.sparsity.masks import Masks, Params, apply_masks, masks_from_paths
 from cka_sr_jax.sparsity.rule import Distributed, maskable_shapes
 from cka_sr_jax.sparsity.saliency import Model
 from cka_sr_jax.sparsity.selection import top_k_mask

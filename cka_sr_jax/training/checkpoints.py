@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import traverse_util
 
-from cka_sr_jax.sparsity import leaf_paths
+from cka_sr_jax._paths import leaf_paths
 from cka_sr_jax.sparsity.masks import masks_from_paths
 from cka_sr_jax.training.learned_masks import METHODS, create_method
 
@@ -119,14 +120,8 @@ def load_variables(workdir: str | Path) -> dict[str, Any]:
         arrays = checkpoints.arrays()
     finally:
         checkpoints.close()
-    variables: dict[str, Any] = {"params": {}, "batch_stats": {}}
-    for path, array in arrays.items():
-        head, *keys = path.split(".")
-        if head == chosen and keys[0] in variables:
-            node = variables
-            for key in keys[:-1]:
-                node = node.setdefault(key, {})
-            node[keys[-1]] = array
+    stored = traverse_util.unflatten_dict(arrays, sep=".")[chosen]
+    variables = {name: stored.get(name, {}) for name in ("params", "batch_stats")}
     if settings["sparsity"]["rule"] in METHODS:
         trained = variables["params"]
         if "thresholds" in trained:  # stored without the marks of the layers that stay dense

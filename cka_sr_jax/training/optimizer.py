@@ -13,10 +13,10 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from cka_sr_jax._errors import unknown
+from cka_sr_jax._paths import matches
 from cka_sr_jax.similarity.cca import cca_penalty
 from cka_sr_jax.similarity.cka import cka_penalty
 from cka_sr_jax.sparsity import Rule, make_rule
-from cka_sr_jax.sparsity.masks import matches
 from cka_sr_jax.sparsity.registry import RULES
 
 

@@ -23,7 +23,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from cka_sr_jax.sparsity import Masks, apply_masks, get_masks, leaf_paths, static
+from cka_sr_jax._paths import leaf_paths
+from cka_sr_jax.sparsity import Masks, apply_masks, get_masks, static
 from cka_sr_jax.sparsity.gradual import all_kept
 from cka_sr_jax.sparsity.masks import masks_from_paths
 from cka_sr_jax.sparsity.rule import maskable_shapes

@@ -1,0 +1,63 @@
+"""Paths of a tree's leaves, the patterns that select them, and their natural order.
+
+A path joins the names and indices that lead to a leaf: "stage1_block0/conv1/kernel", "layers/3/w".
+
+A pattern is a shell glob of such a path, part by part: `*`, `?` and `[1-9]` stay between two
+slashes. It matches wherever its parts follow one another in the path, so it may name a layer, the
+layer's parent or the end of the path alone; a leading "/" ties it to the start.
+
+  pattern           matches
+  head/kernel       head/kernel, decoder/head/kernel
+  head              everything in any `head`: head/kernel, head/bias, decoder/head/kernel
+  kernel            every kernel
+  stage1_*          everything in stage1_block0, stage1_block1, ...
+  blocks/*/conv     blocks/0/conv/kernel, but not blocks/0/attention/conv/kernel
+  /Dense_0/kernel   Dense_0/kernel, but not Block_3/Dense_0/kernel
+  *                 everything
+
+Every option of this project that takes patterns (`exclude`, `include`, `layers`, a mapping as
+`distribution`) takes these. Upper and lower case differ.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from typing import Any
+
+import jax
+
+
+def leaf_paths(tree: Any) -> list[tuple[str, Any]]:
+    """(path, leaf) of every leaf, in the tree's order.
+
+    The array inside an `nnx.Variable` has the path of the variable.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    return [
+        (name.removesuffix("/value"), leaf) for name, (_, leaf) in zip(names, leaves, strict=True)
+    ]
+
+
+def matches(pattern: str, path: str) -> bool:
+    """Whether the path, or a run of consecutive parts of it, matches the pattern.
+
+    >>> matches("head", "head/kernel"), matches("stage*/kernel", "stage1/conv/kernel")
+    (True, False)
+    """
+    globs, parts = pattern.removeprefix("/").split("/"), path.split("/")
+    runs = [parts[i : i + len(globs)] for i in range(len(parts) - len(globs) + 1)]
+    if pattern.startswith("/"):
+        runs = runs[:1]
+    return any(all(map(fnmatch.fnmatchcase, run, globs)) for run in runs)
+
+
+def natural_key(path: str) -> list[list[str | int]]:
+    """Sort key that compares part by part and numbers by value: block2 before block10.
+
+    >>> sorted(["block10/kernel", "block2/kernel"], key=natural_key)
+    ['block2/kernel', 'block10/kernel']
+    """
+    parts = [re.split(r"(\d+)", part) for part in path.split("/")]  # numbers at odd places
+    return [[int(text) if i % 2 else text for i, text in enumerate(texts)] for texts in parts]
