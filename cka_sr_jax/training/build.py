@@ -96,7 +96,7 @@ def _build(
         std = tuple(s or 1.0 for s in std)
     steps_per_epoch = examples // config.train.batch_size
     steps = config.train.steps or math.ceil(config.train.epochs * steps_per_epoch)
-    schedule = create_schedule(config.optimizer, steps, steps_per_epoch)
+    schedule = create_schedule(config.optimizer, steps)
     model: Any = _create_model(config, dataset.num_classes)
     images = normalize(jnp.asarray(dataset.train_images[: config.train.batch_size]), mean, std)
     inner = create_optimizer(config.optimizer, schedule)

@@ -74,7 +74,7 @@ def default_config() -> ConfigDict:
     config.optimizer.schedule = "step"  # constant, step or cosine
     config.optimizer.decay_at = (0.5, 0.75)  # shares of the run at which "step" decays
     config.optimizer.decay_factor = 0.1
-    config.optimizer.warmup_epochs = 0.0  # linear from 0
+    config.optimizer.warmup = 0.0  # share of the run: linear from 0
 
     config.sparsity = ConfigDict()
     # A name in sparsity.RULES; snip, grasp, synflow, ntt (before training); str, dst, sr_ste.
@@ -89,8 +89,8 @@ def default_config() -> ConfigDict:
     config.sparsity.distribution = placeholder(str)  # in sparsity.DISTRIBUTIONS; gmp: or "global"
     config.sparsity.exact = placeholder(bool)  # rst: exact counts per layer, or Bernoulli draws
     config.sparsity.update_every = placeholder(int)  # steps
-    config.sparsity.start_step = placeholder(int)  # gmp, granet
-    config.sparsity.prune_end_step = placeholder(int)  # granet
+    config.sparsity.start = placeholder(float)  # gmp, granet: share of the run
+    config.sparsity.prune_end = placeholder(float)  # granet: share of the run
     config.sparsity.initial_density = placeholder(float)  # granet
     config.sparsity.drop_fraction = placeholder(float)
     config.sparsity.final_drop_fraction = placeholder(float)  # 0.005 makes ITOP of set and rigl
@@ -125,7 +125,7 @@ def default_config() -> ConfigDict:
     config.lottery = ConfigDict()
     config.lottery.rounds = 0  # after the dense one; 0: an ordinary run
     config.lottery.prune = 0.2  # share of the remaining weights, in each round
-    config.lottery.rewind_step = 0  # 0: to the initial weights
+    config.lottery.rewind = 0.0  # share of the run; 0: to the initial weights
 
     # Layer sparsity (`workflows.layer_sparsity`): fit along a path, merge layers, refit.
     config.layer_sparsity = ConfigDict()
@@ -281,12 +281,12 @@ def _check_ranges(config: ConfigDict) -> None:
         "optimizer.learning_rate": 0,
         "optimizer.momentum": 0,
         "optimizer.weight_decay": 0,
-        "optimizer.warmup_epochs": 0,
+        "optimizer.warmup": 0,
         "penalty.beta": 0,
         "penalty.every": 1,
         "penalty.batches": 1,
         "lottery.rounds": 0,
-        "lottery.rewind_step": 0,
+        "lottery.rewind": 0,
         "layer_sparsity.standard_errors": 0,
         "layer_sparsity.refit_l1": 0,
         "layer_sparsity.refit_row_group": 0,

@@ -20,16 +20,15 @@ from cka_sr_jax.sparsity import Rule, make_rule
 from cka_sr_jax.sparsity.registry import RULES
 
 
-def create_schedule(config: ConfigDict, steps: int, steps_per_epoch: int) -> optax.Schedule:
+def create_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
     """Learning rate as a function of the step: constant, step or cosine, after a linear warm-up.
 
     Args:
       config: a run's `config.optimizer`.
       steps: length of the run.
-      steps_per_epoch: unit of the warm-up.
     """
     peak = config.learning_rate
-    warmup = round(config.warmup_epochs * steps_per_epoch)
+    warmup = round(config.warmup * steps)
     if config.schedule == "step":
         boundaries = {round(share * steps): config.decay_factor for share in config.decay_at}
         main = optax.piecewise_constant_schedule(peak, boundaries)
@@ -67,6 +66,10 @@ def create_rule(config: ConfigDict, steps: int) -> Rule:
     if "end_step" in parameters:
         # An update at step index t shows in step t + 1.
         options["end_step"] = max(1, min(round(config.end * steps), steps - 1))
+    if "start_step" in options:
+        options["start_step"] = round(config.start * steps)
+    if "prune_end_step" in options:
+        options["prune_end_step"] = min(round(config.prune_end * steps), steps - 1)
     try:
         return make_rule(config.rule, **options)
     except ValueError as error:
@@ -89,16 +92,23 @@ def rule_options(config: Mapping[str, Any], parameters: Container[str]) -> dict[
     for name, value in config.items():
         if name in ("rule", "end", "rescale") or value is None or (name == "exclude" and not value):
             continue
-        if name in parameters:
-            options[name] = value
+        if _parameter(name) in parameters:
+            options[_parameter(name)] = value
         elif name != "density":
             rule = config["rule"]
-            known = ", ".join(field for field in config if field in parameters) or "none"
+            known = (
+                ", ".join(field for field in config if _parameter(field) in parameters) or "none"
+            )
             raise ValueError(
                 f"sparsity.{name}={value!r} is no option of sparsity.rule {rule!r}, which has "
                 f"{known}: leave it out, or take a rule that has it."
             )
     return options
+
+
+def _parameter(field: str) -> str:
+    """A rule's own name of a field: what is a share of the run here is a step there."""
+    return {"start": "start_step", "prune_end": "prune_end_step"}.get(field, field)
 
 
 def create_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -1,6 +1,6 @@
 """Lottery tickets from a config: train, prune by magnitude, rewind, and again (Frankle et al.).
 
-  1. Train the dense network for `rewind_step` steps; what it is then is where each round starts.
+  1. Train the dense network for the share `rewind` of the run. Each round starts from that state.
   2. Each round trains to the end of the run under its masks, and the next one keeps the largest
      1 - `prune` of its kept weights by |w|, all layers ranked together: density (1 - prune)^n.
 
@@ -93,10 +93,10 @@ def prepare(config: ConfigDict, workdir: Path) -> Experiment:
             "False."
         )
     experiment = prepare_run(config, workdir)
-    if not 0 <= config.lottery.rewind_step < experiment.steps:
+    if not 0 <= round(config.lottery.rewind * experiment.steps) < experiment.steps:
         raise ConfigError(
-            f"lottery.rewind_step={config.lottery.rewind_step} is not a step of this run: use 0 to "
-            f"{experiment.steps - 1}."
+            f"lottery.rewind={config.lottery.rewind} leaves no step of the run's "
+            f"{experiment.steps} to train after rewinding: use a smaller share, such as 0.02."
         )
     # Every round has masks, the dense one too, so that all states have the same structure.
     params = experiment.state.params
@@ -112,8 +112,8 @@ def prune_by_magnitude(weights: Any, masks: Masks, kept: int) -> Masks:
 
 
 def _train_to_rewind_step(start: Experiment, folder: Path, console: Console) -> TrainState:
-    """The state after `rewind_step` dense steps, trained once and kept in `folder`."""
-    steps = start.config.lottery.rewind_step
+    """The dense state at the rewind point, trained once and kept in `folder`."""
+    steps = round(start.config.lottery.rewind * start.steps)
     if steps == 0:
         return start.state
     config = copy.deepcopy(start.config)

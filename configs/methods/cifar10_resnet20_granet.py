@@ -18,7 +18,7 @@ def get_config():
     config.sparsity.rule = "granet"
     config.sparsity.initial_density = 0.5
     config.sparsity.update_every = 1000
-    config.sparsity.prune_end_step = 28_080
+    config.sparsity.prune_end = 0.5  # step 28,080
     config.sparsity.drop_fraction = 0.5
     config.sparsity.end = 1.0
     return config

@@ -19,5 +19,5 @@ def get_config():
     config.eval.select = "last"
     config.sparsity.rule = "dense"
     config.lottery.rounds = 13
-    config.lottery.rewind_step = 1000
+    config.lottery.rewind = 1000 / 56_160  # step 1000
     return config

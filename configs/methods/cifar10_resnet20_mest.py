@@ -16,7 +16,7 @@ def get_config():
     config = recipe()
     config.train.batch_size = 64
     config.optimizer.schedule = "cosine"
-    config.optimizer.warmup_epochs = 8.0
+    config.optimizer.warmup = 0.05  # 8 of 160 epochs
     config.sparsity.rule = "mest"
     config.sparsity.update_every = 3515
     config.sparsity.end = 0.75

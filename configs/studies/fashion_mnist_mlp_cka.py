@@ -25,7 +25,7 @@ The other rules at one density (with 10 seeds, gmp with 30; snip, grasp and synf
 Dense training, pruned by magnitude at step 2,500, and training on (0.01 without beta 1e-2):
 
   ... --config.grid.sparsity.rule="('gmp',)" --config.grid.sparsity.density="(0.05, 0.01)" \\
-    --config.sparsity.start_step=2500 --config.sparsity.end=0.5 \\
+    --config.sparsity.start=0.5 --config.sparsity.end=0.5 \\
     --config.grid.penalty.beta="(0.0, 1e-3, 1e-2)"
 
 1,800 training images:

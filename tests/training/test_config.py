@@ -51,8 +51,8 @@ def config_with(**fields):
         ),
         ({"sparsity__rule": "rigl", "sparsity__update_every": 0}, "update_every=0 is not a number"),
         (
-            {"sparsity__rule": "gmp", "sparsity__start_step": 10_000},
-            r"does not come after start_step=10000.*\(end_step is sparsity.end=0.75 of the run's",
+            {"sparsity__rule": "gmp", "sparsity__start": 0.9},
+            r"does not come after start_step=90.*\(end_step is sparsity.end=0.75 of the run's",
         ),
         (
             {"sparsity__rule": "gmp", "sparsity__initial_density": 0.5},
@@ -180,19 +180,19 @@ def test_flatten_reads_tuples_as_json_does():
 def test_schedules():
     config = default_config().optimizer
     config.learning_rate = 1.0
-    step = create_schedule(config, steps=100, steps_per_epoch=10)
+    step = create_schedule(config, steps=100)
     rates = [float(step(s)) for s in (0, 49, 50, 74, 75, 99)]
     assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
     config.schedule = "cosine"
-    config.warmup_epochs = 2.0
-    cosine = create_schedule(config, steps=120, steps_per_epoch=10)
+    config.warmup = 20 / 120
+    cosine = create_schedule(config, steps=120)
     assert float(cosine(0)) == pytest.approx(1 / 20)
     assert float(cosine(9)) == pytest.approx(0.5)
     assert float(cosine(20)) == pytest.approx(1)
     assert float(cosine(70)) == pytest.approx(0.5)
     assert float(cosine(120)) == pytest.approx(0, abs=1e-6)
     config.schedule = "constant"
-    assert float(create_schedule(config, 100, 10)(99)) == 1
+    assert float(create_schedule(config, 100)(99)) == 1
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,7 @@ def test_a_rule_that_changes_its_masks_reports_them(tmp_path):
         sparsity__rule="gmp",
         sparsity__distribution="global",
         sparsity__update_every=5,
-        sparsity__start_step=10,
+        sparsity__start=0.25,
         sparsity__end=0.5,
         train__log_every=1,
         penalty__beta=0.0,

@@ -25,7 +25,7 @@ def small_config(**lottery_fields):
     config.checkpoint.every = 4
     config.sparsity.rule = "dense"
     config.penalty.beta = 1e-3
-    config.lottery.update({"rounds": 2, "rewind_step": 3, **lottery_fields})
+    config.lottery.update({"rounds": 2, "rewind": 0.25, **lottery_fields})
     return config
 
 
@@ -96,7 +96,7 @@ def test_every_round_starts_from_the_rewound_weights(finished):
 
 def test_the_penalty_ends_at_its_share_of_a_whole_round(tmp_path):
     """Not of the steps to the rewind point, which are trained first and once for all rounds."""
-    config = small_config(rounds=0, rewind_step=8)
+    config = small_config(rounds=0, rewind=8 / 12)
     config.train.log_every, config.penalty.end = 1, 0.5
     lottery.run(config, tmp_path, quiet())
     for folder, steps in (("rewind", range(1, 9)), ("round00", range(9, 13))):
@@ -119,7 +119,7 @@ def test_thirteen_rounds_keep_a_fifth_less_each():
 
 @pytest.mark.slow
 def test_rounds_with_batch_norm_and_adamw(tmp_path):
-    config = small_config(rounds=1, rewind_step=1)
+    config = small_config(rounds=1, rewind=0.5)
     config.train.steps, config.train.batch_size = 2, 32
     config.model.name, config.model.options = "resnet8", ConfigDict({"width": 2})
     config.optimizer.name, config.penalty.beta = "adamw", 0.0
@@ -153,10 +153,10 @@ def test_an_interrupted_experiment_ends_as_an_uninterrupted_one(finished, tmp_pa
 
 
 def test_rewinding_to_the_initial_weights(tmp_path):
-    config = small_config(rewind_step=0, rounds=1)
+    config = small_config(rewind=0.0, rounds=1)
     lottery.run(config, tmp_path, quiet())
     with pytest.raises(ConfigError, match=r"lottery.prune is 0.2 there and 0.5 now"):
-        lottery.run(small_config(rewind_step=0, rounds=1, prune=0.5), tmp_path, quiet())
+        lottery.run(small_config(rewind=0.0, rounds=1, prune=0.5), tmp_path, quiet())
     # Again: everything is there.
     shutil.rmtree(tmp_path / "round01" / "checkpoints")
     assert len(lottery.run(config, tmp_path, quiet())["rounds"]) == 2
@@ -165,7 +165,7 @@ def test_rewinding_to_the_initial_weights(tmp_path):
 def test_mistakes_are_one_sentence(tmp_path):
     for fields, message in (
         ({"prune": 1.0}, r"lottery.prune=1.0 is not in \(0, 1\)"),
-        ({"rewind_step": 12}, "lottery.rewind_step=12 is not a step of this run: use 0 to 11"),
+        ({"rewind": 0.99}, "lottery.rewind=0.99 leaves no step of the run's 12"),
     ):
         with pytest.raises(ConfigError, match=message):
             lottery.run(small_config(**fields), tmp_path / "run", quiet())

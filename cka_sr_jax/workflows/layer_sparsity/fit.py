@@ -121,7 +121,7 @@ def make_trainer(
     """The optimizer, the function that makes the initial state, and the step."""
     config, task = setup.config, setup.task
     model = make_model(config, task, hidden=tuple(hidden))
-    schedule = create_schedule(config.optimizer, setup.steps, setup.steps_per_epoch)
+    schedule = create_schedule(config.optimizer, setup.steps)
     names = [f"hidden{j}" for j in range(len(hidden))]
     steps = [  # the l1 step before that of the units: together they are the step of the sum
         (layer_prox, strengths.layer, names if task.nonnegative_input else names[1:]),
