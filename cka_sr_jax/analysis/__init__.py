@@ -1,1 +1,14 @@
-"""What stored runs say: tables, paired comparisons and figures."""
+"""What stored runs say: tables, paired comparisons and figures.
+
+Commands, each run as `python -m cka_sr_jax.analysis.NAME`:
+
+  table         means and deviations of any figure, by fields of the config
+  paired        differences between runs of the same seed, with confidence intervals
+  figures       heat maps of CKA, curves of CKA over training, histograms of weights
+  neighbor_cka  how similar each layer is to the next
+  paper_tables  how the single runs of the paper's tables 2 and 5 scatter
+  runs          collects the runs of a grid in one JSON-lines file
+
+Modules behind them: `runs` reads and writes stored runs, `comparison` has the statistics of paired
+differences, `commands` has what the commands share.
+"""

@@ -1,4 +1,4 @@
-"""Figures from the runs of a grid: what a field, such as the penalty's beta, does to the networks.
+"""Figures from the runs of a grid: what a config field, such as the penalty's beta, changes.
 
   python -m cka_sr_jax.analysis.figures heatmaps runs/GRID figure.png
   python -m cka_sr_jax.analysis.figures histograms runs/GRID figure.png
@@ -6,14 +6,13 @@
 
 heatmaps: CKA between all features of the trained network. histograms: the kept weights of all
 kernels together. curves: mean CKA within and across stages over training. Each shows one run for
-every value of the field, that of the lowest seed; choose others with a shell pattern,
-runs/GRID/*seed=1*.
+every value of the field: the run with the lowest seed. Choose among the runs with --where, as in
+--where seed=1 --where sparsity.rule=rst.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,8 +24,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from cka_sr_jax._errors import unknown
-from cka_sr_jax.analysis.runs import SHARES, as_row, cell_text, check_alike, error_line, in_order
-from cka_sr_jax.report import read_metrics
+from cka_sr_jax.analysis.commands import cell_text, check_alike, error_line, in_order
+from cka_sr_jax.analysis.runs import SHARES, Run, config_row, load_runs, parse_value
 from cka_sr_jax.report.figures import BLUE, label_features, series, stage_boundaries, tidy, to_png
 from cka_sr_jax.sparsity.masks import maskable_leaves
 from cka_sr_jax.training import load_variables
@@ -34,38 +33,42 @@ from cka_sr_jax.training import load_variables
 BINS = 201  # odd: the middle one is around 0
 
 
-def runs_by_value(paths: Sequence[str | Path], field: str) -> dict[Any, Path]:
-    """{value of the config's field: folder of its run with the lowest seed}, values in order.
+def runs_by_value(
+    paths: Sequence[str | Path], field: str, where: Mapping[str, Any] | None = None
+) -> dict[Any, Run]:
+    """{value of a config field: its run with the lowest seed}, values in order.
 
     Args:
-      paths: folders of grids, or of runs.
+      paths: of `load_runs`.
+      field: such as "penalty.beta".
+      where: {config field: value} that the runs must have; others are left out.
 
     Raises:
       ValueError: no finished run; a field that the runs' configs do not have; runs that differ in
         a field other than this and the seed; values whose lowest seeds differ.
     """
-    folders = [
-        run
-        for path in map(Path, paths)
-        for run in ([path] if (path / "result.json").exists() else sorted(path.glob("*")))
-        if (run / "result.json").exists() and (run / "config.json").exists()
-    ]
-    if not folders:
-        raise ValueError(f"{', '.join(map(str, paths))}: no finished run there.")
-    found: dict[Any, Path] = {}
-    configs = {run: as_row(run / "config.json") for run in folders}
-    for run, config in sorted(configs.items(), key=lambda item: item[1]["seed"]):
-        if field not in config:
-            raise ValueError(unknown("field of these runs:", field, config))
-        found.setdefault(config[field], run)
-    remedy = "name runs that agree in {}, such as with a shell pattern"
-    check_alike(list(configs.values()), allowed=[field, "seed"], remedy=remedy)
-    check_alike([configs[run] for run in found.values()], allowed=[field], remedy=remedy)
-    return {value: found[value] for value in sorted(found, key=in_order)}
+    where = where or {}
+    rows = [(config_row(run.config), run) for run in load_runs(paths)]
+    for name in (field, *where):
+        for row, _ in rows:
+            if name not in row:
+                raise ValueError(unknown("field of these runs:", name, row))
+    rows = [(row, run) for row, run in rows if all(row[name] == where[name] for name in where)]
+    if not rows:
+        wanted = " and ".join(f"{name} = {value}" for name, value in where.items())
+        raise ValueError(f"{', '.join(map(str, paths))} has no run with {wanted}.")
+    rows.sort(key=lambda pair: pair[0]["seed"])
+    found: dict[Any, tuple[dict[str, Any], Run]] = {}
+    for row, run in rows:
+        found.setdefault(row[field], (row, run))
+    remedy = "choose runs that agree in {} with --where"
+    check_alike([row for row, _ in rows], allowed=[field, "seed"], remedy=remedy)
+    check_alike([row for row, _ in found.values()], allowed=[field], remedy=remedy)
+    return {value: found[value][1] for value in sorted(found, key=in_order)}
 
 
-def draw_heatmaps(runs: Mapping[str, Path]) -> Figure:
-    """A panel for each run: CKA between its features, read from its report/cka_matrix.csv.
+def draw_heatmaps(runs: Mapping[str, Run]) -> Figure:
+    """A panel for each run, by its label: CKA between the features of the trained network.
 
     Raises:
       ValueError: a run whose report has no CKA matrix.
@@ -73,13 +76,11 @@ def draw_heatmaps(runs: Mapping[str, Path]) -> Figure:
     figure = Figure(figsize=(3.2 * len(runs) + 0.8, 3.4), layout="constrained")
     panels = figure.subplots(1, len(runs), squeeze=False, sharey=True)[0]
     for axes, (label, run) in zip(panels, runs.items(), strict=True):
-        path = run / "report" / "cka_matrix.csv"
-        if not path.exists():
-            raise ValueError(f"{run} has no report/cka_matrix.csv: its model sows no two features.")
-        header, *rows = csv.reader(path.read_text(encoding="utf-8").splitlines())
-        matrix = np.array([row[1:] for row in rows], float)
+        if run.cka_matrix is None:
+            raise ValueError(f"{run.name} has no CKA matrix: its model sows no two features.")
+        names = run.cka_matrix["features"]
+        matrix = np.array(run.cka_matrix["values"])
         image = axes.imshow(matrix, vmin=0, vmax=1, cmap=colormaps["viridis"])
-        names = header[1:]
         groups = [name.rpartition(".")[0] for name in names]
         for i in stage_boundaries(groups):
             axes.axhline(i - 0.5, color="white", linewidth=1)
@@ -92,7 +93,7 @@ def draw_heatmaps(runs: Mapping[str, Path]) -> Figure:
     return figure
 
 
-def draw_histograms(runs: Mapping[str, Path]) -> Figure:
+def draw_histograms(runs: Mapping[str, Run]) -> Figure:
     """A panel for each run: how many kept weights of its kernels lie in each of 201 bins."""
     weights = {label: kept_weights(run) for label, run in runs.items()}
     limit = max(float(np.abs(values).max(initial=1e-12)) for values in weights.values())
@@ -107,23 +108,32 @@ def draw_histograms(runs: Mapping[str, Path]) -> Figure:
     return figure
 
 
-def kept_weights(run: Path) -> np.ndarray:
-    """All weights of a run's kernels that are not exactly 0, in one vector."""
-    kernels = maskable_leaves(load_variables(run)["params"]).values()
+def kept_weights(run: Run) -> np.ndarray:
+    """All weights of a run's kernels that are not exactly 0, in one vector.
+
+    Raises:
+      ValueError: a run of a file, which holds no weights.
+    """
+    if run.folder is None:
+        raise ValueError(f"{run.name} holds no weights: name the run's folder instead.")
+    kernels = maskable_leaves(load_variables(run.folder)["params"]).values()
     flat = np.concatenate([np.ravel(kernel) for kernel in kernels])
     return flat[flat != 0]
 
 
-def draw_curves(runs: Mapping[str, Path]) -> Figure:
-    """Mean CKA over epochs within stages and, where there are several, across; a line for a run."""
+def draw_curves(runs: Mapping[str, Run]) -> Figure:
+    """Mean CKA over epochs, a line per run: within stages and, if there are several, across them.
+
+    Raises:
+      ValueError: runs without a record of CKA.
+    """
     names = {"cka_within_stage": "of one stage", "cka_cross_stage": "of two stages"}
-    records = {label: read_metrics(run / "metrics.jsonl") for label, run in runs.items()}
     lines = {
         (name, label): points
         for name in names
-        for label, found in records.items()
+        for label, run in runs.items()
         for split in ("validation", "test-selection")
-        if (points := series(found, split, name))[0]
+        if (points := series(run.metrics, split, name))[0]
     }
     shown = [name for name in names if any(name == n for n, _ in lines)]
     if not shown:
@@ -143,11 +153,16 @@ def draw_curves(runs: Mapping[str, Path]) -> Figure:
 def draw_lines(lines: Mapping[str, Mapping[Any, Sequence[float]]], x: str, value: str) -> Figure:
     """Mean and standard deviation of the values at each x, a line for each label.
 
-    The places stand at equal distances: betas and densities span decades, and 0 is among them.
+    The places on the x axis are equally spaced, since betas and densities span decades and
+    include 0.
+
+    Args:
+      lines: {label: {place on the x axis: values}}.
+      x: name of the x axis; value: name of the y axis.
     """
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     axes = figure.subplots()
-    if len(lines) > 10:  # or colors would repeat
+    if len(lines) > 10:  # more than the default colors
         axes.set_prop_cycle(color=[colormaps["tab20"](i) for i in range(20)])
     places = sorted({place for line in lines.values() for place in line}, key=in_order)
     for label, line in lines.items():
@@ -171,7 +186,12 @@ def draw_lines(lines: Mapping[str, Mapping[Any, Sequence[float]]], x: str, value
 def draw_differences(
     differences: Mapping[str, tuple[float, float]], title: str, measure: str
 ) -> Figure:
-    """Paired differences with 95 % t intervals; a single pair is an open circle."""
+    """Paired differences with 95 % t intervals; a single pair is an open circle.
+
+    Args:
+      differences: {label: (mean difference, half-width of its interval)}.
+      title: over the figure; measure: a name in RESULTS, what is compared.
+    """
     figure = Figure(figsize=(6.4, 0.9 + 0.34 * len(differences)), layout="constrained")
     axes = figure.subplots()
     for row, (mean, width) in enumerate(differences.values()):
@@ -191,13 +211,13 @@ def draw_differences(
 
 
 def write_png(figure: Figure, path: str | Path) -> None:
-    """Write the figure, and the folder that it goes to.
+    """Write the figure as a PNG image and make its folder.
 
     Raises:
       ValueError: the file's name does not end in .png.
     """
     if Path(path).suffix.lower() != ".png":
-        raise ValueError(f"{path} would be a PNG image: give it a name that ends in .png.")
+        raise ValueError(f"figures are PNG images, and {path} is not named so: end it in .png.")
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     Path(path).write_bytes(to_png(figure))
 
@@ -205,22 +225,35 @@ def write_png(figure: Figure, path: str | Path) -> None:
 DRAW = {"heatmaps": draw_heatmaps, "histograms": draw_histograms, "curves": draw_curves}
 
 
+def _field_and_value(text: str) -> tuple[str, Any]:
+    field, _, value = text.partition("=")
+    return field, parse_value(value)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write the figure that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("kind", choices=DRAW)
-    parser.add_argument("paths", nargs="+", help="folders of a grid or of runs")
+    parser.add_argument("paths", nargs="+", help="folders of a grid or of runs, JSON-lines files")
     parser.add_argument("png", help="the file to write")
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        type=_field_and_value,
+        metavar="FIELD=VALUE",
+        help="use only runs with this value of the config's field; may be repeated",
+    )
     parser.add_argument(
         "--field", default="penalty.beta", help="of the config: one run for each value"
     )
     options = parser.parse_args(arguments)
     name = options.field.rpartition(".")[2]
     try:
-        runs = runs_by_value(options.paths, options.field)
+        runs = runs_by_value(options.paths, options.field, dict(options.where))
         figure = DRAW[options.kind]({f"{name} {cell_text(v)}": run for v, run in runs.items()})
         write_png(figure, options.png)
-        print(f"{options.png} shows", ", ".join(map(str, runs.values())))
+        print(f"{options.png} shows", ", ".join(run.name for run in runs.values()))
     except (ValueError, OSError) as error:
         sys.exit(error_line(error))
 

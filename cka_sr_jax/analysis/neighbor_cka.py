@@ -1,41 +1,61 @@
-"""How similar neighboring layers are, from the CKA matrices in the reports of stored runs.
+"""How similar neighboring layers are, from the CKA matrices of stored runs.
 
-  python cka_sr_jax/analysis/neighbor_cka.py docs/runs/fashion_mnist_mlp_cka_blocks
+  python -m cka_sr_jax.analysis.neighbor_cka results/fashion_mnist_mlp_cka_blocks.jsonl
 
-The folder holds one folder for each run, with its config.json and report/cka_matrix.csv.
+Prints a Markdown table with a row for each rule and beta: over its runs, the range of CKA between
+the least similar two neighboring layers, and between the most similar two.
 """
 
 from __future__ import annotations
 
-import csv
+import argparse
 import sys
 from collections import defaultdict
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 
-from cka_sr_jax.analysis.runs import as_row
+from cka_sr_jax.analysis.commands import error_line
+from cka_sr_jax.analysis.runs import Run, config_row, load_runs
+from cka_sr_jax.report.markdown import markdown_table
+
+HEADER = ["rule", "beta", "runs", "least similar neighbors", "most similar neighbors"]
 
 
-def neighbors(run: Path) -> np.ndarray:
-    """CKA between each layer and the next [L - 1], of a run's report/cka_matrix.csv."""
-    _, *rows = csv.reader((run / "report" / "cka_matrix.csv").read_text().splitlines())
-    return np.diag(np.array([row[1:] for row in rows], float), k=1)
+def neighbors(run: Run) -> np.ndarray:
+    """CKA between each layer and the next [L - 1].
+
+    Raises:
+      ValueError: the run has no CKA matrix.
+    """
+    if run.cka_matrix is None:
+        raise ValueError(f"{run.name} has no CKA matrix: its model sows no two features.")
+    return np.diag(np.array(run.cka_matrix["values"]), k=1)
 
 
-def main(folder: str) -> None:
-    """Print the ranges over runs of each run's least and most similar two neighbors."""
+def neighbor_table(runs: Sequence[Run]) -> str:
+    """The Markdown table of these runs."""
     found = defaultdict(list)
-    for path in sorted(Path(folder).glob("*/config.json")):
-        row = as_row(path)
-        found[row["sparsity.rule"], row["penalty.beta"]].append(neighbors(path.parent))
-    print("| rule | beta | runs | least similar neighbors | most similar neighbors |")
-    print("| --- | --- | ---: | ---: | ---: |")
+    for run in runs:
+        row = config_row(run.config)
+        found[row["sparsity.rule"], row["penalty.beta"]].append(neighbors(run))
+    rows = []
     for (rule, beta), values in sorted(found.items()):
         ends = np.min(values, axis=1), np.max(values, axis=1)
         ranges = [f"{end.min():.2f} to {end.max():.2f}" for end in ends]
-        print(f"| {rule} | {beta:g} | {len(values)} | {' | '.join(ranges)} |")
+        rows.append([rule, f"{beta:g}", str(len(values)), *ranges])
+    return markdown_table(HEADER, rows, "llrrr")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print the table of the runs that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("paths", nargs="+", help="folders of a grid or of runs, JSON-lines files")
+    try:
+        print(neighbor_table(load_runs(parser.parse_args(arguments).paths)))
+    except (ValueError, OSError) as error:
+        sys.exit(error_line(error))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main()

@@ -1,25 +1,27 @@
 """What the paper's tables 2 and 5 say by themselves: how their single runs scatter.
 
-  python cka_sr_jax/analysis/paper_tables.py
+Run it from the root of the repository:
 
-The accuracies are those in the docstrings of configs/paper/table2_rst_cifar10.py, where the run
-that collapsed (below 80 %) is left out, and of configs/paper/cifar100_resnet20_rst.py.
+  python -m cka_sr_jax.analysis.paper_tables
+
+It reads the accuracies from the docstrings of configs/paper/table2_rst_cifar10.py and
+configs/paper/cifar100_resnet20_rst.py. It leaves out the run of table 2 that collapsed (below
+80 %).
 """
 
 from __future__ import annotations
 
-import importlib
+import ast
 import re
 import sys
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from scipy import stats
 
-from cka_sr_jax.analysis.paired import compare
+from cka_sr_jax.analysis.commands import error_line
+from cka_sr_jax.analysis.comparison import compare
 
-ROOT = Path(__file__).parents[2]
 BASELINE = 84.16
 COLLAPSED_BELOW = 80.0
 SIMULATIONS = 100_000
@@ -27,36 +29,38 @@ SIMULATIONS = 100_000
 
 def table_2() -> np.ndarray:
     """Accuracies [sampling schemes, betas] in percent, NaN for the run that collapsed."""
-    values = _rows("configs.paper.table2_rst_cifar10", columns=12)
+    values = _rows("configs/paper/table2_rst_cifar10.py", columns=12)
     return np.where(values < COLLAPSED_BELOW, np.nan, values)
 
 
 def table_5() -> np.ndarray:
     """Accuracies [beta 0, CKA-SR, AugCKA-SR; sparsities] in percent."""
-    return _rows("configs.paper.cifar100_resnet20_rst", columns=6)
+    return _rows("configs/paper/cifar100_resnet20_rst.py", columns=6)
 
 
-def _rows(module: str, columns: int) -> np.ndarray:
+def _rows(config: str, columns: int) -> np.ndarray:
     """The lines of accuracies in a config's docstring."""
-    sys.path.insert(0, str(ROOT))  # where `configs` is
-    page = importlib.import_module(module).__doc__ or ""
+    if not Path(config).exists():
+        raise ValueError(f"{config} is not in this folder: run this from the repository's root.")
+    page = ast.get_docstring(ast.parse(Path(config).read_text(encoding="utf-8"))) or ""
     lines = re.findall(rf"((?: +\d+\.\d\d){{{columns}}})$", page, re.MULTILINE)
     return np.array([line.split() for line in lines], float)
 
 
 def summary_of_table_5(values: np.ndarray, deviation: float) -> list[str]:
-    """Lines of text: the differences; and what the best of twelve runs gains by chance.
+    """Lines of text: the differences, and what the best of twelve runs gains by chance.
 
     Args:
-      deviation: of a run, as table 2 has it.
+      values: of `table_5`.
+      deviation: the standard deviation of a run, taken from table 2.
     """
     lines = []
     for name, changed in zip(("CKA-SR", "AugCKA-SR"), values[1:], strict=True):
         differences = changed - values[0]
-        mean, half_width, _ = compare(differences)
+        compared = compare(differences)
         lines.append(
             f"{name}: {(differences > 0).sum()} of {differences.size} sparsities above beta 0, "
-            f"{mean:+.2f} ± {half_width:.2f} (95 % t)"
+            f"{compared.mean:+.2f} ± {compared.t_interval:.2f} (95 % t)"
         )
     best = np.random.default_rng(0).normal(0, deviation, (SIMULATIONS, 12)).max(axis=1)
     return [
@@ -93,15 +97,14 @@ def summary_of_table_2(values: np.ndarray) -> list[str]:
 
 def main() -> None:
     """Print the summaries."""
-    runs = table_2()
-    for line in [
-        "Table 2, ResNet-20 on CIFAR-10 at 95 % sparsity",
-        *summary_of_table_2(runs),
-        "",
-        "Table 5, ResNet-20 on CIFAR-100",
-        *summary_of_table_5(table_5(), float(np.nanstd(runs, ddof=1))),
-    ]:
-        Console(soft_wrap=True).print(line, highlight=False)
+    try:
+        runs, gains = table_2(), table_5()
+    except ValueError as error:
+        sys.exit(error_line(error))
+    print("Table 2, ResNet-20 on CIFAR-10 at 95 % sparsity")
+    print(*summary_of_table_2(runs), sep="\n")
+    print("\nTable 5, ResNet-20 on CIFAR-100")
+    print(*summary_of_table_5(gains, float(np.nanstd(runs, ddof=1))), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,21 +1,34 @@
-"""Rows of stored results: a finished run's config and figures, from its folder or a CSV."""
+"""Finished runs on disk: a run's folder, a JSON-lines file of whole runs, a CSV of their results.
+
+Each command of this package takes folders of runs and these files. `table --csv` and `paired --csv`
+write a CSV, which holds each run's config and results in one row. To keep what the figures show
+too, the metrics over training and the matrix of CKA, collect the runs of a grid in a JSON-lines
+file:
+
+  python -m cka_sr_jax.analysis.runs runs/GRID results/GRID.jsonl
+"""
 
 from __future__ import annotations
 
+import argparse
 import ast
 import csv
 import json
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from cka_sr_jax._errors import unknown
-from cka_sr_jax.training.config import RESUMABLE, default_config, flatten, read_config
+from cka_sr_jax.report import read_metrics
+from cka_sr_jax.training.config import RESUMABLE, default_config, flatten
 from cka_sr_jax.training.evaluation import EPSILONS
 
 Row = dict[str, Any]
 
-# What a run's row holds of its result.json, and what follows from that.
+# The fields of result.json that a row holds.
 STORED = (
     "test.accuracy",
     "test.loss",
@@ -34,7 +47,7 @@ STORED = (
 KEPT_BELOW = {f"kept_below.{epsilon:g}": f"epsilon_sparsity.{epsilon:g}" for epsilon in EPSILONS}
 RESULTS = (*STORED, *KEPT_BELOW)
 
-# Those in percent: accuracies, and shares of weights and of variance.
+# Those shown in percent: accuracies, and shares of weights and of variance.
 SHARES = [
     name
     for name in RESULTS
@@ -42,29 +55,96 @@ SHARES = [
 ]
 
 
-def read_runs(paths: Iterable[str | Path], fields: Sequence[str] = ()) -> list[Row]:
-    """One row for each finished run: its whole config, how many "devices" it had, and RESULTS.
+class Run(NamedTuple):
+    """A finished run.
 
-    Fields that do not change what a run computes, such as `data.dir`, are left out. The number of
-    devices does: each has BatchNorm statistics and CKA samples of its own. None and "" are both
-    None.
+    Attributes:
+      name: its folder, or its file and line, for messages.
+      config: of config.json, nested.
+      result: of result.json, nested.
+      metrics: the records of metrics.jsonl, in order; none if it is not stored.
+      cka_matrix: {"features": L names, "values": L lists of L}, the CKA between the features of
+        the trained network; None if it is not stored.
+      folder: where its checkpoints are; None for a run of a JSON-lines file.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    result: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, Any]] = ()
+    cka_matrix: Mapping[str, Any] | None = None
+    folder: Path | None = None
+
+
+def load_runs(paths: Iterable[str | Path]) -> list[Run]:
+    """Every finished run of the paths.
 
     Args:
-      paths: runs' folders, folders that hold some, and CSV files of `write_csv`.
-      fields: of the config, which the runs must have.
+      paths: runs' folders, folders that hold some, and JSON-lines files of `write_jsonl`.
+
+    Raises:
+      ValueError: a path has no finished run.
+    """
+    runs: list[Run] = []
+    for path in map(Path, paths):
+        if path.is_file():
+            found = _read_jsonl(path)
+        else:
+            found = [
+                run._replace(
+                    metrics=read_metrics(folder / "metrics.jsonl"),
+                    cka_matrix=_read_matrix(folder / "report" / "cka_matrix.csv"),
+                )
+                for folder, run in _read_folder(path).items()
+            ]
+        if not found:
+            raise ValueError(f"{path} holds no finished run: name a run's folder or a grid's.")
+        runs += found
+    return runs
+
+
+def write_jsonl(runs: Iterable[Run], path: str | Path) -> None:
+    """Write a line for each run, with all of its numbers in full; the weights are not stored."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with Path(path).open("w", encoding="utf-8") as file:
+        for run in runs:
+            stored: dict[str, Any] = {"config": run.config, "result": run.result}
+            if run.metrics:
+                stored["metrics"] = run.metrics
+            if run.cka_matrix:
+                stored["cka_matrix"] = run.cka_matrix
+            file.write(json.dumps(stored) + "\n")
+
+
+def read_runs(paths: Iterable[str | Path], fields: Sequence[str] = ()) -> list[Row]:
+    """One row for each finished run: its whole config, its number of "devices", and RESULTS.
+
+    The row leaves out config fields that do not change what a run computes, such as `data.dir`.
+    It has the number of devices, since each device has its own BatchNorm statistics and CKA
+    samples. None and "" are both None.
+
+    Args:
+      paths: runs' folders, folders that hold some, JSON-lines files and CSV files of `write_csv`.
+      fields: config fields that the runs must have.
 
     Raises:
       ValueError: a path without a finished run; a run that occurs twice; no such field.
     """
     rows: list[Row] = []
-    places: list[Path] = []  # of each row
+    places: list[str] = []  # of each row
     for path in map(Path, paths):
-        found = _read_csv(path) if path.is_file() else _read_folder(path)
+        if path.is_file() and path.suffix != ".jsonl":
+            found = _read_csv(path)
+        else:
+            runs = _read_jsonl(path) if path.is_file() else _read_folder(path).values()
+            found = {run.name: _run_row(run) for run in runs}
         if not found:
-            raise ValueError(f"{path} holds no finished run: name its folder, a grid's or a CSV.")
+            raise ValueError(
+                f"{path} holds no finished run: name a run's folder, a grid's, or a CSV."
+            )
         rows += found.values()
         places += found
-    names = _columns(rows)
+    names = columns_of(rows)
     for field in fields:
         if field not in names:
             raise ValueError(unknown("field of these runs:", field, names))
@@ -74,86 +154,36 @@ def read_runs(paths: Iterable[str | Path], fields: Sequence[str] = ()) -> list[R
 
 
 def write_csv(rows: Sequence[Row], path: str | Path) -> None:
-    """The rows as CSV, numbers with every digit; KEPT_BELOW follows again when they are read."""
+    """The rows as CSV, numbers with every digit; reading them computes KEPT_BELOW again."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with Path(path).open("w", newline="", encoding="utf-8") as file:
-        names = [name for name in _columns(rows) if name not in KEPT_BELOW]
+        names = [name for name in columns_of(rows) if name not in KEPT_BELOW]
         writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
 
-def check_result(name: str) -> None:
-    """Raise ValueError where RESULTS has no such name."""
-    if name not in RESULTS:
-        raise ValueError(unknown("figure of a run:", name, RESULTS))
+def columns_of(rows: Sequence[Row]) -> list[str]:
+    """The names in any of the rows: the config's first, then the results."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return sorted(names, key=lambda name: name in RESULTS)
 
 
-def error_line(error: ValueError | OSError) -> str:
-    """The line with which a command ends at this error."""
-    if isinstance(error, OSError) and error.filename:
-        return f"error: {error.filename} cannot be used ({error.strerror}): name another path."
-    return f"error: {error}"
+def config_row(config: Mapping[str, Any]) -> Row:
+    """A run's config, flat, without the fields that do not change what it computes.
 
-
-def check_alike(
-    rows: Sequence[Row], allowed: Sequence[str], remedy: str = "name {} in --rows"
-) -> None:
-    """Raise ValueError where the rows differ in fields of the config that are not `allowed`.
-
-    Args:
-      remedy: what to do, with {} for "it" or "them".
+    Fields that are newer than the run have their default.
     """
-    differing = {}
-    for field in _columns(rows):
-        values = {str(row.get(field)) for row in rows}
-        if field not in (*RESULTS, *allowed) and len(values) > 1:
-            differing[field] = f"{field} ({', '.join(sorted(values))})"
-    if differing:
-        pronoun = "it" if len(differing) == 1 else "them"
-        raise ValueError(
-            f"runs that are compared differ in {' and '.join(differing.values())}: "
-            f"{remedy.format(pronoun)}."
-        )
-
-
-def notes(rows: Iterable[Row], paths: Iterable[str | Path] = ()) -> list[str]:
-    """What has to be said below a table of these rows, which were read from the paths.
-
-    That runs were selected on the test set, that runs diverged, and that a folder holds runs that
-    did not finish.
-    """
-    rows, found = list(rows), []
-    if any(row.get("eval.select") == "best-test" for row in rows):
-        found.append(
-            "Runs with eval.select=best-test: their weights were selected on the test set."
-        )
-    if diverged := sum(row.get("test.loss", 0.0) is None for row in rows):
-        found.append(f"Diverged, with a test loss that is not finite: {diverged} of these runs.")
-    for folder in map(Path, paths):
-        begun = {
-            path.parent
-            for name in ("config.json", "failed.txt")
-            for path in folder.glob(f"*/{name}")
-        }
-        if unfinished := sum(not (run / "result.json").exists() for run in begun):
-            found.append(f"Not finished or failed, and so left out: {unfinished} runs of {folder}.")
-    return found
-
-
-def in_order(value: Any) -> tuple[Any, ...]:
-    """A key to sort values by: what is no number first, and then the numbers."""
-    number = isinstance(value, int | float)
-    return number, value if number else str(value)
-
-
-def cell_text(value: Any) -> str:
-    """A value as tables and figures show it."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    row: Row = {}
+    for field, value in (flatten(default_config()) | flatten(config)).items():
+        if field not in RESUMABLE:
+            value = tuple(value) if isinstance(value, list) else value
+            row[field] = None if value == "" else value
+    return row
 
 
 def parse_value(text: str) -> Any:
-    """What `text` stands for: a number, None for "", a tuple or a bool; anything else is text."""
+    """The value that `text` stands for: a number, None for "", a tuple or a bool, else the text."""
     if text == "":
         return None
     for kind in (int, float, ast.literal_eval):
@@ -164,37 +194,49 @@ def parse_value(text: str) -> Any:
     return text
 
 
-def as_row(config: Path) -> Row:
-    """A run's config, without the fields that do not change what it computes."""
-    return _config_row(read_config(config))
+def _run_row(run: Run) -> Row:
+    results = flatten(run.result)
+    found = {name: results.get(name) for name in STORED}
+    devices = results.get("devices")  # as in "4 x NVIDIA H100"
+    found["devices"] = int(devices.split()[0]) if devices else None
+    return config_row(run.config) | found
 
 
-def _config_row(config: dict[str, Any]) -> Row:
-    row: Row = {}
-    for field, value in config.items():
-        if field not in RESUMABLE:
-            value = tuple(value) if isinstance(value, list) else value
-            row[field] = None if value == "" else value
-    return row
+def _read_folder(folder: Path) -> dict[Path, Run]:
+    """The runs of a folder with their config and result alone, which is all that a table needs."""
+    runs = {}
+    for path in sorted([*folder.glob("result.json"), *folder.glob("*/result.json")]):
+        at = path.parent
+        if (at / "config.json").exists():
+            config, result = (json.loads(file.read_text()) for file in (at / "config.json", path))
+            runs[at] = Run(str(at), config, result, folder=at)
+    return runs
 
 
-def _read_folder(folder: Path) -> dict[Path, Row]:
-    rows = {}
-    for result in sorted([*folder.glob("result.json"), *folder.glob("*/result.json")]):
-        run = result.parent
-        if (run / "config.json").exists():
-            results = flatten(json.loads(result.read_text()))
-            found = {name: results.get(name) for name in STORED}
-            devices = results.get("devices")  # as in "4 x NVIDIA H100"
-            found["devices"] = int(devices.split()[0]) if devices else None
-            rows[run] = as_row(run / "config.json") | found
-    return rows
+def _read_jsonl(path: Path) -> list[Run]:
+    runs = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            runs.append(Run(f"{path}, line {number}", **json.loads(line)))
+        except (ValueError, TypeError):
+            raise ValueError(
+                f"line {number} of {path} is not a stored run: name a file that "
+                "`python -m cka_sr_jax.analysis.runs` wrote."
+            ) from None
+    return runs
+
+
+def _read_matrix(path: Path) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    header, *rows = csv.reader(path.read_text(encoding="utf-8").splitlines())
+    return {"features": header[1:], "values": np.array([r[1:] for r in rows], float).tolist()}
 
 
 def _kept_below(row: Row) -> Row:
-    """KEPT_BELOW of a run, None where its density does not count all weights or it diverged.
+    """KEPT_BELOW of a run, None if its density does not count all weights or it diverged.
 
-    With density d, (e - (1 - d)) / d of the kept weights are small where e of all are.
+    With density d, a share e of all weights that is small is (e - (1 - d)) / d of the kept ones.
     """
     unknown_share = row.get("sparsity.exclude") or row.get("test.loss", 0.0) is None
     density = None if unknown_share else row.get("density")
@@ -206,8 +248,8 @@ def _kept_below(row: Row) -> Row:
     return found
 
 
-def _read_csv(path: Path) -> dict[Path, Row]:
-    defaults = _config_row(flatten(default_config()))  # of fields that are newer than the file
+def _read_csv(path: Path) -> dict[str, Row]:
+    defaults = config_row({})  # of fields that are newer than the file
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         try:
@@ -215,24 +257,20 @@ def _read_csv(path: Path) -> dict[Path, Row]:
         except UnicodeDecodeError:
             columns = ()
         if "test.accuracy" not in columns:
-            raise ValueError(f"{path} is no CSV of runs: it has no column test.accuracy.")
+            raise ValueError(
+                f"{path} is not a CSV of runs, since it has no column test.accuracy: name one that "
+                "`--csv` wrote."
+            )
         return {
-            # A name for the line, as it is said in an error: the header is line 1.
-            Path(f"{path}, line {number}"): defaults
+            f"{path}, line {number}": defaults
             | {field: parse_value(text) for field, text in row.items() if field not in RESUMABLE}
-            for number, row in enumerate(reader, start=2)
+            for number, row in enumerate(reader, start=2)  # the header is line 1
         }
 
 
-def _columns(rows: Sequence[Row]) -> list[str]:
-    """The names in any of the rows: the config's first, and then the results."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return sorted(names, key=lambda name: name in RESULTS)
-
-
-def _check_once(rows: Sequence[Row], places: Sequence[Path]) -> None:
-    """Raise ValueError where two rows agree in the whole config, seed included."""
-    seen: dict[str, Path] = {}
+def _check_once(rows: Sequence[Row], places: Sequence[str]) -> None:
+    """Raise ValueError if two rows agree in the whole config, seed included."""
+    seen: dict[str, str] = {}
     for row, place in zip(rows, places, strict=True):
         config = str([value for name, value in row.items() if name not in RESULTS])
         if config in seen:
@@ -240,3 +278,21 @@ def _check_once(rows: Sequence[Row], places: Sequence[Path]) -> None:
                 f"{seen[config]} and {place} have one config, seed included: name one of them."
             )
         seen[config] = place
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Collect runs in a JSON-lines file."""
+    parser = argparse.ArgumentParser(description="Collect finished runs in a JSON-lines file.")
+    parser.add_argument("paths", nargs="+", help="folders of a grid or of runs")
+    parser.add_argument("jsonl", help="the file to write")
+    options = parser.parse_args(arguments)
+    try:
+        runs = load_runs(options.paths)
+        write_jsonl(runs, options.jsonl)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    print(f"{options.jsonl} holds {len(runs)} runs.")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,7 +2,7 @@
 
   python -m cka_sr_jax.analysis.table runs/rules --rows=sparsity.rule --columns=sparsity.density
 
-The arguments are folders of a grid, or CSV files that this wrote before.
+The paths are folders of runs, JSON-lines files and CSV files that --csv wrote.
 """
 
 from __future__ import annotations
@@ -14,37 +14,35 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cka_sr_jax.analysis.figures import draw_lines, write_png
-from cka_sr_jax.analysis.runs import (
-    RESULTS,
-    SHARES,
-    Row,
+from cka_sr_jax.analysis.commands import (
     cell_text,
     check_alike,
     check_result,
     error_line,
     in_order,
     notes,
-    read_runs,
-    write_csv,
 )
+from cka_sr_jax.analysis.figures import draw_lines, write_png
+from cka_sr_jax.analysis.runs import RESULTS, SHARES, Row, read_runs, write_csv
+from cka_sr_jax.report.markdown import markdown_table
 
 Cells = Mapping[tuple[Any, ...], Mapping[Any, Sequence[float]]]  # {row: {column: values of runs}}
 
 
 def summary_table(cells: Cells, by_row: Sequence[str]) -> str:
-    """A Markdown table of mean +- sample standard deviation (runs) of each cell.
+    """A Markdown table whose cells are "mean ± sample standard deviation (number of runs)".
 
     Args:
-      cells: of `cell_values`; by_row: the same fields.
+      cells: of `cell_values`.
+      by_row: the fields whose combinations are the rows, as for `cell_values`.
     """
     columns = sorted({column for line in cells.values() for column in line}, key=in_order)
     header = [*(field.rpartition(".")[2] for field in by_row), *map(cell_text, columns)]
-    lines = [header, ["---"] * len(by_row) + ["---:"] * len(columns)]
+    rows = []
     for key, line in cells.items():
         values = [_mean_and_deviation(line.get(column, [])) for column in columns]
-        lines.append([*map(cell_text, key), *values])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        rows.append([*map(cell_text, key), *values])
+    return markdown_table(header, rows, "l" * len(by_row) + "r" * len(columns))
 
 
 def cell_values(
@@ -56,7 +54,7 @@ def cell_values(
 ) -> Cells:
     """`scale` times a value of each run, by row and column of a table.
 
-    Runs without the value, such as "explored" of fixed masks, leave their cell empty.
+    A cell is empty if its runs do not have the value, such as "explored" for fixed masks.
 
     Args:
       rows: of `read_runs`.
@@ -90,14 +88,14 @@ def _mean_and_deviation(values: Sequence[float]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print a table of the runs that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("paths", nargs="+", help="folders of a grid, or CSV files")
+    parser.add_argument("paths", nargs="+", help="folders of a grid or of runs, or files")
     parser.add_argument("--rows", default="sparsity.rule", help="fields, separated by commas")
     parser.add_argument("--columns", help="the field that makes the columns")
     parser.add_argument("--value", default="test.accuracy", help=f"one of {', '.join(RESULTS)}")
     parser.add_argument(
         "--scale",
         type=float,
-        help="times the value; 100, so percent, for accuracies and shares of weights, else 1",
+        help="factor for the value; default 100 (percent) for accuracies and shares, else 1",
     )
     parser.add_argument("--csv", help="also write every run to this file")
     parser.add_argument("--png", help="also draw the table to this file")

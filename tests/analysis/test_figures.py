@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cka_sr_jax.analysis import figures
-from cka_sr_jax.analysis.runs import in_order
+from cka_sr_jax.analysis.commands import in_order
 from cka_sr_jax.training import Checkpoints
 
 PNG = b"\x89PNG"
@@ -54,7 +54,7 @@ def test_each_figure_from_the_command_line(grid, tmp_path, capsys, kind):
 
 def test_one_run_for_each_value(grid):
     runs = figures.runs_by_value([grid], "penalty.beta")
-    assert {beta: run.name for beta, run in runs.items()} == {
+    assert {beta: run.folder.name for beta, run in runs.items()} == {
         0.0: "beta=0.0,seed=0",
         0.01: "beta=0.01,seed=0",
     }
@@ -68,9 +68,9 @@ def test_the_lowest_seed_is_the_first_as_a_number(grid):
         config = json.loads((run / "config.json").read_text())
         (run / "config.json").write_text(json.dumps(config | {"seed": 10}))
         run.rename(run.with_name(run.name.replace("seed=0", "seed=10")))
-    assert {run.name[-6:] for run in figures.runs_by_value([grid], "penalty.beta").values()} == {
-        "seed=1"
-    }
+    assert {
+        run.folder.name[-6:] for run in figures.runs_by_value([grid], "penalty.beta").values()
+    } == {"seed=1"}
 
 
 @pytest.mark.parametrize("run", ["beta=0.01,seed=0", "beta=0.01,seed=1"])  # drawn, and not
@@ -79,7 +79,7 @@ def test_runs_that_differ_in_another_field_are_refused(grid, run):
     config = json.loads(path.read_text())
     config["sparsity"]["density"] = 0.5
     path.write_text(json.dumps(config))
-    with pytest.raises(SystemExit, match=r"density \(0.05, 0.5\): name runs that agree"):
+    with pytest.raises(SystemExit, match=r"density \(0.05, 0.5\): choose runs that agree"):
         figures.main(["curves", str(grid), "x.png"])
 
 
@@ -123,14 +123,14 @@ def test_heat_maps_and_curves_show_what_was_stored(grid):
 
 
 def test_what_is_missing_is_one_sentence(grid, tmp_path):
-    with pytest.raises(SystemExit, match="no finished run there"):
+    with pytest.raises(SystemExit, match="holds no finished run"):
         figures.main(["curves", str(tmp_path), "x.png"])
-    with pytest.raises(SystemExit, match=r"did you mean 'cka\.beta'"):
+    with pytest.raises(SystemExit, match=r"did you mean 'penalty\.beta'"):
         figures.main(["curves", str(grid), "x.png", "--field=penalty.betta"])
     for run in grid.glob("*"):
         (run / "metrics.jsonl").unlink()
         (run / "report" / "cka_matrix.csv").unlink()
     with pytest.raises(SystemExit, match="logged no CKA"):
         figures.main(["curves", str(grid), "x.png"])
-    with pytest.raises(SystemExit, match=r"has no report/cka_matrix.csv"):
+    with pytest.raises(SystemExit, match=r"has no CKA matrix"):
         figures.main(["heatmaps", str(grid), "x.png"])

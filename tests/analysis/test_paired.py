@@ -5,15 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from cka_sr_jax.analysis import paired
-from cka_sr_jax.analysis.paired import (
+from cka_sr_jax.analysis import comparison
+from cka_sr_jax.analysis.comparison import (
+    CHOOSE,
     choose_and_compare,
     choose_by_others,
     compare,
     comparisons,
-    main,
-    paired_table,
 )
+from cka_sr_jax.analysis.paired import main, paired_table
 from cka_sr_jax.analysis.runs import write_csv
 
 
@@ -107,8 +107,8 @@ def test_a_field_that_does_nothing_gains_nothing():
 )
 def test_intervals_of_a_choice_cover_what_is_said(seeds, spread, said, monkeypatch):
     """The figures of `choose_and_compare`: three values that do nothing, one accuracy for both."""
-    monkeypatch.setattr(paired, "BOOTSTRAP_SAMPLES", 1)  # which are not looked at
-    rng, covered = np.random.default_rng(seeds), {paired.CHOOSE: 0, 1: 0}
+    monkeypatch.setattr(comparison, "BOOTSTRAP_SAMPLES", 1)  # which are not looked at
+    rng, covered = np.random.default_rng(seeds), {CHOOSE: 0, 1: 0}
     for _ in range(2000):
         skill = rng.normal(size=(4, seeds))
         skill[0] *= spread  # of the baseline, against that of the others
@@ -116,7 +116,7 @@ def test_intervals_of_a_choice_cover_what_is_said(seeds, spread, said, monkeypat
         for value in covered:
             found = choose_and_compare(rows, "penalty.beta", 0, value)
             covered[value] += abs(found.difference) < found.t_interval
-    assert covered[paired.CHOOSE] / 2000 == pytest.approx(said, abs=0.02)
+    assert covered[CHOOSE] / 2000 == pytest.approx(said, abs=0.02)
     assert covered[1] / 2000 == pytest.approx(0.95, abs=0.02)
 
 

@@ -1,60 +1,61 @@
-"""The tables of docs/results.md are what their commands print from the stored runs."""
+"""The pages of results show what their commands print from the stored runs."""
 
-import importlib.util
+import importlib
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
-from cka_sr_jax.analysis import paired, table
-
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "results.md").read_text()
-# Each command, and the page below it.
-COMMANDS = [
-    (match[1], match[2], PAGE[match.end() :])
-    for match in re.finditer(
-        r"```sh\npython -m cka_sr_jax\.experiments\.(table|paired) ([^`]*docs/runs/[^`]*)```\n\n",
-        PAGE,
-    )
-]
+PAGES = sorted((ROOT / "docs").glob("results*/**/*.md")) + sorted(
+    (ROOT / "docs").glob("results.md")
+)
+COMMAND = re.compile(r"```sh\n((?:python -m cka_sr_jax\.analysis\.[^`]*?\n)+?)```\n\n")
 
 
-@pytest.mark.parametrize(("module", "arguments", "below"), COMMANDS, ids=range(len(COMMANDS)))
-def test_below_each_command_stands_what_it_prints(module, arguments, below, capsys, monkeypatch):
+def commands():
+    """(page, module, arguments, text below) of each command that reads stored runs."""
+    for page in PAGES:
+        text = page.read_text()
+        for match in COMMAND.finditer(text):
+            for line in match[1].replace("\\\n", "").splitlines():
+                module, *arguments = shlex.split(line.removeprefix("python -m "))
+                if module.endswith("paper_tables") or any("results/" in a for a in arguments):
+                    yield page, module, arguments, text[match.end() :]
+
+
+COMMANDS = list(commands())
+TABLES = [command for command in COMMANDS if not command[1].endswith("figures")]
+FIGURES = [command for command in COMMANDS if command[1].endswith("figures")]
+
+
+def printed(module, arguments, capsys):
+    main = importlib.import_module(module).main
+    main(arguments) if arguments else main()
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("page", "module", "arguments", "below"),
+    TABLES,
+    ids=[f"{c[0].stem}-{i}" for i, c in enumerate(TABLES)],
+)
+def test_below_each_command_stands_what_it_prints(
+    page, module, arguments, below, capsys, monkeypatch
+):
     monkeypatch.chdir(ROOT)
-    {"table": table, "paired": paired}[module].main(shlex.split(arguments.replace("\\\n", "")))
-    printed = capsys.readouterr().out
-    assert below[: len(printed) + 1] == printed + "\n"  # or the next line joins the table
+    out = printed(module, arguments, capsys)
+    if not out.startswith("|"):
+        out = f"```\n{out}```\n"
+    assert below[: len(out) + 1] == out + "\n"  # or the next line joins the table
 
 
-def test_every_csv_of_runs_is_shown():
-    shown = {
-        path for _, arguments, _ in COMMANDS for path in re.findall(r"docs/runs/\S+", arguments)
-    }
-    assert shown == {f"docs/runs/{path.name}" for path in (ROOT / "docs" / "runs").glob("*.csv")}
+def test_every_file_of_runs_is_shown():
+    shown = {a for _, _, arguments, _ in COMMANDS for a in arguments if a.startswith("results/")}
+    assert shown == {f"results/{path.name}" for path in (ROOT / "results").iterdir()}
 
 
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_what_the_paper_s_tables_say_is_what_the_script_prints(capsys):
-    module = script("paper_tables")
-    assert module.table_2().shape == (5, 12)
-    assert module.table_5().shape == (3, 6)
-    module.main()
-    assert f"```\n{capsys.readouterr().out}```\n" in PAGE
-
-
-def test_how_similar_neighbors_are_is_what_the_script_prints(capsys, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    folder = "docs/runs/fashion_mnist_mlp_cka_blocks"
-    script("neighbor_cka").main(folder)
-    printed = capsys.readouterr().out
-    assert len(printed.splitlines()) == 8
-    assert f"python cka_sr_jax/analysis/neighbor_cka.py {folder}\n```\n\n{printed}\n" in PAGE
+def test_stored_runs_have_plain_names():
+    for path in (ROOT / "results").rglob("*"):
+        assert not set("=, ") & set(path.name)
