@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax logs two dozen lines for each checkpoint
     from cka_sr_jax.sweeps.runner import run_grid  # after the flags: importing jax takes time
     from cka_sr_jax.training import ConfigError
-    from cka_sr_jax.workflows.start import experiment_of
+    from cka_sr_jax.workflows import run
 
     config = FLAGS.config
     name = Path(config_flags.get_config_filename(FLAGS["config"])).stem
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
         elif config.grid or config.seeds:
             fail("This config is a grid of runs: add --grid, or --grid_index=K for one of them.")
         else:
-            experiment_of(config).run(config, workdir)
+            run(config, workdir)
     except ConfigError as error:
         fail(str(error))
     except KeyboardInterrupt:

@@ -10,7 +10,8 @@ from cka_sr_jax.report.figures import (
     mask_curves,
 )
 from cka_sr_jax.report.html import render_page
-from cka_sr_jax.report.write import read_metrics, write_report
+from cka_sr_jax.report.metrics import read_metrics
+from cka_sr_jax.report.write import write_report
 
 __all__ = [
     "LayerRow",

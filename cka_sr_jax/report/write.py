@@ -20,6 +20,7 @@ from cka_sr_jax.report.figures import (
     series,
 )
 from cka_sr_jax.report.html import render_page
+from cka_sr_jax.report.metrics import read_metrics
 
 
 def write_report(
@@ -71,14 +72,6 @@ def write_report(
     page = report / "index.html"
     page.write_text(render_page(config, result, layers, figures), encoding="utf-8")
     return page
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; none without the file. A half-written last line is left."""
-    if not path.exists():
-        return []
-    *lines, _ = path.read_text().split("\n")
-    return [json.loads(line) for line in lines if line]
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:

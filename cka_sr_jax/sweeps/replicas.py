@@ -19,19 +19,17 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from cka_sr_jax.training import Checkpoints, TrainState, loop
-from cka_sr_jax.training.build import (
-    Experiment,
-    prepare,
-    step_indices,
-    train_on_examples,
-    training_data,
-)
-from cka_sr_jax.training.checkpoints import has_checkpoint
+from cka_sr_jax.training import loop
+from cka_sr_jax.training.build import RunPlan, new_state, state_shapes
+from cka_sr_jax.training.checkpoints import Snapshot, newest_snapshot, newest_step
 from cka_sr_jax.training.config import flatten
-from cka_sr_jax.training.evaluation import cka_function, eval_function
-from cka_sr_jax.training.metrics import ProgressReporter
+from cka_sr_jax.training.evaluation import make_evaluator
+from cka_sr_jax.training.input import step_indices, train_on_examples, training_data
+from cka_sr_jax.training.progress import ProgressReporter
 from cka_sr_jax.training.recorder import Recorder, Replica
+from cka_sr_jax.training.signals import stop_signals
+from cka_sr_jax.training.step import TrainState
+from cka_sr_jax.training.workdir import start_workdir
 
 VARIES = ("seed", "penalty.beta")
 
@@ -44,7 +42,7 @@ def replica_groups(points: Mapping[str, ConfigDict], workdir: Path, most: int) -
     groups: dict[Any, list[str]] = defaultdict(list)
     for name, config in points.items():
         fields = {field: value for field, value in flatten(config).items() if field not in VARIES}
-        groups[str(sorted(fields.items())), _newest_step(workdir / name)].append(name)
+        groups[str(sorted(fields.items())), newest_step(workdir / name) or 0].append(name)
     return [names[i : i + most] for names in groups.values() for i in range(0, len(names), most)]
 
 
@@ -60,32 +58,37 @@ def train_together(configs: Mapping[Path, ConfigDict], console: Console) -> None
       ValueError: the runs' newest checkpoints are of different steps.
       SystemExit: at SIGTERM or Ctrl-C, once checkpoints are saved.
     """
-    experiments = [prepare(config, workdir) for workdir, config in configs.items()]
-    first, quiet = experiments[0], Console(quiet=True)
-    evaluators = eval_function(first), cka_function(first)
-    group = [Replica(i, len(experiments)) for i in range(len(experiments))]
+    plans = [loop.prepare(config) for config in configs.values()]
+    first, quiet = plans[0], Console(quiet=True)
+    snapshots = [
+        newest_snapshot(plan, workdir) or Snapshot.at_start(plan, new_state(plan))
+        for plan, workdir in zip(plans, configs, strict=True)
+    ]
+    starts = {int(snapshot.state.step) for snapshot in snapshots}
+    if len(starts) > 1:
+        raise ValueError(f"the newest checkpoints are of different steps: {sorted(starts)}.")
+    (start,) = starts
+    evaluator = make_evaluator(first)
     with ExitStack() as open_files:
-        recorders = [
-            open_files.enter_context(closing(Recorder(e, quiet, evaluators, replica)))
-            for e, replica in zip(experiments, group, strict=True)
-        ]
-        starts = {recorder.start for recorder in recorders}
-        if len(starts) > 1:
-            raise ValueError(f"the newest checkpoints are of different steps: {sorted(starts)}.")
-        (start,) = starts
-        states = stack([recorder.state for recorder in recorders])
-        step_function = replica_function(experiments)
+        recorders = []
+        for i, (plan, workdir) in enumerate(zip(plans, configs, strict=True)):
+            start_workdir(plan.config, workdir)
+            replica = Replica(i, len(plans))
+            recorder = Recorder(plan, workdir, snapshots[i], evaluator, quiet, replica)
+            recorders.append(open_files.enter_context(closing(recorder)))
+        states = stack([snapshot.state for snapshot in snapshots])
+        step_function = replica_function(plans)
         data = jax.device_put(training_data(first), first.devices[0])
         where = f", from step {start} of {first.steps}" if start else ""
-        console.print(f"Training {len(experiments)} runs together{where}.", highlight=False)
+        console.print(f"Training {len(plans)} runs together{where}.", highlight=False)
         with (
             ProgressReporter(first.steps, start, console) as progress,
-            loop.stop_signals() as stop,
+            stop_signals() as stop,
         ):
             for recorder in recorders:
                 recorder.start_clock()
             for step in range(start, first.steps):
-                indices = np.stack([step_indices(e, step) for e in experiments])
+                indices = np.stack([step_indices(plan, step) for plan in plans])
                 states, metrics = step_function(states, indices, data)
                 stopping = bool(stop)  # for all runs: one that comes later is for the next step
                 logged = [
@@ -101,23 +104,23 @@ def train_together(configs: Mapping[Path, ConfigDict], console: Console) -> None
                     )
 
 
-def replica_function(experiments: Sequence[Experiment]) -> Callable[..., Any]:
+def replica_function(plans: Sequence[RunPlan]) -> Callable[..., Any]:
     """`(states, indices, data) -> (states, metrics)`, compiled: a step of every run.
 
     Args:
-      experiments: alike but for seed and beta. `indices` is [runs, batch], and the metrics are
+      plans: alike but for seed and beta. `indices` is [runs, batch], and the metrics are
         [runs]. The states passed in are gone afterwards.
     """
-    first = experiments[0]
-    seeds = jnp.array([experiment.config.seed for experiment in experiments])
-    betas = jnp.array([experiment.config.penalty.beta for experiment in experiments], jnp.float32)
+    first = plans[0]
+    seeds = jnp.array([plan.config.seed for plan in plans])
+    betas = jnp.array([plan.config.penalty.beta for plan in plans], jnp.float32)
     penalized = bool(betas.any())
 
     def step(state: TrainState, indices: Any, seed: Any, beta: Any, data: Any) -> Any:
         train_on = train_on_examples(first, seed, beta if penalized else 0.0)
         return train_on(state, indices, data, None)
 
-    axes = jax.tree.map(lambda leaf: None if _is_shared(leaf) else 0, first.state)
+    axes = jax.tree.map(lambda leaf: None if _is_shared(leaf) else 0, state_shapes(first))
     mapped = jax.vmap(step, in_axes=(axes, 0, 0, 0, None), out_axes=(axes, 0))
     return jax.jit(
         lambda states, indices, data: mapped(states, indices, seeds, betas, data), donate_argnums=0
@@ -148,13 +151,3 @@ def _part(states: TrainState, i: int) -> Callable[[], TrainState]:
 def _is_shared(leaf: Any) -> bool:
     """Whether it is a count of steps: the same for all runs, and then a rule's `cond` stays one."""
     return jnp.ndim(leaf) == 0 and jnp.issubdtype(jnp.result_type(leaf), jnp.integer)
-
-
-def _newest_step(workdir: Path) -> int:
-    if not has_checkpoint(workdir):
-        return 0
-    checkpoints = Checkpoints(workdir)
-    try:
-        return checkpoints.latest_step() or 0
-    finally:
-        checkpoints.close()

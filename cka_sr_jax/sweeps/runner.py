@@ -29,12 +29,14 @@ import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from cka_sr_jax import workflows
 from cka_sr_jax._errors import unknown
 from cka_sr_jax.sweeps.replicas import replica_groups, train_together
 from cka_sr_jax.training import ConfigError, default_config, loop
-from cka_sr_jax.training.build import check_workdir
 from cka_sr_jax.training.config import flatten, validate
-from cka_sr_jax.workflows.start import experiment_of
+from cka_sr_jax.training.signals import stop_signals
+from cka_sr_jax.training.workdir import check_workdir
+from cka_sr_jax.workflows import workflow_of
 
 FAILURE = "failed.txt"
 
@@ -204,7 +206,8 @@ def _check_shared(points: Mapping[str, ConfigDict], workdir: Path, jobs: int, re
         if not (folder / "config.json").exists():
             folder /= "new"  # not there: failed.txt goes before the point runs again
         try:
-            experiment_of(config).prepare(config, folder)
+            check_workdir(config, folder)
+            workflow_of(config).prepare(config)
             return
         except ConfigError as error:
             errors[apart_from_seed] = name, error
@@ -267,7 +270,7 @@ def _in_processes(calls: Mapping[str, tuple[Any, ...]], jobs: int) -> Iterator[t
     context = multiprocessing.get_context("spawn")  # JAX does not survive a fork
     waiting, told = list(calls), False
     running: dict[str, tuple[Any, Connection]] = {}
-    with loop.stop_signals() as stop:
+    with stop_signals() as stop:
         try:
             while running or (waiting and not stop):
                 while waiting and len(running) < jobs and not stop:
@@ -361,7 +364,7 @@ def _run_together(
     pending = {
         name: config
         for name, config in points.items()
-        if not _ended(workdir / name, retry) and experiment_of(config) is loop
+        if not _ended(workdir / name, retry) and workflow_of(config) is loop
     }
     for group in replica_groups(pending, workdir, replicas):
         with ExitStack() as locks:
@@ -408,7 +411,7 @@ def run_point(
             return ended
         (folder / FAILURE).unlink(missing_ok=True)
         try:
-            result = experiment_of(config).run(config, folder, console or Console(quiet=True))
+            result = workflows.run(config, folder, console or Console(quiet=True))
         except Exception as error:  # whatever it is, the other points go on
             folder.mkdir(parents=True, exist_ok=True)
             reason = " ".join(str(error).split()) or type(error).__name__

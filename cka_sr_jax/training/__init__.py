@@ -1,31 +1,47 @@
-"""Training: the pure train and eval steps, and `run`, which does all the rest."""
+"""Training: the pure train and eval steps, and one ordinary run from its config to its report.
 
-from cka_sr_jax.training.build import prepare
+The way of a run, file by file:
+
+  config.py       the fields of a config, and the checks that need no data
+  build.py        config -> `RunPlan`: data, model, method, optimizer (methods.py, optimizer.py,
+                  penalty.py), and the state of step 0
+  checkpoints.py  the newest checkpoint instead, where there is one
+  loop.py         the steps (input.py, step.py, parallel.py), with recorder.py, evaluation.py,
+                  selection.py and progress.py beside them
+  result.py       test set, result.json and the report
+"""
+
+from cka_sr_jax.training.build import RunPlan, new_state
 from cka_sr_jax.training.checkpoints import Checkpoints, load_variables
-from cka_sr_jax.training.config import ConfigError, default_config
-from cka_sr_jax.training.loop import run
-from cka_sr_jax.training.optimizer import (
-    create_optimizer,
-    create_penalty,
-    create_rule,
-    create_schedule,
-)
+from cka_sr_jax.training.config import ConfigError, default_config, validate
+from cka_sr_jax.training.loop import prepare, run
+from cka_sr_jax.training.methods import Method, build_method
+from cka_sr_jax.training.optimizer import create_optimizer, create_schedule
 from cka_sr_jax.training.parallel import map_devices, replicate
+from cka_sr_jax.training.penalty import cka_sr, create_penalty
 from cka_sr_jax.training.step import (
+    Penalty,
     TrainState,
+    classification_loss,
     create_state,
     cross_entropy,
     make_eval_step,
     make_train_step,
+    penalized_loss,
 )
 
 __all__ = [
     "Checkpoints",
     "ConfigError",
+    "Method",
+    "Penalty",
+    "RunPlan",
     "TrainState",
+    "build_method",
+    "cka_sr",
+    "classification_loss",
     "create_optimizer",
     "create_penalty",
-    "create_rule",
     "create_schedule",
     "create_state",
     "cross_entropy",
@@ -34,7 +50,10 @@ __all__ = [
     "make_eval_step",
     "make_train_step",
     "map_devices",
+    "new_state",
+    "penalized_loss",
     "prepare",
     "replicate",
     "run",
+    "validate",
 ]

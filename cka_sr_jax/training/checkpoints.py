@@ -4,16 +4,57 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
-from cka_sr_jax._paths import leaf_paths
-from cka_sr_jax.sparsity.masks import masks_from_paths
-from cka_sr_jax.training.learned_masks import METHODS, create_method
+from cka_sr_jax.training.build import RunPlan, state_shapes
+from cka_sr_jax.training.config import ConfigError
+from cka_sr_jax.training.methods import model_weights
+from cka_sr_jax.training.selection import Best, nothing_yet
+from cka_sr_jax.training.step import TrainState
+
+
+class Snapshot(NamedTuple):
+    """What a checkpoint holds: all that a run needs to go on.
+
+    Attributes:
+      best: the best weights so far; None where the run reports its last ones.
+      seconds: of training.
+      flops: of training.
+    """
+
+    state: TrainState
+    best: Best | None
+    seconds: Any
+    flops: Any
+
+    @classmethod
+    def at_start(cls, plan: RunPlan, state: TrainState) -> Snapshot:
+        """Before the first step."""
+        return cls(state, nothing_yet(plan, state), np.array(0.0), np.array(0.0))
+
+
+def newest_snapshot(plan: RunPlan, workdir: Path) -> Snapshot | None:
+    """The newest checkpoint of the plan's run in `workdir`; None where it has none.
+
+    Raises:
+      ConfigError: the checkpoint is of another run.
+    """
+    if not (workdir / "checkpoints").is_dir():
+        return None
+    checkpoints = Checkpoints(workdir, plan.config.checkpoint.keep)
+    try:
+        if checkpoints.latest_step() is None:
+            return None
+        return checkpoints.restore(Snapshot.at_start(plan, state_shapes(plan)))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    finally:
+        checkpoints.close()
 
 
 class Checkpoints:
@@ -90,13 +131,13 @@ class Checkpoints:
         self._manager.close()
 
 
-def has_checkpoint(workdir: str | Path) -> bool:
-    """Whether a run in `workdir` has a complete checkpoint; nothing is written."""
-    if not (Path(workdir) / "checkpoints").is_dir():
-        return False
+def newest_step(workdir: Path) -> int | None:
+    """The step of the newest complete checkpoint in `workdir`, None where there is none."""
+    if not (workdir / "checkpoints").is_dir():
+        return None
     checkpoints = Checkpoints(workdir)
     try:
-        return checkpoints.latest_step() is not None
+        return checkpoints.latest_step()
     finally:
         checkpoints.close()
 
@@ -122,13 +163,7 @@ def load_variables(workdir: str | Path) -> dict[str, Any]:
         checkpoints.close()
     stored = traverse_util.unflatten_dict(arrays, sep=".")[chosen]
     variables = {name: stored.get(name, {}) for name in ("params", "batch_stats")}
-    if settings["sparsity"]["rule"] in METHODS:
-        trained = variables["params"]
-        if "thresholds" in trained:  # stored without the marks of the layers that stay dense
-            learned = dict(leaf_paths(trained["thresholds"]))
-            trained["thresholds"] = masks_from_paths(trained["weights"], learned)
-        weights = create_method(settings["sparsity"]).weights(trained)
-        variables["params"] = jax.device_get(weights)
+    variables["params"] = model_weights(settings["sparsity"], variables["params"])
     return variables
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
-from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,8 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from cka_sr_jax._errors import unknown
-from cka_sr_jax.sparsity import DISTRIBUTIONS, RULES
-from cka_sr_jax.training.learned_masks import METHODS
-from cka_sr_jax.training.optimizer import rule_options
-from cka_sr_jax.training.pruning import PRUNERS, pruner_options
+from cka_sr_jax.sparsity import DISTRIBUTIONS
+from cka_sr_jax.training.methods import METHOD_NAMES, changes_until_the_end, check_options
 
 # Where the reported weights come from: the last step, or the evaluation with the best accuracy.
 SELECTIONS = ("last", "best-validation", "best-test")
@@ -215,7 +211,7 @@ def _check_type(field: str, value: Any, default: Any, kind: type) -> None:
 def _check_choices(config: ConfigDict) -> None:
     choices = {
         "data.pad_mode": ("reflect", "zero"),
-        "sparsity.rule": [*(n for n in RULES if n != "static"), *PRUNERS, *METHODS],
+        "sparsity.rule": METHOD_NAMES,
         "sparsity.distribution": [*DISTRIBUTIONS, "global", None],
         "model.dtype": ("float32", "bfloat16"),
         "train.parallel": ("pmap", "shard_map"),
@@ -240,25 +236,15 @@ def _check_choices(config: ConfigDict) -> None:
 
 
 def _check_rule(config: ConfigDict) -> None:
-    """Options that the rule does not have, before any data is read."""
-    rule = config.sparsity.rule
-    if rule in PRUNERS:
-        parameters: Container[str] = pruner_options(rule)
-    else:
-        parameters = inspect.signature({**RULES, **METHODS}[rule]).parameters
+    """Options that the method lacks, before any data is read."""
     try:
-        rule_options(config.sparsity, parameters)
+        check_options(config.sparsity)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if rule in METHODS and config.sparsity.rescale:
-        raise ConfigError(
-            f"sparsity.rescale=True is for masks that are there from the start, and {rule!r} "
-            "trains all weights: leave it False."
-        )
-    if rule in METHODS and config.eval.select != "last":
+    if changes_until_the_end(config.sparsity.rule) and config.eval.select != "last":
         raise ConfigError(
             f"eval.select={config.eval.select!r} would choose by accuracy among densities, which "
-            f"change all along with {rule!r}: use 'last'."
+            f"{config.sparsity.rule!r} changes up to the last step: use 'last'."
         )
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cka_sr_jax.accounting.flops import kernel_positions
+from cka_sr_jax.accounting.layers import LayerRow, layer_rows, total_row
 from cka_sr_jax.data import eval_batches, normalize
-from cka_sr_jax.report import LayerRow, kernel_positions, layer_rows, total_row
 from cka_sr_jax.similarity.cka import cka_from_hsic, hsic_matrix, outlier_share
 from cka_sr_jax.sparsity import get_masks, mask_metrics
-from cka_sr_jax.training.build import Experiment
-from cka_sr_jax.training.learned_masks import ReparametrisedModel, model_part
+from cka_sr_jax.training.build import RunPlan, state_shapes
 from cka_sr_jax.training.parallel import map_devices
 from cka_sr_jax.training.step import TrainState, make_eval_step
 
@@ -25,21 +25,77 @@ CKA_BATCHES, CKA_BATCH_SIZE = 4, 128
 EPSILONS = (1e-4, 1e-3, 1e-2)
 
 
-def eval_function(experiment: Experiment) -> Callable[..., dict[str, float]]:
+class Evaluator(NamedTuple):
+    """The measurements of one run, compiled once.
+
+    Attributes:
+      accuracy: `(state, images, labels) -> {"loss", "accuracy"}` over all examples.
+      cka: `(state) -> [l, l]`, CKA between all features, or None; see `cka_function`.
+      features: {stage: number of features} that the model sows.
+      positions: {path of each kernel: number of output positions per image}, for FLOPs.
+      part: of a tree like the trained one the part that is like the model's parameters.
+    """
+
+    accuracy: Callable[[TrainState, np.ndarray, np.ndarray], dict[str, float]]
+    cka: Callable[[TrainState], np.ndarray | None]
+    features: dict[str, int]
+    positions: dict[str, int]
+    part: Callable[[Any], Any]
+
+    def layer_rows(self, state: TrainState) -> list[LayerRow]:
+        """Parameters, density and FLOPs of each layer."""
+        masks = jax.device_get(get_masks(state.opt_state))
+        return layer_rows(self.part(state.params), self.part(masks), self.positions)
+
+    def sparsity(self, state: TrainState) -> dict[str, float]:
+        """`mask_metrics` of the state, and FLOPs of one image's forward pass with the kept weights.
+
+        The FLOPs leave out the penalty, and the dense gradients that some rules grow by.
+        """
+        metrics = {name: float(value) for name, value in mask_metrics(state.opt_state).items()}
+        return {**metrics, "flops": total_row(self.layer_rows(state)).flops}
+
+    def layer_metrics(self, state: TrainState) -> dict[str, float]:
+        """{"density/PATH", "flops/PATH"} of each kernel, FLOPs as in `sparsity`."""
+        rows = [row for row in self.layer_rows(state) if row.flops_dense]
+        return {f"density/{row.path}": row.density for row in rows} | {
+            f"flops/{row.path}": float(row.flops) for row in rows
+        }
+
+    def similarity(self, state: TrainState) -> dict[str, float | None]:
+        """Mean CKA over the pairs of features of one stage, and of two."""
+        return stage_means(self.cka(state), self.features)
+
+
+def make_evaluator(plan: RunPlan) -> Evaluator:
+    """The measurements of the plan's run."""
+    features = feature_groups(plan)
+    return Evaluator(
+        accuracy=accuracy_function(plan),
+        cka=cka_function(plan, features),
+        features=features,
+        positions=_kernel_positions(plan),
+        part=plan.method.part,
+    )
+
+
+def accuracy_function(
+    plan: RunPlan,
+) -> Callable[[TrainState, np.ndarray, np.ndarray], dict[str, float]]:
     """`(state, images, labels) -> {"loss", "accuracy"}` over all examples, on all devices."""
-    step = make_eval_step(experiment.model)
+    step = make_eval_step(plan.model, plan.method.weights)
 
     def eval_on(
         state: TrainState, shard: dict[str, jax.Array], _: None, axis_name: str | None
     ) -> Any:
-        images = normalize(shard["image"], experiment.mean, experiment.std)
+        images = normalize(shard["image"], plan.mean, plan.std)
         return step(state, {**shard, "image": images}, axis_name)
 
-    mapped = map_devices(eval_on, experiment.devices, parallel=experiment.config.train.parallel)
-    devices = len(experiment.devices)
+    mapped = map_devices(eval_on, plan.devices, parallel=plan.config.train.parallel)
+    devices = len(plan.devices)
 
-    def evaluate(state: TrainState, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        size = math.ceil(min(experiment.config.eval.batch_size, len(labels)) / devices) * devices
+    def accuracy(state: TrainState, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        size = math.ceil(min(plan.config.eval.batch_size, len(labels)) / devices) * devices
         totals: list[dict[str, jax.Array]] = []
         for indices, weights in eval_batches(len(labels), size):
             shard = {"image": images[indices], "label": labels[indices], "weight": weights}
@@ -50,23 +106,23 @@ def eval_function(experiment: Experiment) -> Callable[..., dict[str, float]]:
             "accuracy": sums["correct"] / sums["weight"],
         }
 
-    return evaluate
+    return accuracy
 
 
-def feature_groups(experiment: Experiment) -> dict[str, int]:
+def feature_groups(plan: RunPlan) -> dict[str, int]:
     """{stage: number of features} that the model sows."""
     features = jax.eval_shape(
-        lambda state, images: _features(experiment, state, images),
-        experiment.state,
-        experiment.dataset.train_images[:2],
+        lambda state, images: _features(plan, state, images),
+        state_shapes(plan),
+        plan.dataset.train_images[:2],
     )
     return {stage: len(jax.tree.leaves(features[stage])) for stage in sorted(features)}
 
 
-def _features(experiment: Experiment, state: TrainState, images: jax.Array) -> dict[str, Any]:
-    _, sown = experiment.model.apply(
-        {"params": state.params, "batch_stats": state.batch_stats},
-        normalize(images, experiment.mean, experiment.std),
+def _features(plan: RunPlan, state: TrainState, images: jax.Array) -> dict[str, Any]:
+    _, sown = plan.model.apply(
+        {"params": plan.method.weights(state.params), "batch_stats": state.batch_stats},
+        normalize(images, plan.mean, plan.std),
         train=False,
         mutable=["features"],
     )
@@ -74,15 +130,17 @@ def _features(experiment: Experiment, state: TrainState, images: jax.Array) -> d
     return {stage: features[stage] for stage in sorted(features)}  # as jit orders what it returns
 
 
-def cka_function(experiment: Experiment) -> Callable[[TrainState], np.ndarray | None]:
+def cka_function(
+    plan: RunPlan, features: dict[str, int]
+) -> Callable[[TrainState], np.ndarray | None]:
     """`state -> [l, l]`, debiased CKA between all features on validation (else training) images.
 
     HSIC averaged over minibatches before the ratio (Nguyen et al. 2021), in evaluation mode; None
     for a model with fewer than two features or data with fewer than 4 images.
     """
-    batches = _cka_batches(experiment)
-    layers = sum(feature_groups(experiment).values())
-    hsic = jax.jit(lambda state, batch: hsic_matrix(_features(experiment, state, batch)))
+    batches = _cka_batches(plan)
+    layers = sum(features.values())
+    hsic = jax.jit(lambda state, batch: hsic_matrix(_features(plan, state, batch)))
 
     def matrix(state: TrainState) -> np.ndarray | None:
         if layers < 2 or len(batches[0]) < 4:
@@ -94,20 +152,20 @@ def cka_function(experiment: Experiment) -> Callable[[TrainState], np.ndarray | 
     return matrix
 
 
-def mean_outlier_share(experiment: Experiment, state: TrainState) -> float | None:
-    """`cka.outlier_share`, mean over the features, on the images that `cka_function` looks at."""
+def mean_outlier_share(plan: RunPlan, state: TrainState) -> float | None:
+    """`outlier_share`, mean over the features, on the images that `cka_function` looks at."""
 
     @jax.jit
     def shares(state: TrainState, images: jax.Array) -> list[jax.Array]:
-        features = jax.tree.leaves(_features(experiment, state, images))
+        features = jax.tree.leaves(_features(plan, state, images))
         return [outlier_share(feature) for feature in features]
 
-    found = shares(_on_one_device(state), np.concatenate(_cka_batches(experiment)))
+    found = shares(_on_one_device(state), np.concatenate(_cka_batches(plan)))
     return float(np.mean(found)) if found else None
 
 
-def _cka_batches(experiment: Experiment) -> list[np.ndarray]:
-    data = experiment.dataset
+def _cka_batches(plan: RunPlan) -> list[np.ndarray]:
+    data = plan.dataset
     images = data.validation_images if len(data.validation_labels) else data.train_images
     size = min(CKA_BATCH_SIZE, len(images))
     count = max(1, min(CKA_BATCHES, len(images) // size))
@@ -118,9 +176,9 @@ def _on_one_device(state: TrainState) -> TrainState:
     return jax.tree.map(lambda a: a.addressable_data(0), state)
 
 
-def stage_means(matrix: np.ndarray | None, groups: dict[str, int]) -> dict[str, float | None]:
+def stage_means(matrix: np.ndarray | None, features: dict[str, int]) -> dict[str, float | None]:
     """Mean CKA over the pairs of features of one stage, and of two; None where there is no pair."""
-    stage = np.repeat(np.arange(len(groups)), list(groups.values()))
+    stage = np.repeat(np.arange(len(features)), list(features.values()))
     same = stage[:, None] == stage[None, :]
     kinds = {"within": same & ~np.eye(len(stage), dtype=bool), "cross": ~same}
     return {
@@ -131,36 +189,8 @@ def stage_means(matrix: np.ndarray | None, groups: dict[str, int]) -> dict[str, 
     }
 
 
-def kernel_positions_of(experiment: Experiment) -> dict[str, int]:
-    """{path of each kernel: number of output positions per image}, for FLOPs."""
-    model, state = experiment.model, experiment.state
-    if isinstance(model, ReparametrisedModel):
-        model = model.model
-    variables = {"params": model_part(state.params), "batch_stats": state.batch_stats}
-    images = jax.ShapeDtypeStruct(experiment.dataset.train_images[:1].shape, jnp.float32)
-    return kernel_positions(model, variables, images)
-
-
-def sparsity_metrics(state: TrainState, positions: dict[str, int]) -> dict[str, float]:
-    """`mask_metrics` of the state, and FLOPs of one image's forward pass with the kept weights.
-
-    Neither those nor the run's training FLOPs count the penalty, or the dense gradients that some
-    rules grow by.
-    """
-    metrics = {name: float(value) for name, value in mask_metrics(state.opt_state).items()}
-    return {**metrics, "flops": total_row(layer_rows_of(state, positions)).flops}
-
-
-def layer_metrics(state: TrainState, positions: dict[str, int]) -> dict[str, float]:
-    """{"density/PATH": share of its weights that are kept, "flops/PATH": of one image's forward
-    pass with them} of each kernel.
-    """
-    rows = [row for row in layer_rows_of(state, positions) if row.flops_dense]
-    return {f"density/{row.path}": row.density for row in rows} | {
-        f"flops/{row.path}": float(row.flops) for row in rows
-    }
-
-
-def layer_rows_of(state: TrainState, positions: dict[str, int]) -> list[LayerRow]:
-    masks = jax.device_get(get_masks(state.opt_state))
-    return layer_rows(model_part(state.params), model_part(masks), positions)
+def _kernel_positions(plan: RunPlan) -> dict[str, int]:
+    shapes = state_shapes(plan)
+    variables = {"params": plan.method.part(shapes.params), "batch_stats": shapes.batch_stats}
+    images = jax.ShapeDtypeStruct(plan.dataset.train_images[:1].shape, jnp.float32)
+    return kernel_positions(plan.model, variables, images)

@@ -1,38 +1,22 @@
-"""What a run keeps on the host: its metrics, evaluations and checkpoints."""
+"""What a run records as it trains: metrics, evaluations and checkpoints."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from rich.console import Console
 
-from cka_sr_jax.sparsity import get_masks
-from cka_sr_jax.training.build import Experiment
-from cka_sr_jax.training.checkpoints import Checkpoints
-from cka_sr_jax.training.config import ConfigError
-from cka_sr_jax.training.evaluation import (
-    cka_function,
-    eval_function,
-    feature_groups,
-    kernel_positions_of,
-    layer_metrics,
-    sparsity_metrics,
-    stage_means,
-)
-from cka_sr_jax.training.metrics import MetricWriter, mean_metrics
-from cka_sr_jax.training.parallel import replicate
+from cka_sr_jax.report.metrics import MetricWriter, mean_metrics
+from cka_sr_jax.training.build import RunPlan
+from cka_sr_jax.training.checkpoints import Checkpoints, Snapshot
+from cka_sr_jax.training.evaluation import Evaluator
+from cka_sr_jax.training.selection import better_of, selection_images
 from cka_sr_jax.training.step import TrainState
-
-Evaluators = tuple[Callable[..., dict[str, float]], Callable[[TrainState], np.ndarray | None]]
 
 
 class Replica(NamedTuple):
@@ -43,53 +27,37 @@ class Replica(NamedTuple):
 
 
 class Recorder:
-    """What a run keeps on the host as it trains: its metrics, evaluations and checkpoints.
+    """Writes what a run has to show after each step that is due.
 
     Attributes:
-      state: what training starts from: the newest checkpoint, or else the initial state.
-      start: the step of that.
+      best: the best weights so far, None where the run reports its last ones.
     """
 
     def __init__(
         self,
-        experiment: Experiment,
+        plan: RunPlan,
+        workdir: Path,
+        start: Snapshot,
+        evaluator: Evaluator,
         console: Console,
-        evaluators: Evaluators | None = None,
         replica: Replica | None = None,
     ) -> None:
-        """Open the work directory and read its newest checkpoint.
+        """Open the metrics and the checkpoints of a work directory that is there.
 
         Args:
-          evaluators: compiled for a run that is alike; None: this run's own.
-          replica: which of the runs that train together this is.
-
-        Raises:
-          ConfigError: the work directory cannot be made, or its checkpoint does not fit.
+          start: what training starts from; metrics of later steps are dropped.
+          replica: of a run that trains together with others.
         """
-        config, self.workdir = experiment.config, experiment.workdir
-        try:
-            self.workdir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"--workdir={self.workdir} cannot be made: {error.strerror}."
-            ) from error
-        write_json(self.workdir / "config.json", config.to_dict())
-        self._experiment, self._console, self._replica = experiment, console, replica
-        self._checkpoints = Checkpoints(self.workdir, config.checkpoint.keep)
-        self.state, self._best, self._seconds, self._flops = _restore(
-            experiment, self._checkpoints, console
-        )
-        self.start = int(self.state.step)
-        self._evaluate, self._cka_of = evaluators or (
-            eval_function(experiment),
-            cka_function(experiment),
-        )
-        self._groups = feature_groups(experiment)
-        self._positions = kernel_positions_of(experiment)
-        self._writer = MetricWriter(self.workdir, self.start)
+        self._plan, self._console, self._replica = plan, console, replica
+        self._evaluator = evaluator
+        self.best = start.best
+        self._seconds, self._flops = float(start.seconds), float(start.flops)
+        self._checkpoints = Checkpoints(workdir, plan.config.checkpoint.keep)
+        self._writer = MetricWriter(workdir, int(start.state.step))
         self._pending: list[dict[str, jax.Array]] = []
-        self._sparsity = sparsity_metrics(self.state, self._positions)
-        self._final_masks = 1 + max(np.flatnonzero(experiment.mask_updates), default=-1)
+        self._sparsity = evaluator.sparsity(start.state)
+        self._mask_updates = plan.mask_updates
+        self._final_masks = 1 + max(np.flatnonzero(self._mask_updates), default=-1)
         self.start_clock()
 
     def start_clock(self) -> None:
@@ -110,21 +78,21 @@ class Recorder:
           state: after this step; called where it is needed only.
           save: whether a checkpoint is due whatever the step.
         """
-        experiment, config = self._experiment, self._experiment.config
+        plan, config = self._plan, self._plan.config
         self._pending.append(metrics)
-        last = done == experiment.steps
+        last = done == plan.steps
         logs = done % config.train.log_every == 0 or last
         # Three forward passes' worth: the backward pass has two products for each of its one.
         self._flops += 3 * self._sparsity["flops"] * config.train.batch_size
         # Counting waits for the device: masks that change in every step are counted at logs.
-        if experiment.mask_updates[done - 1] and (logs or not experiment.mask_updates.all()):
-            self._sparsity = sparsity_metrics(state(), self._positions)
-            epoch = done / experiment.steps_per_epoch
+        if self._mask_updates[done - 1] and (logs or not self._mask_updates.all()):
+            self._sparsity = self._evaluator.sparsity(state())
+            epoch = done / plan.steps_per_epoch
             self._writer.write("masks", done, {"epoch": epoch, **self._sparsity})
         values = self._log(done) if logs else {}
-        if done % (config.eval.every or experiment.steps_per_epoch) == 0 or last:
+        if done % (config.eval.every or plan.steps_per_epoch) == 0 or last:
             self._evaluate_at(done, state())
-        if done % (config.checkpoint.every or experiment.steps_per_epoch) == 0 or last or save:
+        if done % (config.checkpoint.every or plan.steps_per_epoch) == 0 or last or save:
             self._save(done, state())
         return values
 
@@ -138,9 +106,9 @@ class Recorder:
             "train",
             done,
             {
-                "epoch": done / self._experiment.steps_per_epoch,
+                "epoch": done / self._plan.steps_per_epoch,
                 **values,
-                "learning_rate": float(self._experiment.schedule(done - 1)),
+                "learning_rate": float(self._plan.schedule(done - 1)),
                 **self._sparsity,
                 "training_flops": self._flops,
                 # Of a group the clock also counts what the other runs' records take.
@@ -155,15 +123,15 @@ class Recorder:
     def _evaluate_at(self, done: int, state: TrainState) -> None:
         jax.block_until_ready(state)  # so that training is not timed as evaluation
         before = time.perf_counter()
-        epoch = done / self._experiment.steps_per_epoch
-        of_layers = layer_metrics(state, self._positions)
+        epoch = done / self._plan.steps_per_epoch
+        of_layers = self._evaluator.layer_metrics(state)
         self._writer.write("layers", done, {"epoch": epoch, **of_layers})
-        split, images, labels = _selection_data(self._experiment)
+        split, images, labels = selection_images(self._plan)
         if len(labels):
-            values = self._evaluate(state, images, labels)
-            if done >= self._final_masks:  # what is selected has the density that was asked for
-                self._best = _update_best(self._best, values["accuracy"], state)
-            similarity = stage_means(self._cka_of(state), self._groups)
+            values = self._evaluator.accuracy(state, images, labels)
+            if done >= self._final_masks:  # selected weights have the density of the config
+                self.best = better_of(self.best, values["accuracy"], state)
+            similarity = self._evaluator.similarity(state)
             self._writer.write(split, done, {"epoch": epoch, **values, **similarity})
             line = f"step {done}: {split} accuracy {values['accuracy']:.4f}"
             if similarity["cka_within_stage"] is not None:
@@ -172,17 +140,11 @@ class Recorder:
         self._logged += time.perf_counter() - before  # the rate is of training alone
 
     def _save(self, done: int, state: TrainState) -> None:
-        self._checkpoints.save(
-            done,
-            {
-                "state": state,
-                "best": self._best,
-                "seconds": np.array(self._total_seconds()),
-                "flops": np.array(self._flops),
-            },
-        )
+        seconds, flops = np.array(self.seconds()), np.array(self._flops)
+        self._checkpoints.save(done, Snapshot(state, self.best, seconds, flops))
 
-    def _total_seconds(self) -> float:
+    def seconds(self) -> float:
+        """Of training so far, of which a run in a group is booked its share."""
         runs = self._replica.runs if self._replica else 1
         return self._seconds + (time.perf_counter() - self._began) / runs
 
@@ -190,82 +152,3 @@ class Recorder:
         """Wait for the last checkpoint, and close the files."""
         self._checkpoints.close()
         self._writer.close()
-
-    def finish(self, state: TrainState) -> tuple[TrainState, float, dict[str, Any]]:
-        """Close; the selected weights' state, the seconds of training, and what was selected."""
-        self.close()
-        seconds = self._total_seconds()
-        select = self._experiment.config.eval.select
-        if select == "last":
-            return state, seconds, {"selected": "last", "step": self._experiment.steps}
-        chosen = replicate(
-            {name: self._best[name] for name in ("params", "batch_stats", "masks")},
-            self._experiment.devices,
-        )
-        opt_state = state.opt_state._replace(masks=chosen.pop("masks"))
-        return (
-            dataclasses.replace(state, **chosen, opt_state=opt_state),
-            seconds,
-            {"selected": select, "step": int(self._best["step"])},
-        )
-
-
-def _selection_data(experiment: Experiment) -> tuple[str, np.ndarray, np.ndarray]:
-    """Which images the run is evaluated on as it goes: validation, unless the config says test."""
-    data = experiment.dataset
-    if experiment.config.eval.select == "best-test":
-        return "test-selection", data.test_images, data.test_labels
-    return "validation", data.validation_images, data.validation_labels
-
-
-def _restore(
-    experiment: Experiment, checkpoints: Checkpoints, console: Console
-) -> tuple[TrainState, dict[str, Any], float, float]:
-    state = experiment.state
-    best: dict[str, Any] = {}
-    if experiment.config.eval.select != "last":
-        best = {
-            "accuracy": np.array(-1.0),
-            "step": np.array(0, np.int32),
-            "params": state.params,
-            "batch_stats": state.batch_stats,
-            "masks": get_masks(state.opt_state),
-        }
-    if checkpoints.latest_step() is None:
-        return state, best, 0.0, 0.0
-    template = {"state": state, "best": best, "seconds": np.array(0.0), "flops": np.array(0.0)}
-    try:
-        stored = checkpoints.restore(template)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    console.print(f"Resuming from step {checkpoints.latest_step()} of {experiment.steps}.")
-    return stored["state"], stored["best"], float(stored["seconds"]), float(stored["flops"])
-
-
-def _update_best(best: dict[str, Any], accuracy: float, state: TrainState) -> dict[str, Any]:
-    """`best` or, where this accuracy is higher, a host copy of the state's weights."""
-    if not best or accuracy <= best["accuracy"]:
-        return best
-    return {
-        "accuracy": np.array(accuracy),
-        "step": np.asarray(state.step),
-        "params": jax.device_get(state.params),
-        "batch_stats": jax.device_get(state.batch_stats),
-        "masks": jax.device_get(get_masks(state.opt_state)),
-    }
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a whole file or none of it."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(finite(content), indent=2) + "\n")
-    os.replace(temporary, path)
-
-
-def finite(content: Any) -> Any:
-    """The content with None for NaN and infinity, which JSON does not have."""
-    if isinstance(content, dict):
-        return {key: finite(value) for key, value in content.items()}
-    if isinstance(content, float) and not math.isfinite(content):
-        return None
-    return content

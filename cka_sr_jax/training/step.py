@@ -1,9 +1,13 @@
-"""One training step and one evaluation step, as pure functions of one device's data."""
+"""One training step and one evaluation step, as pure functions of one device's data.
+
+A loss says what is minimized, `make_train_step` turns it into a step, and `parallel.map_devices`
+runs that on every device.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -12,7 +16,6 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from cka_sr_jax.similarity.cka import cka_penalty
 from cka_sr_jax.sparsity import apply_masks, get_masks
 
 Metrics = dict[str, Float[Array, ""]]
@@ -28,24 +31,58 @@ class TrainState:
     opt_state: Any
 
 
+# `(params, batch_stats, batch, step, axis_name) -> (loss, (metrics, new batch_stats))`
+Loss = Callable[[Any, Any, Any, Int[Array, ""], str | None], tuple[Array, tuple[Metrics, Any]]]
+
+
+class Penalty(NamedTuple):
+    """A term of the loss that looks at the model's features: beta * value(features).
+
+    Attributes:
+      value: `(features, axis_name) -> scalar`.
+      beta: its weight; an array may hold any number, also one that is traced.
+      every: added in every `every`-th step only, without rescaling (the CKA-SR paper's
+        batches_to_cal).
+      end: the first step without it; None: it stays to the last.
+    """
+
+    value: Callable[[Any, str | None], Array]
+    beta: float | Array
+    every: int = 1
+    end: int | None = None
+
+    def term(
+        self, features: Any, step: Int[Array, ""], axis_name: str | None
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """What to add to the loss at this step, and the value to log: NaN where it is off."""
+        due = step % self.every == 0
+        if self.end is not None:
+            due &= step < self.end
+        value = jax.lax.cond(
+            due,
+            lambda features: self.value(features, axis_name),
+            lambda features: jnp.zeros(()),
+            features,
+        )
+        return self.beta * value, jnp.where(due, value, jnp.nan)
+
+
 def create_state(
-    model: nn.Module,
+    variables: Any,
     tx: optax.GradientTransformationExtraArgs,
-    key: Array,
-    images: Array,
-    prune: Callable[[Any, Any], Any] = apply_masks,
+    start: Callable[[Any, Any], Any] = apply_masks,
 ) -> TrainState:
-    """Initial parameters (already pruned), statistics and optimizer state.
+    """The state of step 0: parameters already pruned, statistics, the optimizer's state.
 
     Args:
-      images: any input of the model's shape and type.
-      prune: `(params, masks) -> params` at the start, such as `rescale_kept`.
+      variables: {"params", "batch_stats"} of `model.init`.
+      tx: from `sparsify`.
+      start: `(params, masks) -> params`, such as `rescale_kept`.
     """
-    variables = model.init(key, images, train=False)
     opt_state = tx.init(variables["params"])
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=prune(variables["params"], get_masks(opt_state)),
+        params=start(variables["params"], get_masks(opt_state)),
         batch_stats=variables.get("batch_stats", {}),
         opt_state=opt_state,
     )
@@ -59,70 +96,88 @@ def cross_entropy(
     return optax.softmax_cross_entropy(logits, targets)
 
 
-def make_train_step(
+def classification_loss(
     model: nn.Module,
-    tx: optax.GradientTransformationExtraArgs,
-    *,
-    beta: float | Array = 0.0,
-    every: int = 1,
-    end: int | None = None,
+    penalty: Penalty | None = None,
     label_smoothing: float = 0.0,
-    sync: bool = False,
-    penalty: Callable[..., Array] = cka_penalty,
-    **penalty_options: Any,
-) -> Callable[..., tuple[TrainState, Metrics]]:
-    """The step `(state, batch, axis_name="batch") -> (state, metrics)` of one device.
+    weights: Callable[[Any], Any] = lambda params: params,
+) -> Loss:
+    """Mean cross-entropy + beta * penalty(features), for `make_train_step`.
 
-    It minimizes cross-entropy + beta * penalty(features), the penalty being added in every
-    `every`-th step (the CKA-SR paper's batches_to_cal, without rescaling) before step `end`, or to
-    the last. Gradients, metrics and BatchNorm statistics are averaged over the axis, so the step
-    belongs inside `jax.pmap`, `jax.shard_map` or `jax.vmap` with that axis name; `axis_name=None`
-    is one device on its own.
+    The batch is {"image": [b, h, w, c] floats, "label": [b] integers}. The metrics are scalars:
+    loss, task_loss, accuracy, and penalty, its value before beta (NaN in steps that leave it out).
 
     Args:
       model: Linen module called as `model.apply(variables, images, train=True)` that sows its
         features; see `cka_sr_jax.models`.
-      tx: optimizer, usually from `sparsify`.
-      sync: average HSIC over the devices before the CKA ratio; otherwise each device adds its own
-        CKA, as the reference code does.
-      penalty: of the features; `cca.cca_penalty` is there to compare with.
-      penalty_options: of the penalty.
-
-    The batch is {"image": [b, h, w, c] floats, "label": [b] integers}. Metrics are scalars: loss,
-    task_loss, accuracy, and cka_penalty, the penalty's value (NaN in steps that leave it out).
+      weights: `(trained) -> params`, for methods that train a tree of their own.
     """
-    penalized = not isinstance(beta, int | float) or beta != 0  # an array may hold any number
+
+    def task(logits: Array, labels: Array) -> tuple[Array, Metrics]:
+        accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
+        return cross_entropy(logits, labels, label_smoothing).mean(), {"accuracy": accuracy}
+
+    return penalized_loss(model, task, penalty, weights)
+
+
+def penalized_loss(
+    model: nn.Module,
+    task: Callable[[Array, Array], tuple[Array, Metrics]],
+    penalty: Penalty | None = None,
+    weights: Callable[[Any], Any] = lambda params: params,
+) -> Loss:
+    """`task(outputs, labels)` + beta * penalty(features), as `classification_loss` in all else.
+
+    Args:
+      task: `(outputs, labels) -> (scalar loss, metrics)`.
+    """
+
+    def loss(
+        params: Any,
+        batch_stats: Any,
+        batch: dict[str, Array],
+        step: Int[Array, ""],
+        axis_name: str | None,
+    ) -> tuple[Array, tuple[Metrics, Any]]:
+        outputs, updated = model.apply(
+            {"params": weights(params), "batch_stats": batch_stats},
+            batch["image"],
+            train=True,
+            mutable=["batch_stats", "features"],
+        )
+        task_loss, metrics = task(outputs, batch["label"])
+        metrics = {**metrics, "loss": task_loss, "task_loss": task_loss}
+        if penalty is not None:
+            term, metrics["penalty"] = penalty.term(updated.get("features", {}), step, axis_name)
+            metrics["loss"] = task_loss + term
+        return metrics["loss"], (metrics, updated.get("batch_stats", {}))
+
+    return loss
+
+
+def make_train_step(
+    loss: Loss, tx: optax.GradientTransformationExtraArgs
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """The step `(state, batch, axis_name="batch") -> (state, metrics)` of one device.
+
+    Gradients, metrics and BatchNorm statistics are averaged over the axis, so the step belongs
+    inside `jax.pmap`, `jax.shard_map` or `jax.vmap` with that axis name; with `axis_name=None` it
+    is one device alone.
+
+      step = make_train_step(classification_loss(model, Penalty(value, beta=1e-4)), tx)
+      state, metrics = jax.pmap(step, axis_name="batch")(state, batch)
+
+    Args:
+      loss: `(params, batch_stats, batch, step, axis_name) -> (loss, (metrics, batch_stats))`.
+      tx: optimizer, usually from `sparsify`.
+    """
 
     def train_step(
-        state: TrainState, batch: dict[str, Array], axis_name: str | None = "batch"
+        state: TrainState, batch: Any, axis_name: str | None = "batch"
     ) -> tuple[TrainState, Metrics]:
-        def loss_fn(params: Any) -> tuple[Array, tuple[Metrics, Any]]:
-            logits, updated = model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                batch["image"],
-                train=True,
-                mutable=["batch_stats", "features"],
-            )
-            task_loss = cross_entropy(logits, batch["label"], label_smoothing).mean()
-            loss, metrics = task_loss, {"task_loss": task_loss}
-            if penalized:
-                due = state.step % every == 0
-                if end is not None:
-                    due &= state.step < end
-                options = penalty_options | ({"axis_name": axis_name} if sync else {})
-                similarity = jax.lax.cond(
-                    due,
-                    lambda features: penalty(features, **options),
-                    lambda features: jnp.zeros(()),
-                    updated.get("features", {}),
-                )
-                loss = task_loss + beta * similarity
-                metrics["penalty"] = jnp.where(due, similarity, jnp.nan)
-            metrics["loss"] = loss
-            metrics["accuracy"] = jnp.mean(jnp.argmax(logits, -1) == batch["label"])
-            return loss, (metrics, updated.get("batch_stats", {}))
-
-        grads, (metrics, batch_stats) = jax.grad(loss_fn, has_aux=True)(state.params)
+        grads, (metrics, batch_stats) = jax.grad(loss, has_aux=True)(
+            state.params, state.batch_stats, batch, state.step, axis_name
+        )
         if axis_name is not None:
             grads, metrics, batch_stats = jax.lax.pmean((grads, metrics, batch_stats), axis_name)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -132,10 +187,12 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(model: nn.Module) -> Callable[..., Metrics]:
+def make_eval_step(
+    model: nn.Module, weights: Callable[[Any], Any] = lambda params: params
+) -> Callable[..., Metrics]:
     """The step `(state, batch, axis_name="batch") -> sums` over the examples of weight 1.
 
-    The batch is that of `make_train_step` with "weight" [b], 0 for padding. The sums are loss
+    The batch is that of `classification_loss` with "weight" [b], 0 for padding. The sums are loss
     (cross-entropy), correct and weight, over all devices.
     """
 
@@ -143,7 +200,9 @@ def make_eval_step(model: nn.Module) -> Callable[..., Metrics]:
         state: TrainState, batch: dict[str, Array], axis_name: str | None = "batch"
     ) -> Metrics:
         logits: Any = model.apply(
-            {"params": state.params, "batch_stats": state.batch_stats}, batch["image"], train=False
+            {"params": weights(state.params), "batch_stats": state.batch_stats},
+            batch["image"],
+            train=False,
         )
         correct = jnp.argmax(logits, -1) == batch["label"]
         sums = {

@@ -1,1 +1,61 @@
-"""Experiments of several trainings."""
+"""What a config can describe: one ordinary run, or an experiment of several trainings.
+
+`run(config, workdir)` does whatever the config says. A new workflow is a module here with the same
+three functions as `training.loop`, `prepare`, `run` and `show_finished`, and a line in
+`workflow_of`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from cka_sr_jax.training import loop
+from cka_sr_jax.training.config import validate
+from cka_sr_jax.training.workdir import check_workdir
+from cka_sr_jax.workflows import layer_sparsity, lottery
+
+__all__ = ["run", "workflow_of"]
+
+
+def workflow_of(config: ConfigDict) -> ModuleType:
+    """The module that does what `config` describes, with
+
+    prepare(config) -> plan                      builds and checks all; nothing is written
+    run(plan, workdir, console) -> result        does it
+    show_finished(workdir, console) -> result    prints a finished one; None for any other
+    """
+    if config.layer_sparsity.strengths:
+        return layer_sparsity
+    return lottery if config.lottery.rounds else loop
+
+
+def run(config: ConfigDict, workdir: str | Path, console: Console | None = None) -> dict[str, Any]:
+    """Do what `config` describes in `workdir`; returns the content of its result.json.
+
+    A finished run is left as it is. One that was interrupted goes on from its newest checkpoint; an
+    experiment of layer sparsity starts again.
+
+      from cka_sr_jax.training import default_config
+      config = default_config()
+      config.model.options.hidden = (256, 256)
+      result = run(config, "runs/first")
+      result["test"]["accuracy"]
+
+    Raises:
+      ConfigError: the config cannot work, or `workdir` belongs to another one; nothing is written.
+      SystemExit: at SIGTERM or Ctrl-C, once a checkpoint is saved.
+    """
+    console, workdir = console or Console(soft_wrap=True), Path(workdir)
+    validate(config, len(jax.local_devices()))
+    check_workdir(config, workdir)
+    workflow = workflow_of(config)
+    finished = workflow.show_finished(workdir, console)
+    if finished is not None:
+        return finished
+    return workflow.run(workflow.prepare(config), workdir, console)

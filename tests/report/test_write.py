@@ -7,7 +7,7 @@ import pytest
 
 from cka_sr_jax.report import LayerRow, write_report
 from cka_sr_jax.report.html import DISCLAIMER, selected_on_test
-from cka_sr_jax.report.write import read_metrics
+from cka_sr_jax.report.metrics import read_metrics
 
 CONFIG = {
     "data": {"name": "cifar10"},

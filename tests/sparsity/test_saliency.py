@@ -1,7 +1,6 @@
 """SNIP, GraSP and SynFlow against their definitions."""
 
 import itertools
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from cka_sr_jax.models import create_model
 from cka_sr_jax.sparsity import apply_masks, grasp, leaf_paths, snip, static, synflow
 from cka_sr_jax.sparsity.saliency import grasp_scores, snip_scores, synflow_scores
 from cka_sr_jax.sparsity.selection import top_k_masks
-from cka_sr_jax.training import default_config
-from cka_sr_jax.training.pruning import prune_before_training
 
 WIDTHS = (48, 128, 128, 16, 8)
 
@@ -155,22 +151,6 @@ def test_synflow_of_a_network_too_deep_for_float32(dtype):
         masks = synflow(deep, params, inputs, 0.1, rounds=10)
     assert sum(kept(masks).values()) == round(0.1 * 60 * 144)
     assert min(kept(masks).values()) > 0
-
-
-def test_synflow_of_convolutions_with_batch_norm_and_shortcuts():
-    """Of ResNet-32, whose flow float32 does not hold, every layer keeps weights."""
-    config = default_config()
-    config.sparsity.rule, config.sparsity.density, config.sparsity.rounds = "synflow", 0.02, 5
-    model = create_model("resnet32", num_classes=10, width=16)
-    images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
-    variables = jax.jit(partial(model.init, train=False))(jax.random.key(1), images)
-    masks = prune_before_training(
-        config.sparsity, model, variables, lambda i: images[i], np.arange(4),
-        lambda step: np.arange(4), jax.random.key(2),
-    )  # fmt: skip
-    counts = kept(masks)
-    assert min(counts.values()) > 0
-    assert sum(counts.values()) == round(0.02 * sum(mask.size for _, mask in leaf_paths(masks)))
 
 
 def test_scores_that_are_not_finite_are_an_error():

@@ -11,10 +11,11 @@ import pytest
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from cka_sr_jax.sweeps import replicas
 from cka_sr_jax.sweeps import runner as grid
 from cka_sr_jax.sweeps.replicas import replica_groups, train_together
 from cka_sr_jax.sweeps.runner import grid_points, run_grid
-from cka_sr_jax.training import Checkpoints, default_config, loop
+from cka_sr_jax.training import Checkpoints, default_config
 from cka_sr_jax.training.recorder import Recorder
 
 
@@ -118,7 +119,7 @@ def test_a_group_that_was_stopped_goes_on(together, tmp_path, monkeypatch):
         yield received
 
     log = Recorder._log
-    monkeypatch.setattr(loop, "stop_signals", stop_signals)
+    monkeypatch.setattr(replicas, "stop_signals", stop_signals)
     monkeypatch.setattr(
         Recorder, "_log", lambda self, done: (received.append(15), log(self, done))[1]
     )

@@ -11,10 +11,11 @@ from cka_sr_jax import apply_masks, cka_penalty, get_masks, make_rule, sparsify
 from cka_sr_jax.models import create_model
 from cka_sr_jax.similarity.cca import cca_penalty
 from cka_sr_jax.training import (
-    create_penalty,
+    Penalty,
+    cka_sr,
+    classification_loss,
     create_state,
     cross_entropy,
-    default_config,
     make_eval_step,
     make_train_step,
     map_devices,
@@ -34,6 +35,14 @@ def make_tx(density=0.3):
     return sparsify(optax.sgd(0.1, momentum=0.9), make_rule("rst", density=density))
 
 
+def first_state(model, tx):
+    return create_state(model.init(jax.random.key(0), IMAGES[:2], train=False), tx)
+
+
+def make_step(model, tx, penalty=None):
+    return make_train_step(classification_loss(model, penalty), tx)
+
+
 def test_cross_entropy_with_label_smoothing():
     logits = np.array([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]], np.float32)
     logp = logits - np.log(np.exp(logits).sum(1, keepdims=True))
@@ -43,24 +52,11 @@ def test_cross_entropy_with_label_smoothing():
     np.testing.assert_allclose(cross_entropy(logits, jnp.array([2, 0]), 0.1), smooth, rtol=1e-6)
 
 
-@pytest.mark.parametrize("debiased", [True, False])
-@pytest.mark.parametrize(("name", "similarity"), [("cka", cka_penalty), ("cca", cca_penalty)])
-def test_the_penalty_of_a_config(name, similarity, debiased):
-    config = default_config().cka
-    config.update(similarity=name, debiased=debiased, pairs="all", reduction="mean", samples=6)
-    rng = np.random.default_rng(0)
-    features = {f"stage{i}": rng.normal(size=(9, 5 + i)).astype(np.float32) for i in range(3)}
-    expected = similarity(features, samples=6, pairs="all", reduction="mean", debiased=debiased)
-    np.testing.assert_allclose(create_penalty(config)(features), expected, rtol=1e-6)
-    other = similarity(features, samples=6, pairs="all", reduction="mean", debiased=not debiased)
-    assert abs(expected - other) > 0.1
-
-
 @pytest.mark.parametrize("similarity", [cka_penalty, cca_penalty])
 def test_step_minimizes_task_loss_plus_beta_times_penalty(similarity):
     model, tx = mlp(), make_tx()
-    state = create_state(model, tx, jax.random.key(0), IMAGES[:2])
-    step = make_train_step(model, tx, beta=0.1, penalty=similarity, samples=8)
+    state = first_state(model, tx)
+    step = make_step(model, tx, Penalty(lambda x, _: similarity(x, samples=8), 0.1))
 
     def loss(params):
         logits, sown = model.apply({"params": params}, IMAGES, train=True, mutable=["features"])
@@ -79,11 +75,9 @@ def test_step_minimizes_task_loss_plus_beta_times_penalty(similarity):
 
 def test_penalty_only_in_every_third_step():
     model, tx = mlp(), make_tx()
-    state = create_state(model, tx, jax.random.key(0), IMAGES[:2])
-    with_penalty = jax.jit(
-        make_train_step(model, tx, beta=0.5, every=3, samples=8), static_argnums=2
-    )
-    without = jax.jit(make_train_step(model, tx), static_argnums=2)
+    state = first_state(model, tx)
+    with_penalty = jax.jit(make_step(model, tx, cka_sr(0.5, every=3, samples=8)), static_argnums=2)
+    without = jax.jit(make_step(model, tx), static_argnums=2)
     for step in range(5):
         plain, _ = without(state, BATCH, None)
         state, metrics = with_penalty(state, BATCH, None)
@@ -96,8 +90,8 @@ def test_penalty_only_in_every_third_step():
 
 def test_penalty_only_before_its_end():
     model, tx = mlp(), make_tx()
-    state = create_state(model, tx, jax.random.key(0), IMAGES[:2])
-    step = jax.jit(make_train_step(model, tx, beta=0.5, end=2, samples=8), static_argnums=2)
+    state = first_state(model, tx)
+    step = jax.jit(make_step(model, tx, cka_sr(0.5, end=2, samples=8)), static_argnums=2)
     for number in range(4):
         state, metrics = step(state, BATCH, None)
         assert jnp.isnan(metrics["penalty"]) == (number >= 2)
@@ -108,9 +102,9 @@ def test_penalty_only_before_its_end():
 def test_four_devices_train_as_one(parallel):
     """Without BatchNorm: 4 devices of 8 images against one of 32 with 4 CKA sub-batches of 8."""
     model, tx = mlp(), make_tx()
-    state = create_state(model, tx, jax.random.key(0), IMAGES[:2])
-    alone = jax.jit(make_train_step(model, tx, beta=0.1, samples=8, batches=4), static_argnums=2)
-    step = make_train_step(model, tx, beta=0.1, samples=8, sync=True)
+    state = first_state(model, tx)
+    alone = jax.jit(make_step(model, tx, cka_sr(0.1, samples=8, batches=4)), static_argnums=2)
+    step = make_step(model, tx, cka_sr(0.1, samples=8, sync=True))
     devices = jax.devices()[:4]
     assert len(devices) == 4
     mapped = map_devices(
@@ -142,8 +136,8 @@ def test_four_devices_train_as_one(parallel):
 
 def test_vmap_stands_for_devices_in_a_test():
     model, tx = mlp(), make_tx()
-    state = create_state(model, tx, jax.random.key(0), IMAGES[:2])
-    step = make_train_step(model, tx, beta=0.1, samples=8)
+    state = first_state(model, tx)
+    step = make_step(model, tx, cka_sr(0.1, samples=8))
     shards = jax.tree.map(lambda a: a.reshape(2, 16, *a.shape[1:]), BATCH)
     states, _ = jax.vmap(step, in_axes=(None, 0), axis_name="batch")(state, shards)
     for leaf in jax.tree.leaves(states.params):
@@ -153,8 +147,8 @@ def test_vmap_stands_for_devices_in_a_test():
 def test_batch_norm_statistics_are_averaged_over_devices():
     model = create_model("resnet8", 10, width=4)
     tx = make_tx()
-    state = create_state(model, tx, jax.random.key(0), IMAGES[:2])
-    step = make_train_step(model, tx)
+    state = first_state(model, tx)
+    step = make_step(model, tx)
     shards = jax.tree.map(lambda a: a.reshape(2, 16, *a.shape[1:]), BATCH)
     states, _ = jax.jit(jax.vmap(step, in_axes=(None, 0), axis_name="batch"))(state, shards)
     mean = states.batch_stats["stem_bn"]["mean"]
@@ -164,7 +158,7 @@ def test_batch_norm_statistics_are_averaged_over_devices():
 
 def test_eval_step_leaves_padding_out():
     model, tx = mlp(), make_tx()
-    state = create_state(model, tx, jax.random.key(0), IMAGES[:2])
+    state = first_state(model, tx)
     weight = jnp.ones(32).at[20:].set(0)
     sums = make_eval_step(model)(state, {**BATCH, "weight": weight}, None)
     logits = model.apply({"params": state.params}, IMAGES[:20], train=False)
@@ -174,7 +168,7 @@ def test_eval_step_leaves_padding_out():
 
 
 def test_initial_parameters_are_pruned():
-    state = create_state(mlp(), make_tx(0.1), jax.random.key(0), IMAGES[:2])
+    state = first_state(mlp(), make_tx(0.1))
     masked = apply_masks(state.params, get_masks(state.opt_state))
     jax.tree.map(np.testing.assert_array_equal, masked, state.params)
 
@@ -186,7 +180,7 @@ def test_a_third_party_model_without_features_trains_with_beta_zero():
             return nn.Dense(10)(x.reshape(len(x), -1))
 
     tx = make_tx()
-    state = create_state(Plain(), tx, jax.random.key(0), IMAGES[:2])
-    state, metrics = make_train_step(Plain(), tx)(state, BATCH, None)
+    state = first_state(Plain(), tx)
+    state, metrics = make_step(Plain(), tx)(state, BATCH, None)
     assert "penalty" not in metrics
     assert jnp.isfinite(metrics["loss"])

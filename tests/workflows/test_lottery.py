@@ -10,6 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from cka_sr_jax import workflows
 from cka_sr_jax.training import Checkpoints, ConfigError, default_config, loop
 from cka_sr_jax.workflows import lottery
 
@@ -55,8 +56,10 @@ def finished(tmp_path_factory):
     """A finished experiment, its result, and the state that each training started from."""
     workdir, starts, train = tmp_path_factory.mktemp("lottery"), [], loop.train
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "train", lambda e, c: (starts.append(e.state), train(e, c))[1])
-        return workdir, lottery.run(small_config(), workdir, quiet()), starts
+        patch.setattr(
+            loop, "train", lambda *a: (starts.append(a[4](a[0]) if a[4:] else None), train(*a))[1]
+        )
+        return workdir, workflows.run(small_config(), workdir, quiet()), starts
 
 
 def test_rounds_keep_the_largest_of_what_is_left(finished):
@@ -98,7 +101,7 @@ def test_the_penalty_ends_at_its_share_of_a_whole_round(tmp_path):
     """Not of the steps to the rewind point, which are trained first and once for all rounds."""
     config = small_config(rounds=0, rewind=8 / 12)
     config.train.log_every, config.penalty.end = 1, 0.5
-    lottery.run(config, tmp_path, quiet())
+    lottery.run(lottery.prepare(config), tmp_path, quiet())
     for folder, steps in (("rewind", range(1, 9)), ("round00", range(9, 13))):
         lines = (tmp_path / folder / "metrics.jsonl").read_text().splitlines()
         logged = [record for record in map(json.loads, lines) if record["split"] == "train"]
@@ -123,7 +126,7 @@ def test_rounds_with_batch_norm_and_adamw(tmp_path):
     config.train.steps, config.train.batch_size = 2, 32
     config.model.name, config.model.options = "resnet8", ConfigDict({"width": 2})
     config.optimizer.name, config.penalty.beta = "adamw", 0.0
-    result = lottery.run(config, tmp_path, quiet())
+    result = workflows.run(config, tmp_path, quiet())
     assert [round(row["density"], 2) for row in result["rounds"]] == [1.0, 0.8]
 
 
@@ -131,20 +134,22 @@ def test_an_interrupted_experiment_ends_as_an_uninterrupted_one(finished, tmp_pa
     """Stopped inside round 1 and started again: the same masks and weights in the last round."""
     train = loop.train
 
-    def stop_early(experiment, console):
-        if experiment.workdir.name == "round01":
-            train(experiment._replace(steps=8), console)
+    def stop_early(plan, workdir, *rest):
+        if workdir.name == "round01":
+            train(plan._replace(steps=8), workdir, *rest)
             raise KeyboardInterrupt
-        return train(experiment, console)
+        return train(plan, workdir, *rest)
 
     monkeypatch.setattr(loop, "train", stop_early)
     with pytest.raises(KeyboardInterrupt):
-        lottery.run(small_config(), tmp_path, quiet())
+        workflows.run(small_config(), tmp_path, quiet())
     trained = []
     monkeypatch.setattr(
-        loop, "train", lambda e, c: (trained.append(e.workdir.name), train(e, c))[1]
+        loop,
+        "train",
+        lambda plan, folder, *rest: (trained.append(folder.name), train(plan, folder, *rest))[1],
     )
-    lottery.run(small_config(), tmp_path, quiet())
+    workflows.run(small_config(), tmp_path, quiet())
     assert trained == ["rewind", "round01", "round02"]  # the first has no step left
     for kind in ("masks", "params"):
         expected, actual = (stored(d / "round02", kind) for d in (finished[0], tmp_path))
@@ -154,12 +159,12 @@ def test_an_interrupted_experiment_ends_as_an_uninterrupted_one(finished, tmp_pa
 
 def test_rewinding_to_the_initial_weights(tmp_path):
     config = small_config(rewind=0.0, rounds=1)
-    lottery.run(config, tmp_path, quiet())
+    workflows.run(config, tmp_path, quiet())
     with pytest.raises(ConfigError, match=r"lottery.prune is 0.2 there and 0.5 now"):
-        lottery.run(small_config(rewind=0.0, rounds=1, prune=0.5), tmp_path, quiet())
+        workflows.run(small_config(rewind=0.0, rounds=1, prune=0.5), tmp_path, quiet())
     # Again: everything is there.
     shutil.rmtree(tmp_path / "round01" / "checkpoints")
-    assert len(lottery.run(config, tmp_path, quiet())["rounds"]) == 2
+    assert len(workflows.run(config, tmp_path, quiet())["rounds"]) == 2
 
 
 def test_mistakes_are_one_sentence(tmp_path):
@@ -168,9 +173,9 @@ def test_mistakes_are_one_sentence(tmp_path):
         ({"rewind": 0.99}, "lottery.rewind=0.99 leaves no step of the run's 12"),
     ):
         with pytest.raises(ConfigError, match=message):
-            lottery.run(small_config(**fields), tmp_path / "run", quiet())
+            workflows.run(small_config(**fields), tmp_path / "run", quiet())
     config = small_config()
     config.sparsity.rule = "rst"
     with pytest.raises(ConfigError, match=r"sparsity.rule is 'rst': use 'dense'"):
-        lottery.run(config, tmp_path / "run", quiet())
+        workflows.run(config, tmp_path / "run", quiet())
     assert not (tmp_path / "run").exists()

@@ -1,19 +1,17 @@
-"""Training of a fully connected network on a task, and its error: pure but for the loop."""
+"""Training of a fully connected network on a task, and its error."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array
-from ml_collections import ConfigDict
 
 from cka_sr_jax.data import batch_indices
 from cka_sr_jax.layer_sparsity import (
@@ -25,29 +23,20 @@ from cka_sr_jax.layer_sparsity import (
     to_mlp_params,
     unit_prox,
 )
-from cka_sr_jax.models import create_model
-from cka_sr_jax.sparsity import Rule, apply_masks, get_masks, sparsify
-from cka_sr_jax.training import (
+from cka_sr_jax.training.methods import Method, build_method
+from cka_sr_jax.training.optimizer import create_optimizer, create_schedule
+from cka_sr_jax.training.penalty import create_penalty
+from cka_sr_jax.training.step import (
+    Metrics,
     TrainState,
-    create_optimizer,
-    create_penalty,
-    create_schedule,
     create_state,
+    make_train_step,
+    penalized_loss,
 )
+from cka_sr_jax.workflows.layer_sparsity.plan import PathPlan, make_model
 from cka_sr_jax.workflows.layer_sparsity.tasks import Split, Task
 
 Layers = tuple[Affine, ...]
-
-
-class Setup(NamedTuple):
-    """What a config means, once it has been checked."""
-
-    config: ConfigDict
-    workdir: Path
-    task: Task
-    hidden: tuple[int, ...]
-    steps: int
-    steps_per_epoch: int
 
 
 class Strengths(NamedTuple):
@@ -71,57 +60,64 @@ class Estimate(NamedTuple):
     standard_error: float
 
 
+class Trainer(NamedTuple):
+    """How a network of some hidden layers is trained.
+
+    Attributes:
+      first_state: `(start) -> state`, from these layers or, where they are None, from the
+        model's own initial weights.
+      step: `(state, batch) -> (state, metrics)`, the batch being {"image": inputs,
+        "label": targets}.
+    """
+
+    first_state: Callable[[Layers | None], TrainState]
+    step: Callable[[TrainState, dict[str, Array]], tuple[TrainState, Metrics]]
+
+
 def fit(
-    setup: Setup,
+    plan: PathPlan,
     hidden: Sequence[int],
-    rule: Rule,
     *,
     start: Layers | None = None,
     strengths: Strengths = Strengths(),  # noqa: B008
+    method: Method | None = None,
 ) -> Layers:
-    """Train an MLP of these hidden layers as the config says, and return its chain.
+    """Train an MLP of these hidden layers as the plan says, and return its chain.
 
     Args:
-      rule: of sparse training.
       start: initial weights; None: the model's own, from the config's seed.
+      method: of sparse training; None: the config's.
     """
-    data, batch_size = setup.task.train, setup.config.train.batch_size
-    tx, init, step = make_trainer(setup, hidden, rule, strengths)
-    state = init()  # not jit: its compilation takes longer than a small network's training
-    if start is not None:
-        opt_state = tx.init(to_mlp_params(start)[1])
-        params = apply_masks(to_mlp_params(start)[1], get_masks(opt_state))
-        params = jax.tree.map(jnp.asarray, params)
-        state = TrainState(state.step, params, state.batch_stats, opt_state)
+    trainer = make_trainer(plan, hidden, strengths, method)
+    train, batch_size = plan.task.train, plan.config.train.batch_size
+    data = {"image": train.inputs, "label": train.targets}
+    state = trainer.first_state(start)
 
     @jax.jit
-    def train_on(state: TrainState, data: Split, indices: Array) -> TrainState:
+    def train_on(state: TrainState, data: dict[str, Array], indices: Array) -> TrainState:
         def body(state: TrainState, batch: Array) -> tuple[TrainState, None]:
-            return step(state, jax.tree.map(lambda a: a[batch], data)), None
+            return trainer.step(state, jax.tree.map(lambda a: a[batch], data))[0], None
 
         return jax.lax.scan(body, state, indices)[0]
 
-    for first in range(0, setup.steps, setup.steps_per_epoch):
-        epoch = range(first, min(first + setup.steps_per_epoch, setup.steps))
-        indices = [batch_indices(setup.config.seed, i, len(data.inputs), batch_size) for i in epoch]
+    for first in range(0, plan.steps, plan.steps_per_epoch):
+        epoch = range(first, min(first + plan.steps_per_epoch, plan.steps))
+        indices = [batch_indices(plan.config.seed, i, len(train.inputs), batch_size) for i in epoch]
         state = train_on(state, data, np.stack(indices))
     return from_mlp(state.params)
 
 
 def make_trainer(
-    setup: Setup,
+    plan: PathPlan,
     hidden: Sequence[int],
-    rule: Rule,
     strengths: Strengths = Strengths(),  # noqa: B008
-) -> tuple[
-    optax.GradientTransformationExtraArgs,
-    Callable[[], TrainState],
-    Callable[[TrainState, Split], TrainState],
-]:
-    """The optimizer, the function that makes the initial state, and the step."""
-    config, task = setup.config, setup.task
+    method: Method | None = None,
+) -> Trainer:
+    """The trainer of an MLP of these hidden layers; arguments as in `fit`."""
+    config, task = plan.config, plan.task
+    method = method or build_method(config.sparsity, plan.steps)
     model = make_model(config, task, hidden=tuple(hidden))
-    schedule = create_schedule(config.optimizer, setup.steps)
+    schedule = create_schedule(config.optimizer, plan.steps)
     names = [f"hidden{j}" for j in range(len(hidden))]
     steps = [  # the l1 step before that of the units: together they are the step of the sum
         (layer_prox, strengths.layer, names if task.nonnegative_input else names[1:]),
@@ -130,53 +126,24 @@ def make_trainer(
     ]
     parts = [create_optimizer(config.optimizer, schedule)]
     parts += [prox(r, schedule, layers) for prox, r, layers in steps if r and layers]
-    tx = sparsify(optax.chain(*parts) if parts[1:] else parts[0], rule, seed=config.seed)
+    tx = method.transform(optax.chain(*parts) if parts[1:] else parts[0], config.seed)
 
-    def init() -> TrainState:
-        inputs = jnp.zeros((2, task.train.inputs.shape[1]))
-        return create_state(model, tx, jax.random.key(config.seed), inputs)
+    def first_state(start: Layers | None) -> TrainState:
+        if start is None:
+            inputs = jnp.zeros((2, task.train.inputs.shape[1]))
+            # Without jit, whose compilation takes longer than a small network's training.
+            return create_state(model.init(jax.random.key(config.seed), inputs, train=False), tx)
+        _, params = to_mlp_params(start)
+        return create_state({"params": jax.tree.map(jnp.asarray, params)}, tx)
 
-    return tx, init, _make_step(setup, model, tx)
+    def task_loss(outputs: Array, targets: Array) -> tuple[Array, Metrics]:
+        return task.loss(outputs, targets).mean(), {}
 
-
-def _make_step(
-    setup: Setup, model: Any, tx: optax.GradientTransformationExtraArgs
-) -> Callable[[TrainState, Split], TrainState]:
-    """Minimizes loss + beta * CKA-SR; CKA-SR only where there are two hidden layers."""
-    options, task = setup.config.penalty, setup.task
-    penalty = create_penalty(options)
-
-    def step(state: TrainState, batch: Split) -> TrainState:
-        def loss_fn(params: Any) -> Array:
-            outputs, sown = model.apply(
-                {"params": params}, batch.inputs, train=True, mutable=["features"]
-            )
-            loss = task.loss(outputs, batch.targets).mean()
-            if options.beta and len(model.hidden) > 1:
-                loss += options.beta * jax.lax.cond(
-                    state.step % options.every == 0,
-                    penalty,
-                    lambda features: jnp.zeros(()),
-                    sown["features"],
-                )
-            return loss
-
-        grads = jax.grad(loss_fn)(state.params)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, state.batch_stats, opt_state)
-
-    return step
-
-
-def make_model(config: ConfigDict, task: Task, **options: Any) -> Any:
-    """The config's model for the task's outputs, with these options.
-
-    Raises:
-      ValueError: as `create_model`.
-    """
-    dtype = jnp.dtype(config.model.dtype)
-    return create_model(config.model.name, task.outputs, dtype=dtype, **options)
+    penalty = create_penalty(config.penalty, plan.steps, config.penalty.beta)
+    if len(hidden) < 2:  # no pair of features
+        penalty = None
+    step = make_train_step(penalized_loss(model, task_loss, penalty), tx)
+    return Trainer(first_state, partial(step, axis_name=None))
 
 
 def estimate(task: Task, chain: Layers, split: Split) -> Estimate:

@@ -12,8 +12,10 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 from ml_collections import ConfigDict
 
-from cka_sr_jax.data import channel_statistics, load_dataset, normalize
-from cka_sr_jax.training import ConfigError, cross_entropy
+from cka_sr_jax.data import load_dataset, normalize
+from cka_sr_jax.training.build import image_statistics
+from cka_sr_jax.training.config import ConfigError
+from cka_sr_jax.training.step import cross_entropy
 
 TEACHER = "relu_teacher"
 TEACHER_EVALUATION_SHARE = 0.5  # of validation and of test examples, against training ones
@@ -71,10 +73,7 @@ def load_task(config: ConfigDict) -> Task:
 def image_task(config: ConfigDict) -> Task:
     """Classification of flattened, normalized images; the error is the share of wrong answers."""
     data = load_dataset(config.data)
-    mean, std = tuple(config.data.mean), tuple(config.data.std)
-    if not mean and not std:
-        mean, std = channel_statistics(data.train_images)
-        std = tuple(s or 1.0 for s in std)
+    mean, std = image_statistics(config, data)
 
     def split(images: np.ndarray, labels: np.ndarray) -> Split:
         inputs = normalize(jnp.asarray(images), mean, std)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from cka_sr_jax import workflows
 from cka_sr_jax.layer_sparsity import (
     Affine,
     active_layers,
@@ -20,12 +21,12 @@ from cka_sr_jax.layer_sparsity import (
     save_mlp,
 )
 from cka_sr_jax.models import MLP
-from cka_sr_jax.sparsity import make_rule
 from cka_sr_jax.training import ConfigError, default_config
-from cka_sr_jax.workflows.layer_sparsity import path as layer_sparsity
+from cka_sr_jax.workflows import layer_sparsity
+from cka_sr_jax.workflows.layer_sparsity import path as path_module
 from cka_sr_jax.workflows.layer_sparsity import tasks
-from cka_sr_jax.workflows.layer_sparsity.fit import Strengths
-from cka_sr_jax.workflows.layer_sparsity.path import Estimate, Point, choose
+from cka_sr_jax.workflows.layer_sparsity.fit import Estimate, Strengths, fit
+from cka_sr_jax.workflows.layer_sparsity.path import Point, choose
 from cka_sr_jax.workflows.layer_sparsity.tables import (
     Network,
     networks_table,
@@ -75,7 +76,7 @@ def outputs_of(file, inputs):
 def test_digits_end_to_end(tmp_path, capsys):
     config = small_config()
     workdir = tmp_path / "run"
-    result = layer_sparsity.run(config, workdir, Console(width=80))
+    result = workflows.run(config, workdir, Console(width=80))
     printed = capsys.readouterr().out
     assert {p.name for p in workdir.iterdir()} == {
         "config.json", "result.json", "tables.md",
@@ -103,28 +104,28 @@ def test_digits_end_to_end(tmp_path, capsys):
         assert f"| {name}{star} |" in tables
         assert name in printed
     # Merged and fitted networks are the same function, as plain MLPs read from the files.
-    inputs = layer_sparsity.prepare(config, workdir).task.test.inputs
+    inputs = layer_sparsity.prepare(config).task.test.inputs
     merged_outputs = outputs_of(workdir / "merged.npz", inputs)
     np.testing.assert_allclose(
         merged_outputs, outputs_of(workdir / "fitted.npz", inputs), rtol=1e-4, atol=1e-4
     )
     # The same command again says that it is complete, and changes nothing.
     before = (workdir / "result.json").stat().st_mtime_ns
-    again = layer_sparsity.run(config, workdir, Console(width=80))
+    again = workflows.run(config, workdir, Console(width=80))
     assert again == json.loads(json.dumps(result))
     assert "This experiment is complete" in capsys.readouterr().out
     assert (workdir / "result.json").stat().st_mtime_ns == before
 
 
 def test_the_choice_does_without_test_data(tmp_path, monkeypatch):
-    def untrained(setup, hidden, rule, *, start=None, strengths=Strengths()):  # noqa: B008
+    def untrained(plan, hidden, *, start=None, strengths=Strengths(), method=None):  # noqa: B008
         nonnegative = (1, 2) if strengths.layer else ()
         return start or random_chain((10, *hidden, 1), nonnegative=nonnegative)
 
-    monkeypatch.setattr(layer_sparsity, "fit", untrained)
-    setup = layer_sparsity.prepare(small_config(data__name="relu_teacher"), tmp_path)
-    setup = setup._replace(task=setup.task._replace(test=None))
-    path = layer_sparsity.fit_path(setup, Console(quiet=True))
+    monkeypatch.setattr(path_module, "fit", untrained)
+    plan = layer_sparsity.prepare(small_config(data__name="relu_teacher"))
+    plan = plan._replace(task=plan.task._replace(test=None))
+    path = path_module.fit_path(plan, Console(quiet=True))
     assert [len(point.merged) for point in path] == [4, 2]
     assert any(choose(path, 1.0) is point for point in path)
 
@@ -136,25 +137,25 @@ def nonzero(chain):
 def test_a_sparse_refit_keeps_its_zeros(tmp_path):
     config = small_config(sparsity__rule="rst", sparsity__density=0.2, train__steps=30,
                           layer_sparsity__refit_keep_zeros=True)  # fmt: skip
-    setup = layer_sparsity.prepare(config, tmp_path)
+    plan = layer_sparsity.prepare(config)
     merged = random_chain((64, 12, 10))
     merged[1].kernel[::2] = 0
     for cold in (False, True):
-        refitted = layer_sparsity.refit(setup, merged, cold=cold)
+        refitted = path_module.refit(plan, merged, cold=cold)
         assert not np.asarray(refitted[1].kernel)[::2].any()
         assert np.asarray(refitted[1].kernel)[1::2].all()
 
 
 def test_connections_and_units_of_a_refit_become_exactly_0(tmp_path):
     config = small_config(train__steps=100, optimizer__learning_rate=1e-2)
-    setup = layer_sparsity.prepare(config, tmp_path)
+    plan = layer_sparsity.prepare(config)
     merged = random_chain((64, 12, 10))
     config.layer_sparsity.refit_l1 = 0.5
-    sparse = layer_sparsity.refit(setup, merged, cold=True)
+    sparse = path_module.refit(plan, merged, cold=True)
     total = sum(layer.kernel.size for layer in merged)
     assert 0.1 * total < nonzero(sparse) < 0.9 * total
     config.layer_sparsity.refit_l1, config.layer_sparsity.refit_row_group = 0.0, 5.0
-    narrow = layer_sparsity.refit(setup, merged, cold=True)
+    narrow = path_module.refit(plan, merged, cold=True)
     width = narrow[0].kernel.shape[1]
     assert 1 <= width < 12
     assert [layer.kernel.shape for layer in narrow] == [(64, width), (width, 10)]
@@ -163,9 +164,9 @@ def test_connections_and_units_of_a_refit_become_exactly_0(tmp_path):
 
 def test_nonnegative_input_lets_the_first_layer_merge(tmp_path):
     config = small_config(data__mean=(0.0,), data__std=(1.0,), penalty__beta=1e-3)
-    setup = layer_sparsity.prepare(config, tmp_path)
-    assert setup.task.nonnegative_input
-    fitted = layer_sparsity.fit(setup, setup.hidden, make_rule("dense"), strengths=Strengths(200.0))
+    plan = layer_sparsity.prepare(config)
+    assert plan.task.nonnegative_input
+    fitted = fit(plan, plan.hidden, strengths=Strengths(200.0))
     assert active_layers(fitted, nonnegative_input=True) == ()
     assert len(merge_layers(fitted, nonnegative_input=True)) == 1
 
@@ -174,7 +175,7 @@ def test_where_nothing_merges_nothing_is_called_refitted(tmp_path):
     config = small_config(layer_sparsity__strengths=(1e-6,), train__steps=10)
     config.layer_sparsity.standard_errors = 100.0
     console = Console(record=True, quiet=True, width=80)
-    result = layer_sparsity.run(config, tmp_path / "run", console)
+    result = workflows.run(config, tmp_path / "run", console)
     assert not result["chosen_merged"]
     assert {row["warm_validation_error"] for row in result["path"]} == {None}
     assert [network["name"] for network in result["networks"]] == ["no penalty", "fitted"]
@@ -250,7 +251,6 @@ def test_saved_chain_is_a_plain_mlp(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"layer_sparsity__strengths": ()}, "strengths is empty, which is an ordinary run"),
         ({"layer_sparsity__strengths": (2.0, 1.0)}, "not positive numbers in increasing order"),
         ({"layer_sparsity__strengths": (0.0, 1.0)}, "not positive numbers in increasing order"),
         ({"layer_sparsity__refit_l1": -1.0}, "layer_sparsity.refit_l1=-1.0 is too small"),
@@ -273,21 +273,21 @@ def test_saved_chain_is_a_plain_mlp(tmp_path):
 )  # fmt: skip
 def test_mistakes_are_one_sentence(fields, message, tmp_path):
     with pytest.raises(ConfigError, match=message) as error:
-        layer_sparsity.run(small_config(**fields), tmp_path / "run", Console(quiet=True))
+        workflows.run(small_config(**fields), tmp_path / "run", Console(quiet=True))
     assert "\n" not in str(error.value)
     if "learning_rate" not in str(fields):
         assert not (tmp_path / "run").exists()
 
 
 def test_a_path_ends_where_training_diverges(tmp_path, monkeypatch):
-    setup = layer_sparsity.prepare(small_config(train__steps=5), tmp_path)
+    plan = layer_sparsity.prepare(small_config(train__steps=5))
 
     def diverging(*args, strengths=Strengths(), **kwargs):  # noqa: B008
         chain = random_chain((64, 12, 12, 12, 10))
         return jax.tree.map(lambda a: a * jnp.nan, chain) if strengths.layer else chain
 
-    monkeypatch.setattr(layer_sparsity, "fit", diverging)
-    path = layer_sparsity.fit_path(setup, Console(quiet=True))
+    monkeypatch.setattr(path_module, "fit", diverging)
+    path = path_module.fit_path(plan, Console(quiet=True))
     assert [point.strength for point in path] == [0]
 
 

@@ -22,6 +22,7 @@ import pytest
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from cka_sr_jax.data import normalize
 from cka_sr_jax.models import create_model
 from cka_sr_jax.similarity.cka import cka_penalty
 from cka_sr_jax.sparsity import get_masks, layer_counts, leaf_paths
@@ -29,16 +30,18 @@ from cka_sr_jax.training import (
     Checkpoints,
     ConfigError,
     default_config,
-    evaluation,
     load_variables,
     loop,
+    methods,
+    new_state,
     prepare,
     replicate,
-    run,
 )
-from cka_sr_jax.training import build as experiment_module
-from cka_sr_jax.training.metrics import mean_metrics
+from cka_sr_jax.training import build as build_module
+from cka_sr_jax.training import result as result_module
+from cka_sr_jax.training.evaluation import make_evaluator
 from cka_sr_jax.training.recorder import Recorder
+from cka_sr_jax.workflows import run
 
 ROOT = Path(__file__).parents[2]
 TFDS = ROOT.parent / "shared" / "tfds"
@@ -149,19 +152,20 @@ class UnsortedStages(nn.Module):
         return nn.Dense(self.num_classes)(x)
 
 
-def test_stages_keep_their_features_whatever_their_names(tmp_path, monkeypatch):
+def test_stages_keep_their_features_whatever_their_names(monkeypatch):
     monkeypatch.setattr(
-        experiment_module, "create_model", lambda name, classes, **_: UnsortedStages(classes)
+        build_module, "create_model", lambda name, classes, **_: UnsortedStages(classes)
     )
     config = small_config(penalty__beta=0.0)
     config.model.options = ConfigDict()
-    experiment = prepare(config, tmp_path)
-    assert evaluation.feature_groups(experiment) == {"body": 3, "stem": 1}
-    images = experiment.dataset.validation_images[:128]
-    features = evaluation._features(experiment, experiment.state, images)
+    plan = prepare(config)
+    evaluator, state = make_evaluator(plan), new_state(plan)
+    assert evaluator.features == {"body": 3, "stem": 1}
+    images = normalize(plan.dataset.validation_images[:128], plan.mean, plan.std)
+    _, sown = plan.model.apply({"params": state.params}, images, train=False, mutable=["features"])
+    features = sown["features"]
     expected = cka_penalty({"body": features["body"]}, reduction="mean")
-    matrix = evaluation.cka_function(experiment)(replicate(experiment.state, jax.local_devices()))
-    actual = evaluation.stage_means(matrix, evaluation.feature_groups(experiment))
+    actual = evaluator.similarity(replicate(state, jax.local_devices()))
     assert actual["cka_within_stage"] == pytest.approx(float(expected), abs=1e-4)
     cross = [cka_penalty((features["stem"][0], x), reduction="mean") for x in features["body"]]
     assert actual["cka_cross_stage"] == pytest.approx(float(np.mean(cross)), abs=1e-4)
@@ -202,7 +206,7 @@ def test_a_result_means_finished(finished, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "write_report", killed)
+        patch.setattr(result_module, "write_report", killed)
         with pytest.raises(KeyboardInterrupt):
             run(small_config(), tmp_path)
     assert not (tmp_path / "result.json").exists()
@@ -247,8 +251,8 @@ def test_a_rule_that_changes_its_masks_reports_them(tmp_path):
     assert (tmp_path / "report" / "mask_curves.png").exists()
 
 
-def masks_of(config, workdir):
-    masks = get_masks(prepare(config, workdir).state.opt_state)
+def masks_of(config):
+    masks = get_masks(new_state(prepare(config)).opt_state)
     return {path: np.asarray(mask) for path, mask in leaf_paths(masks)}
 
 
@@ -264,11 +268,11 @@ def test_what_is_selected_has_the_density_that_was_asked_for(end, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["snip", "grasp", "synflow", "ntt"])
-def test_pruning_before_training(method, tmp_path):
+def test_pruning_before_training(method):
     config = small_config(sparsity__rule=method, penalty__beta=0.0)
     if method in ("synflow", "ntt"):
         config.sparsity.rounds = 5
-    masks = masks_of(config, tmp_path)
+    masks = masks_of(config)
     shapes = {"hidden0": (64, 32), "hidden1": (32, 32), "hidden2": (32, 32), "head": (32, 10)}
     assert {path: mask.shape for path, mask in masks.items()} == {
         f"{layer}/kernel": shape for layer, shape in shapes.items()
@@ -280,11 +284,11 @@ def test_pruning_before_training(method, tmp_path):
     assert sum(mask.sum() for mask in masks.values()) == expected
 
 
-def test_layer_ratios_only(tmp_path):
+def test_layer_ratios_only():
     config = small_config(sparsity__rule="snip", penalty__beta=0.0)
-    best = masks_of(config, tmp_path)
+    best = masks_of(config)
     config.sparsity.shuffle = True
-    shuffled = masks_of(config, tmp_path)
+    shuffled = masks_of(config)
     for path, mask in best.items():
         assert mask.sum() == shuffled[path].sum()
     assert (best["hidden0/kernel"] != shuffled["hidden0/kernel"]).any()
@@ -294,7 +298,7 @@ def test_a_run_that_resumes_has_its_masks_from_the_checkpoint(tmp_path, monkeypa
     config = small_config(sparsity__rule="snip", train__steps=2, penalty__beta=0.0)
     kept = run(config, tmp_path)["parameters_kept"]
     shutil.rmtree(tmp_path / "report")
-    monkeypatch.setattr(experiment_module, "prune_before_training", None)
+    monkeypatch.setitem(methods.PRUNERS, "snip", None)
     assert run(config, tmp_path)["parameters_kept"] == kept
 
 
@@ -423,33 +427,13 @@ def test_selection_on_the_test_set_is_labeled(tmp_path):
 @pytest.mark.parametrize(("stored", "wanted"), [("dense", "rst"), ("rst", "dense")])
 def test_a_checkpoint_without_the_masks_of_the_run_is_refused(stored, wanted, tmp_path):
     config = small_config(sparsity__rule=stored, train__steps=1, penalty__beta=0.0)
-    loop.train(prepare(config, tmp_path), Console(quiet=True))
+    plan = prepare(config)
+    loop.train(plan, tmp_path, make_evaluator(plan), Console(quiet=True))
     config.sparsity.rule = wanted
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     place = "run" if stored == "dense" else "checkpoint"
     with pytest.raises(ConfigError, match=f"only the {place} has 'state.opt_state.masks"):
         run(config, tmp_path)
-
-
-def test_checkpoints_refuse_other_shapes(tmp_path):
-    checkpoints = Checkpoints(tmp_path)
-    checkpoints.save(1, {"w": np.zeros((2, 3), np.float32), "mask": np.ones(3, bool)})
-    checkpoints.close()
-    checkpoints = Checkpoints(tmp_path)
-    with pytest.raises(ValueError, match="does not fit this run: 'mask' is"):
-        checkpoints.restore({"w": np.zeros((2, 3), np.float32), "mask": np.ones(4, bool)})
-    with pytest.raises(ValueError, match="only the checkpoint has 'mask'"):
-        checkpoints.restore({"w": np.zeros((2, 3), np.float32)})
-    checkpoints.close()
-
-
-def test_mean_metrics_leaves_out_the_penalty_where_it_was_not_computed():
-    nan = float("nan")
-    steps = [{"loss": 1.0, "penalty": nan}, {"loss": 3.0, "penalty": 5.0}]
-    assert mean_metrics(steps) == {"loss": 2.0, "penalty": 5.0}
-    assert np.isnan(mean_metrics([{"penalty": nan}])["penalty"])
-    # A loss that is not finite is not hidden.
-    assert np.isnan(mean_metrics([{"loss": 1.0}, {"loss": nan}])["loss"])
 
 
 def test_the_report_is_not_needed_to_import_the_package():

@@ -1,7 +1,9 @@
-"""Runs of the methods that learn their masks."""
+"""Methods by their config names: runs of those that learn their masks, and SynFlow in depth."""
 
 import io
+from functools import partial
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,7 +11,9 @@ from rich.console import Console
 
 from cka_sr_jax.models import create_model
 from cka_sr_jax.sparsity import dst, n_m_masks, str_
-from cka_sr_jax.training import Checkpoints, ConfigError, default_config, load_variables, run
+from cka_sr_jax.training import Checkpoints, ConfigError, default_config, load_variables
+from cka_sr_jax.training.methods import Untrained, build_method
+from cka_sr_jax.workflows import run
 
 
 def small_config(rule, **options):
@@ -65,9 +69,9 @@ def test_a_run_and_the_weights_it_gives(rule, options, tmp_path):
 
 def test_mistakes_are_one_sentence(tmp_path):
     for rule, options, message in (
-        ("dst", {}, "Sparsity rule 'dst' needs the option sparsity.alpha"),
+        ("dst", {}, "sparsity.rule 'dst' needs the option sparsity.alpha"),
         ("dst", {"alpha": -1.0}, "alpha=-1.0 is not a number >= 0"),
-        ("str", {"alpha": 1.0}, "sparsity.alpha=1.0 is no option of sparsity.rule 'str'"),
+        ("str", {"alpha": 1.0}, "sparsity.alpha=1.0 is an option that sparsity.rule 'str' lacks"),
         ("sr_ste", {"m": 3}, "m=3"),
         ("sr_ste", {"n": 4, "m": 2}, "n=4"),
     ):
@@ -75,3 +79,23 @@ def test_mistakes_are_one_sentence(tmp_path):
             run(small_config(rule, **options), tmp_path / "run")
         assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_synflow_of_convolutions_with_batch_norm_and_shortcuts():
+    """ResNet-32's flow overflows float32; in float64 every layer keeps weights."""
+    config = default_config()
+    config.sparsity.rule, config.sparsity.density, config.sparsity.rounds = "synflow", 0.02, 5
+    model = create_model("resnet32", num_classes=10, width=16)
+    images = jax.random.normal(jax.random.key(0), (4, 8, 8, 3))
+    untrained = Untrained(
+        model=model,
+        variables=jax.jit(partial(model.init, train=False))(jax.random.key(1), images),
+        images=lambda i: images[i],
+        labels=np.arange(4),
+        batch_at=lambda step: np.arange(4),
+        key=jax.random.key(2),
+    )
+    masks = build_method(config.sparsity, steps=1).prune(untrained)
+    counts = [int(mask.sum()) for mask in jax.tree.leaves(masks)]
+    assert min(counts) > 0
+    assert sum(counts) == round(0.02 * sum(mask.size for mask in jax.tree.leaves(masks)))

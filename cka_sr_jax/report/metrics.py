@@ -1,0 +1,67 @@
+"""metrics.jsonl, a record of numbers in each line: written with TensorBoard events, and read."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+
+class MetricWriter:
+    """Appends each record to metrics.jsonl and to TensorBoard events in the work directory.
+
+    What an interrupted run wrote after the step that it resumes from is dropped.
+    """
+
+    def __init__(self, workdir: Path, resumed_step: int) -> None:
+        """Open the files, keeping the records up to `resumed_step`."""
+        path = workdir / "metrics.jsonl"
+        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= resumed_step]
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text("".join(f"{line}\n" for line in kept))
+        os.replace(temporary, path)
+        self._file = path.open("a")
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_step + 1)
+
+    def write(self, split: str, step: int, values: dict[str, float | None]) -> None:
+        """Record the values of one split ("train", ...) at a step; NaN and infinity are null."""
+        clean = {k: v if v is not None and math.isfinite(v) else None for k, v in values.items()}
+        self._file.write(json.dumps({"split": split, "step": step, **clean}) + "\n")
+        self._file.flush()
+        for name, value in clean.items():
+            if value is not None and name != "epoch":
+                self._events.add_scalar(f"{split}/{name}", value, step)
+
+    def close(self) -> None:
+        """Flush and close both."""
+        self._file.close()
+        self._events.close()
+
+
+def mean_metrics(metrics: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean of each metric over the steps; of the penalty over the steps that computed it."""
+    result = {}
+    for name in metrics[0]:
+        values = np.array([float(step[name]) for step in metrics])
+        if name == "penalty":  # NaN where `every` left it out
+            values = values[~np.isnan(values)]
+        result[name] = float(values.mean()) if values.size else math.nan
+    return result
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl; none where there is no file."""
+    return [json.loads(line) for line in _complete_lines(path)]
+
+
+def _complete_lines(path: Path) -> list[str]:
+    """All lines but a last one that a killed process wrote half of."""
+    if not path.exists():
+        return []
+    *lines, _ = path.read_text().split("\n")
+    return [line for line in lines if line]

@@ -1,0 +1,362 @@
+"""Sparse-training methods by the name that a config gives them, as one `Method` each.
+
+This is the only file of the lab that knows the methods' names. There are three kinds:
+
+- rules (`sparsity.registry.RULES`) carry masks and may change them while training;
+- pruners choose masks before training, from the untrained model and some images;
+- learned masks (`Reparametrization`) train a tree of their own, from which the weights follow.
+
+A new rule goes into `sparsity.registry.RULES` and works in configs at once. A new pruner or
+reparametrization gets a line in `PRUNERS` or `LEARNED` here.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array
+
+from cka_sr_jax._paths import leaf_paths, matches
+from cka_sr_jax.sparsity import (
+    Masks,
+    Rule,
+    apply_masks,
+    dst,
+    grasp,
+    learn_masks,
+    make_rule,
+    ntt,
+    rescale_kept,
+    snip,
+    sparsify,
+    sr_ste,
+    static,
+    str_,
+    synflow,
+)
+from cka_sr_jax.sparsity.gradual import all_kept
+from cka_sr_jax.sparsity.masks import masks_from_paths
+from cka_sr_jax.sparsity.registry import RULES
+from cka_sr_jax.sparsity.rule import maskable_shapes
+from cka_sr_jax.training.step import cross_entropy
+
+DEFAULT_METHOD = "rst"
+DENSE = "dense"
+
+# GraSP's authors score 10 images of each class, with logits divided by 200.
+GRASP_IMAGES, GRASP_TEMPERATURE = 10, 200.0
+
+Sparsity = Mapping[str, Any]  # a run's `config.sparsity`, or the same part of its config.json
+
+
+class Untrained(NamedTuple):
+    """What a pruner may look at.
+
+    Attributes:
+      model: the Linen module.
+      variables: {"params", "batch_stats"}, the initial ones.
+      images: `(indices) -> images`, normalized training images.
+      labels: of all training images.
+      batch_at: `(step) -> indices` of that step's batch.
+      key: for random choices.
+    """
+
+    model: nn.Module
+    variables: Mapping[str, Any]
+    images: Callable[[np.ndarray], Array]
+    labels: np.ndarray
+    batch_at: Callable[[int], np.ndarray]
+    key: Array
+
+
+def _same(tree: Any) -> Any:
+    return tree
+
+
+class Method(NamedTuple):
+    """A sparse-training method as a run uses it.
+
+    Most methods train the model's own parameters. Those that learn their masks train another tree;
+    `trained`, `weights` and `part` lead there and back.
+
+    Attributes:
+      transform: `(optimizer, seed) -> transform`; its state carries the masks.
+      changes: `(steps [n]) -> [n] bool`, whether the masks may change at the end of these steps.
+      start: `(trained, masks) -> trained`, done once, before the first step.
+      prune: `(untrained) -> masks` of a method that chooses its masks before training, else None.
+      trained: `(params) -> trained`, the tree to train for a model's initial parameters.
+      weights: `(trained) -> params`, what the model runs on; differentiable.
+      part: `(tree) -> tree`, of a tree like the trained one the part that is like the parameters.
+    """
+
+    transform: Callable[..., optax.GradientTransformationExtraArgs]
+    changes: Callable[[Array], Array | np.ndarray]
+    start: Callable[[Any, Masks], Any] = apply_masks
+    prune: Callable[[Untrained], Masks] | None = None
+    trained: Callable[[Any], Any] = _same
+    weights: Callable[[Any], Any] = _same
+    part: Callable[[Any], Any] = _same
+
+
+def build_method(config: Sparsity, steps: int) -> Method:
+    """The method of a run's `config.sparsity`.
+
+    Args:
+      steps: length of the run. A rule stops changing its masks at the share `config.end` of it.
+
+    Raises:
+      ValueError: an option that the method lacks, needs, or cannot work with.
+    """
+    name, start = config["rule"], rescale_kept if config["rescale"] else apply_masks
+    if name in LEARNED:
+        return _learned(LEARNED[name](**_options(config)))
+    if name in PRUNERS:
+        prune, options = PRUNERS[name], _options(config)
+        # The masks come later; until then every weight that may be pruned is kept.
+        method = _of_rule(_all_kept_rule(config["exclude"]))
+        return method._replace(start=start, prune=lambda untrained: prune(untrained, options))
+    return _of_rule(_scheduled_rule(config, steps))._replace(start=start)
+
+
+def fixed_masks(masks: Masks, start: Callable[[Any, Masks], Any] = apply_masks) -> Method:
+    """The method that trains under these masks throughout."""
+    return _of_rule(static(masks))._replace(start=start)
+
+
+def all_masks(params: Any, exclude: Any = ()) -> Masks:
+    """Masks that keep every weight a method may prune.
+
+    Raises:
+      ValueError: nothing may be pruned, or a pattern in `exclude` matches nothing.
+    """
+    return all_kept(params, maskable_shapes(params, exclude))
+
+
+def _of_rule(rule: Rule) -> Method:
+    return Method(
+        transform=lambda optimizer, seed: sparsify(optimizer, rule, seed=seed),
+        changes=lambda steps: np.broadcast_to(np.asarray(rule.due(steps)), steps.shape),
+    )
+
+
+def _all_kept_rule(exclude: Any) -> Rule:
+    return Rule(init=lambda key, params: all_masks(params, exclude))
+
+
+def _learned(learned: Any) -> Method:
+    return Method(
+        transform=lambda optimizer, seed: learn_masks(optimizer, learned),
+        changes=lambda steps: np.ones(steps.shape, bool),
+        start=lambda trained, masks: trained,  # the dense weights
+        trained=learned.init,
+        weights=learned.weights,
+        part=lambda tree: tree["weights"],
+    )
+
+
+def _scheduled_rule(config: Sparsity, steps: int) -> Rule:
+    options = _options(config)
+    for share in ("start", "prune_end"):
+        if share in options:
+            options[f"{share}_step"] = min(round(options.pop(share) * steps), steps - 1)
+    if "end_step" in _parameters(config["rule"]):
+        # An update at the end of step t first acts in step t + 1.
+        options["end_step"] = max(1, min(round(config["end"] * steps), steps - 1))
+    try:
+        return make_rule(config["rule"], **options)
+    except ValueError as error:
+        if "end_step=" not in str(error):
+            raise
+        raise ValueError(
+            f"{error} (end_step is sparsity.end={config['end']:g} of the run's {steps} steps.)"
+        ) from None
+
+
+def model_weights(config: Sparsity, trained: Any) -> Any:
+    """The model's parameters from what a run with this `config.sparsity` trained and stored."""
+    if config["rule"] not in LEARNED:
+        return trained
+    if "thresholds" in trained:  # stored without the marks of the layers that stay dense
+        learned = dict(leaf_paths(trained["thresholds"]))
+        trained = {**trained, "thresholds": masks_from_paths(trained["weights"], learned)}
+    return jax.device_get(build_method(config, steps=1).weights(trained))
+
+
+# Which options a method has.
+
+# Fields of `config.sparsity` that are not options of a method.
+_SETTINGS = ("rule", "end", "rescale")
+# Options that a config gives as shares of the run, and the steps that the rules take.
+_STEPS_OF_SHARES = {"start": "start_step", "prune_end": "prune_end_step"}
+
+
+def check_options(config: Sparsity) -> None:
+    """Check a run's `config.sparsity` as far as it needs no data.
+
+    Raises:
+      ValueError: an unknown method; an option that the method lacks, needs, or cannot work with.
+    """
+    name = config["rule"]
+    _options(config)
+    if name in LEARNED and config["rescale"]:
+        raise ValueError(
+            f"sparsity.rescale=True scales what masks keep at the start, and {name!r} starts with "
+            "all weights: set it to False."
+        )
+    if name == "channels" and not any(matches(p, "head/kernel") for p in config["exclude"]):
+        raise ValueError(
+            "sparsity.rule='channels' would prune classes with the channels of the last layer: "
+            "keep it dense with sparsity.exclude=('head/kernel',)."
+        )
+    if name == "ntt" and not (config["rounds"] or 0) >= 1:
+        raise ValueError(
+            f"sparsity.rounds={config['rounds']}: ntt trains on this many batches before it "
+            "prunes; set for example 2000."
+        )
+
+
+def changes_until_the_end(name: str) -> bool:
+    """Whether the density changes up to the last step, so that no earlier weights compare."""
+    return name in LEARNED
+
+
+def keeps_given_masks(name: str) -> bool:
+    """Whether the method trains the model's own parameters and needs no images to choose masks."""
+    return name in RULE_NAMES
+
+
+def takers(option: str) -> list[str]:
+    """The methods that have this option, a field of `config.sparsity`."""
+    return [name for name in METHOD_NAMES if option in _parameters(name)]
+
+
+def _options(config: Sparsity) -> dict[str, Any]:
+    """The fields of `config.sparsity` that are set, as options of its method.
+
+    `density` always has a value and goes to the methods that take it.
+    """
+    name, options = config["rule"], {}
+    parameters = _parameters(name)
+    for option, value in config.items():
+        if option in _SETTINGS or value is None or (option == "exclude" and not value):
+            continue
+        if option in parameters:
+            options[option] = value
+        elif option != "density":
+            known = ", ".join(field for field in config if field in parameters) or "none"
+            raise ValueError(
+                f"sparsity.{option}={value!r} is an option that sparsity.rule {name!r} lacks; it "
+                f"has {known}: unset this one, or choose a method that has it."
+            )
+    for option, default in parameters.items():
+        if default is inspect.Parameter.empty and option not in (*options, "end_step"):
+            raise ValueError(f"sparsity.rule {name!r} needs the option sparsity.{option}: set it.")
+    return options
+
+
+def _parameters(name: str) -> dict[str, Any]:
+    """{option: default} of a method, under the names that `config.sparsity` has for them."""
+    functions: dict[str, Callable[..., Any]] = {**RULES, **LEARNED, **_PRUNING_FUNCTIONS}
+    shares = {step: share for share, step in _STEPS_OF_SHARES.items()}
+    options = {
+        shares.get(option, option): parameter.default
+        for option, parameter in inspect.signature(functions[name]).parameters.items()
+        if option not in ("batch", "batches", "inputs", "loss", "model", "params")
+    }
+    return options | {"rounds": None} if name == "ntt" else options
+
+
+# Pruning before training: `(untrained, options) -> masks`.
+
+
+def _snip(untrained: Untrained, options: dict[str, Any]) -> Masks:
+    """SNIP on the run's first batch."""
+    return _by_loss(snip, untrained, untrained.batch_at(0), 1.0, options)
+
+
+def _grasp(untrained: Untrained, options: dict[str, Any]) -> Masks:
+    """GraSP on the first 10 training images of each class."""
+    labels = untrained.labels
+    classes = np.unique(labels)
+    first = [np.flatnonzero(labels == label)[:GRASP_IMAGES] for label in classes]
+    return _by_loss(grasp, untrained, np.concatenate(first), GRASP_TEMPERATURE, options)
+
+
+def _by_loss(
+    prune: Callable[..., Masks],
+    untrained: Untrained,
+    batch: np.ndarray,
+    temperature: float,
+    options: dict[str, Any],
+) -> Masks:
+    model, statistics = untrained.model, untrained.variables.get("batch_stats", {})
+
+    def loss(params: Any, batch: tuple[Array, Array]) -> Array:
+        logits, _ = model.apply(
+            {"params": params, "batch_stats": statistics},
+            batch[0],
+            train=True,
+            mutable=["batch_stats", "features"],
+        )
+        return cross_entropy(logits / temperature, batch[1]).mean()
+
+    examples = untrained.images(batch), jnp.asarray(untrained.labels[batch])
+    options = _with_key(untrained, options)
+    return prune(jax.jit(loss), untrained.variables["params"], examples, **options)
+
+
+def _synflow(untrained: Untrained, options: dict[str, Any]) -> Masks:
+    """SynFlow on one input of ones, in float64: in a deep network float32 overflows."""
+    with jax.enable_x64(True):
+        double = {name: _float64(tree) for name, tree in untrained.variables.items()}
+
+        def flow(params: Any, inputs: Array) -> Any:
+            wide = untrained.model.clone(dtype=jnp.float64)
+            return wide.apply({**double, "params": params}, inputs, train=False)
+
+        inputs = _float64(untrained.images(untrained.batch_at(0)[:1]))
+        return synflow(flow, double["params"], inputs, **_with_key(untrained, options))
+
+
+def _ntt(untrained: Untrained, options: dict[str, Any]) -> Masks:
+    """NTT trains a student on the run's first `rounds` batches; training then starts anew."""
+    options = dict(options)
+    rounds, variables = options.pop("rounds"), untrained.variables
+    statistics = variables.get("batch_stats", {})
+
+    def outputs(params: Any, inputs: Array) -> Any:
+        state = {"params": params, "batch_stats": statistics}
+        return untrained.model.apply(state, inputs, train=False)
+
+    batches = (untrained.images(untrained.batch_at(i)) for i in range(rounds))
+    return ntt(outputs, variables["params"], batches, **options).masks
+
+
+def _with_key(untrained: Untrained, options: dict[str, Any]) -> dict[str, Any]:
+    """The options with a random key in place of `shuffle=True`."""
+    rest = {name: value for name, value in options.items() if name != "shuffle"}
+    return rest | ({"shuffle": untrained.key} if options.get("shuffle") else {})
+
+
+def _float64(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), tree)
+
+
+PRUNERS = {"grasp": _grasp, "ntt": _ntt, "snip": _snip, "synflow": _synflow}
+_PRUNING_FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "grasp": grasp,
+    "ntt": ntt,
+    "snip": snip,
+    "synflow": synflow,
+}
+LEARNED: dict[str, Callable[..., Any]] = {"dst": dst, "sr_ste": sr_ste, "str": str_}
+# `static` takes masks, which a config cannot hold.
+RULE_NAMES = sorted(RULES.keys() - {"static"})
+METHOD_NAMES = (*RULE_NAMES, *sorted(PRUNERS), *sorted(LEARNED))

@@ -1,0 +1,78 @@
+"""The penalty on the features that a config describes: which similarity, and when it is on.
+
+A new similarity gets a line in `SIMILARITIES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Array
+from ml_collections import ConfigDict
+
+from cka_sr_jax.similarity.cca import cca_penalty
+from cka_sr_jax.similarity.cka import cka_penalty
+from cka_sr_jax.training.step import Penalty
+
+
+def create_penalty(config: ConfigDict, steps: int, beta: float | Array) -> Penalty | None:
+    """The penalty of a run's `config.penalty`; None where `beta` is the number 0.
+
+    Args:
+      steps: length of the run, of which `config.end` is a share.
+      beta: in place of `config.beta`, such as a traced one.
+    """
+    if isinstance(beta, int | float) and beta == 0:
+        return None
+    value = SIMILARITIES[config.similarity](config)
+    return Penalty(value, beta, config.every, round(config.end * steps))
+
+
+def cka_sr(
+    beta: float | Array,
+    *,
+    every: int = 1,
+    end: int | None = None,
+    sync: bool = False,
+    **options: Any,
+) -> Penalty:
+    """CKA-SR as a `Penalty`, for `classification_loss`.
+
+      loss = classification_loss(model, cka_sr(1e-4, samples=8, every=5))
+
+    Args:
+      beta, every, end: as in `Penalty`.
+      sync: average HSIC over the devices before the CKA ratio. Otherwise each device adds its own
+        CKA, as the reference code does.
+      options: of `cka_penalty`.
+    """
+
+    def value(features: Any, axis_name: str | None) -> Array:
+        return cka_penalty(features, axis_name=axis_name if sync else None, **options)
+
+    return Penalty(value, beta, every, end)
+
+
+def _cka(config: ConfigDict) -> Callable[[Any, str | None], Array]:
+    options = {"batches": config.batches, "kernel": config.kernel, **_options(config)}
+    return cka_sr(config.beta, sync=config.sync, **options).value
+
+
+def _cca(config: ConfigDict) -> Callable[[Any, str | None], Array]:
+    options = _options(config)
+    return lambda features, axis_name: cca_penalty(features, **options)
+
+
+def _options(config: ConfigDict) -> dict[str, Any]:
+    return {
+        "samples": None if config.samples == -1 else config.samples,
+        "pairs": config.pairs,
+        "reduction": config.reduction,
+        "debiased": config.debiased,
+    }
+
+
+SIMILARITIES = {"cka": _cka, "cca": _cca}
+# How the terminal and the report call the penalty on each.
+PENALTY_NAMES = {"cka": "CKA-SR", "cca": "CCA"}

@@ -1,0 +1,99 @@
+"""The end of a run: its weights measured on test data, result.json and the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from rich.console import Console
+
+from cka_sr_jax.accounting.layers import total_row
+from cka_sr_jax.report import console_table, write_report
+from cka_sr_jax.report.metrics import read_metrics
+from cka_sr_jax.sparsity import epsilon_sparsity, mask_metrics
+from cka_sr_jax.training.build import RunPlan
+from cka_sr_jax.training.evaluation import EPSILONS, Evaluator, mean_outlier_share, stage_means
+from cka_sr_jax.training.selection import Selected
+from cka_sr_jax.training.step import TrainState
+from cka_sr_jax.training.workdir import finite, write_json
+
+
+class TrainResult(NamedTuple):
+    """What training ends with.
+
+    Attributes:
+      last: the state after the last step.
+      selected: the state that the run reports, and how it was selected.
+      seconds: of training.
+    """
+
+    last: TrainState
+    selected: Selected
+    seconds: float
+
+
+def report_run(
+    plan: RunPlan, workdir: Path, trained: TrainResult, evaluator: Evaluator, console: Console
+) -> dict[str, Any]:
+    """Measure the selected weights, write the report and result.json, and print where they are.
+
+    This is the one place that reads the test set, but for runs that select on it.
+    """
+    state, features = trained.selected.state, evaluator.features
+    matrix = evaluator.cka(state)
+    rows = evaluator.layer_rows(state)
+    result = finite(_measure(plan, workdir, trained, evaluator) | stage_means(matrix, features))
+    report = write_report(
+        workdir,
+        result=result,
+        layers=rows,
+        cka_matrix=matrix,
+        feature_names=[f"{stage}.{i}" for stage, count in features.items() for i in range(count)],
+        feature_groups=[stage for stage, count in features.items() for _ in range(count)],
+    )
+    write_json(workdir / "result.json", result)  # last: it says that the run has finished
+    console.print(console_table(rows))
+    console.print(
+        f"Test accuracy {result['test']['accuracy']:.4f}, density {result['density']:.4f}, "
+        f"{trained.seconds:.1f} s of training.",
+        highlight=False,
+    )
+    if result["test"]["loss"] is None:
+        console.print("This run diverged: its loss is NaN or infinite.")
+    console.print(f"Report: {report}", soft_wrap=True, highlight=False)
+    return result
+
+
+def _measure(
+    plan: RunPlan, workdir: Path, trained: TrainResult, evaluator: Evaluator
+) -> dict[str, Any]:
+    dataset, selected, state = plan.dataset, trained.selected, trained.selected.state
+    test = evaluator.accuracy(state, dataset.test_images, dataset.test_labels)
+    validation = None
+    if len(dataset.validation_labels):
+        validation = evaluator.accuracy(state, dataset.validation_images, dataset.validation_labels)
+    total = total_row(evaluator.layer_rows(state))
+    weights = plan.method.weights(jax.device_get(state.params))
+    *_, logged = (
+        record for record in read_metrics(workdir / "metrics.jsonl") if record["split"] == "train"
+    )
+    return {
+        "test": {**test, "selected": selected.how, "step": selected.step},
+        "validation": validation,
+        **{name: float(value) for name, value in mask_metrics(state.opt_state).items()},
+        "parameters": total.parameters,
+        "parameters_kept": total.kept,
+        "flops": total.flops,
+        "flops_dense": total.flops_dense,
+        "training_flops": logged["training_flops"],
+        "outlier_share": mean_outlier_share(plan, state),
+        "epsilon_sparsity": {
+            f"{epsilon:g}": float(epsilon_sparsity(weights, epsilon)) for epsilon in EPSILONS
+        },
+        "steps": plan.steps,
+        "epochs": plan.steps / plan.steps_per_epoch,
+        "wall_seconds": trained.seconds,
+        "devices": f"{len(plan.devices)} x {plan.devices[0].device_kind}",
+        "jax": jax.__version__,
+    }

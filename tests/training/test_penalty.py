@@ -1,0 +1,43 @@
+"""The penalty that a config describes: which similarity, and when it is on."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cka_sr_jax.similarity.cca import cca_penalty
+from cka_sr_jax.similarity.cka import cka_penalty
+from cka_sr_jax.training import create_penalty, default_config
+
+
+@pytest.mark.parametrize("debiased", [True, False])
+@pytest.mark.parametrize(("name", "similarity"), [("cka", cka_penalty), ("cca", cca_penalty)])
+def test_the_penalty_of_a_config(name, similarity, debiased):
+    config = default_config().penalty
+    config.update(similarity=name, debiased=debiased, pairs="all", reduction="mean", samples=6)
+    rng = np.random.default_rng(0)
+    features = {f"stage{i}": rng.normal(size=(9, 5 + i)).astype(np.float32) for i in range(3)}
+    expected = similarity(features, samples=6, pairs="all", reduction="mean", debiased=debiased)
+    np.testing.assert_allclose(
+        create_penalty(config, 10, 1.0).value(features, None), expected, rtol=1e-6
+    )
+    other = similarity(features, samples=6, pairs="all", reduction="mean", debiased=not debiased)
+    assert abs(expected - other) > 0.1
+
+
+def test_when_it_is_on():
+    config = default_config().penalty
+    config.update(every=3, end=0.5)
+    penalty = create_penalty(config, 20, 2.0)
+    features = np.random.default_rng(0).normal(size=(2, 8, 5)).astype(np.float32)
+    value = cka_penalty(tuple(features), samples=8)
+    for step in range(20):
+        term, logged = penalty.term(tuple(features), jnp.int32(step), None)
+        due = step % 3 == 0 and step < 10
+        np.testing.assert_allclose(term, 2 * value if due else 0, rtol=1e-6)
+        assert jnp.isnan(logged) != due
+
+
+def test_without_weight_there_is_none():
+    config = default_config().penalty
+    assert create_penalty(config, 20, 0.0) is None
+    assert create_penalty(config, 20, jnp.zeros(())) is not None  # may be traced: any number
