@@ -1,6 +1,7 @@
-"""The report's figures, each a function from numbers to the bytes of a PNG.
+"""The report's figures: each function takes numbers and returns a Matplotlib `Figure`.
 
-They use Matplotlib's `Figure` alone: `pyplot` would keep every figure and pick a window backend.
+`to_png` makes an image of a figure where it is written to a file. Figures are made without
+`pyplot`, which would keep each of them in memory and open a window backend.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from cka_sr_jax.accounting.layers import LayerRow
 
 Record = Mapping[str, Any]  # one line of metrics.jsonl
 
-# Of Okabe and Ito's colors, which color-blind readers can tell apart.
+# Two of Okabe and Ito's colors; color-blind readers see them as different.
 BLUE, VERMILION = "#0072B2", "#D55E00"
 SPLITS = {
     "train": ("training", BLUE),
@@ -32,8 +33,12 @@ SPLITS = {
 }
 
 
-def learning_curves(records: Sequence[Record]) -> bytes:
-    """Loss, accuracy and learning rate over epochs, with a line for each split that logged them."""
+def learning_curves(records: Sequence[Record]) -> Figure:
+    """Loss, accuracy and learning rate over epochs, with a line for each split that logged them.
+
+    Args:
+      records: of metrics.jsonl.
+    """
     figure = Figure(figsize=(12, 3.6), layout=ConstrainedLayoutEngine(wspace=0.06))
     loss, accuracy, rate = figure.subplots(1, 3)
     _plot_splits(loss, records, "loss", "loss (nats)")
@@ -41,11 +46,15 @@ def learning_curves(records: Sequence[Record]) -> bytes:
     accuracy.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
     _plot_splits(rate, records, "learning_rate", "learning rate")
     rate.set_ylim(bottom=0)
-    return to_png(figure)
+    return figure
 
 
-def cka_curve(records: Sequence[Record]) -> bytes:
-    """Mean CKA within and across stages over epochs; the penalty's value, if logged, below it."""
+def cka_curve(records: Sequence[Record]) -> Figure:
+    """Mean CKA within and across stages over epochs and, if logged, the penalty's value below.
+
+    Args:
+      records: of metrics.jsonl.
+    """
     has_penalty = len(series(records, "train", "penalty")[0]) > 0
     figure = Figure(figsize=(6, 5.1), layout="constrained")
     axes = figure.subplots(2 if has_penalty else 1, 1, sharex=True, squeeze=False)[:, 0]
@@ -54,7 +63,7 @@ def cka_curve(records: Sequence[Record]) -> bytes:
     first, *second = logged or ["cka_within_stage"]
     label = "mean CKA of pairs of layers (0 to 1)" if logged else "mean CKA"
     _plot_splits(axes[0], records, first, label)
-    # The split says when it was computed, not on which images.
+    # A legend of the splits would tell when CKA was computed and not on which images.
     if legend := axes[0].get_legend():
         legend.remove()
     if logged:
@@ -68,11 +77,18 @@ def cka_curve(records: Sequence[Record]) -> bytes:
     if has_penalty:
         axes[0].set_xlabel("")
         _plot_splits(axes[1], records, "penalty", "CKA penalty before beta")
-    return to_png(figure)
+    return figure
 
 
-def mask_curves(records: Sequence[Record]) -> bytes:
-    """What a rule did to the masks at each update: density, R_s, churn, the layers, and FLOPs."""
+def mask_curves(records: Sequence[Record]) -> Figure:
+    """What a rule did to the masks at each update.
+
+    Four panels over epochs: density, share explored (R_s) and churn; the density of each layer;
+    FLOPs of one image's forward pass; FLOPs of the training so far.
+
+    Args:
+      records: of metrics.jsonl.
+    """
     figure = Figure(figsize=(12, 6.6), layout=ConstrainedLayoutEngine(wspace=0.06, hspace=0.06))
     (shares, layers), (flops, training) = figure.subplots(2, 2, sharex=True)
     names = {
@@ -92,18 +108,19 @@ def mask_curves(records: Sequence[Record]) -> bytes:
     _label(flops, "FLOPs of one image, forward")
     training.plot(*series(records, "train", "training_flops"), color=BLUE)
     _label(training, "FLOPs of training so far")
-    return to_png(figure)
+    return figure
 
 
-def cka_heatmap(matrix: np.ndarray, names: Sequence[str], groups: Sequence[str]) -> bytes:
-    """CKA between all features on a color scale fixed to [0, 1], stage boundaries drawn.
+def cka_heatmap(matrix: np.ndarray, names: Sequence[str], groups: Sequence[str]) -> Figure:
+    """CKA between all features on a color scale from 0 to 1, with lines between the stages.
 
-    Debiased CKA can be below 0; it has the color of 0, and the scale says so. NaN is gray.
+    Debiased CKA can be below 0: it gets the color of 0, and the color bar shows an arrow. NaN is
+    gray.
 
     Args:
       matrix: [L, L].
       names: L names, one per feature.
-      groups: L stage names; the features of a stage stand next to each other.
+      groups: L stage names; the features of a stage are next to each other.
 
     Raises:
       ValueError: the three don't agree on L.
@@ -112,7 +129,7 @@ def cka_heatmap(matrix: np.ndarray, names: Sequence[str], groups: Sequence[str])
     if matrix.shape != (size, size) or len(groups) != size:
         raise ValueError(
             f"a CKA matrix of shape {matrix.shape} does not fit {size} names and "
-            f"{len(groups)} groups."
+            f"{len(groups)} groups: give one name and one group per row."
         )
     figure = Figure(figsize=(6, 5.1), layout="constrained")
     axes = figure.subplots()
@@ -120,24 +137,28 @@ def cka_heatmap(matrix: np.ndarray, names: Sequence[str], groups: Sequence[str])
     image = axes.imshow(matrix, vmin=0, vmax=1, cmap=colors, interpolation="nearest")
     clipped = "min" if (matrix < 0).any() else "neither"
     figure.colorbar(image, ax=axes, label="CKA (0 to 1)", shrink=0.8, extend=clipped)
-    outline = [withStroke(linewidth=3, foreground="black")]  # white alone drowns in the yellow
+    outline = [withStroke(linewidth=3, foreground="black")]  # white alone is hard to see on yellow
     for i in stage_boundaries(groups):
         axes.axhline(i - 0.5, color="white", linewidth=1.4, path_effects=outline)
         axes.axvline(i - 0.5, color="white", linewidth=1.4, path_effects=outline)
     label_features(axes, names, groups)
     if size <= 12:
         _write_values(axes, matrix)
-    return to_png(figure)
+    return figure
 
 
-def density_bars(rows: Sequence[LayerRow]) -> bytes:
-    """Density in percent of each parameter array of rank 2 or more, one bar each."""
+def density_bars(rows: Sequence[LayerRow]) -> Figure:
+    """Density in percent of each parameter array of rank 2 or more, one bar each.
+
+    Args:
+      rows: of `layer_rows`.
+    """
     kernels = [row for row in rows if len(row.shape) >= 2]
     figure = Figure(figsize=(9, 1.1 + 0.24 * max(len(kernels), 4)), layout="constrained")
     axes = figure.subplots()
     if not kernels:
         _say(axes, "no kernels")
-        return to_png(figure)
+        return figure
     percent = [100 * row.density for row in kernels]
     bars = axes.barh(range(len(kernels)), percent, color=BLUE, height=0.75)
     axes.bar_label(bars, [f"{value:.2f}" for value in percent], padding=3, fontsize=9)
@@ -147,11 +168,11 @@ def density_bars(rows: Sequence[LayerRow]) -> bytes:
     axes.set_xlabel("density: kept weights (%)")
     tidy(axes)
     axes.grid(visible=False, axis="y")
-    return to_png(figure)
+    return figure
 
 
 def series(records: Sequence[Record], split: str, name: str) -> tuple[list[float], list[float]]:
-    """(epochs, values) of the records of a split that hold a finite value of that name."""
+    """(epochs, values) of the records of a split that have a finite value of that name."""
     points = [
         (float(record["epoch"]), float(record[name]))
         for record in records
@@ -169,7 +190,7 @@ def _plot_splits(axes: Axes, records: Sequence[Record], name: str, label: str) -
     for split, (split_label, color) in SPLITS.items():
         epochs, values = series(records, split, name)
         if epochs:
-            marker = "o" if len(epochs) <= 40 else ""  # a line through one point is invisible
+            marker = "o" if len(epochs) <= 40 else ""  # a line alone would not show a single point
             axes.plot(epochs, values, marker=marker, color=color, ms=3.5, label=split_label)
             drawn.append(split)
     axes.set_xlabel("epoch")
@@ -198,12 +219,13 @@ def _label_percent(axes: Axes, label: str) -> None:
 
 
 def _plot_steps(axes: Axes, points: tuple[list[float], list[float]], **style: Any) -> None:
-    """What holds from each update to the next; few updates are marked, one would be invisible."""
-    marker = "o" if len(points[0]) <= 40 else ""
+    """Steps: a value holds from its update to the next."""
+    marker = "o" if len(points[0]) <= 40 else ""  # a line alone would not show a single point
     axes.plot(*points, drawstyle="steps-post", marker=marker, ms=3, **style)
 
 
 def tidy(axes: Axes) -> None:
+    """A light grid behind the data, and no frame at the top and on the right."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color="0.9")
     axes.set_axisbelow(True)
@@ -221,7 +243,7 @@ def stage_boundaries(groups: Sequence[str]) -> list[int]:
 
 
 def label_features(axes: Axes, names: Sequence[str], groups: Sequence[str]) -> None:
-    """The names where there is room for them, else the stages at their middle."""
+    """Name the features on both axes, or the stages if there are more than 30 features."""
     ticks: list[float] = list(range(len(names)))
     labels = list(names)
     if len(names) > 30:
@@ -241,6 +263,7 @@ def _write_values(axes: Axes, matrix: np.ndarray) -> None:
 
 
 def to_png(figure: Figure) -> bytes:
+    """The figure as the bytes of a PNG image."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=130)
     return buffer.getvalue()

@@ -1,4 +1,4 @@
-"""The report's page: one HTML text that needs no other file."""
+"""The report's page: one HTML text with its images in it, so it needs no other file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cka_sr_jax.accounting.layers import LayerRow, fold_vectors, row_text, total
 
 DISCLAIMER = "Masked weights save parameters and FLOPs on paper, not time on dense hardware."
 
-# Dotted path in result.json -> the words and the format for it; others are shown as they are.
+# {dotted path in result.json: (its name on the page, its format)}; others keep their path.
 RESULTS = {
     "test.accuracy": ("Test accuracy", "{:.2%}"),
     "test.loss": ("Test loss (nats)", "{:.4f}"),
@@ -75,14 +75,14 @@ def render_page(
     layers: Sequence[LayerRow],
     figures: Mapping[str, bytes],
 ) -> str:
-    """The page as one HTML text, images inlined, all text escaped.
+    """The page as one HTML text, with the images in it and all text escaped.
 
     Args:
-      config: of config.json; result: of result.json. Both nested; keys that are absent are left
-        out or shown as unknown.
+      config: of config.json, nested. The page shows absent keys as unknown.
+      result: of result.json, nested. The page leaves out absent keys.
       layers: of `layer_rows`.
-      figures: PNGs "learning_curves", "cka_curve", "density" and, where the model has features to
-        compare, "cka_heatmap", and where masks changed in training, "mask_curves".
+      figures: PNG images by name: "learning_curves", "cka_curve", "density"; "cka_heatmap" if the
+        model has features to compare; "mask_curves" if the masks changed in training.
     """
     title = page_title(config, result)
     return f"""<!doctype html>
@@ -116,7 +116,7 @@ def render_page(
 def page_title(config: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """For example "resnet20 on cifar10: rst, density 0.05, beta 0.0001"."""
     flat = flatten(config)
-    # The measured density: a dense rule ignores the config's.
+    # The measured density, since a dense run ignores the config's.
     density = result.get("density", flat.get("sparsity.density"))
     return (
         f"{_known(flat.get('model.name'))} on {_known(flat.get('data.name'))}: "
@@ -126,7 +126,7 @@ def page_title(config: Mapping[str, Any], result: Mapping[str, Any]) -> str:
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"test.accuracy": 0.9, ...}: the leaves of nested mappings by dotted path."""
+    """The leaves of nested mappings by dotted path, such as {"test.accuracy": 0.9}."""
     flat: dict[str, Any] = {}
     for key, value in nested.items():
         if isinstance(value, Mapping):
@@ -137,9 +137,11 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def selected_on_test(result: Mapping[str, Any]) -> bool:
-    """Whether result["test"]["selected"] has the word "test" in it, as "best-test" has."""
+    """Whether result["test"]["selected"] has the word "test" in it, such as "best-test"."""
     selected = str(flatten(result).get("test.selected"))
-    return "test" in re.split(r"[\W_]+", selected.lower())  # whole words: "latest" has it too
+    return "test" in re.split(
+        r"[\W_]+", selected.lower()
+    )  # whole words, since "latest" ends in test
 
 
 def _known(value: Any) -> str:
@@ -159,7 +161,7 @@ def _selection_warning(result: Mapping[str, Any]) -> str:
         return ""
     return (
         '<p class="warning" role="note">Selected on the test set: these weights are the ones that '
-        "did best on the test images, so the test accuracy is too high to be an estimate for new "
+        "did best on the test images, so the test accuracy is too high as an estimate for new "
         "data.</p>"
     )
 
@@ -189,7 +191,7 @@ def _learning(figures: Mapping[str, bytes]) -> str:
         figures["learning_curves"],
         "Loss, accuracy and learning rate over epochs",
         "From metrics.jsonl: loss, accuracy and learning_rate. The training loss includes beta "
-        "times the CKA penalty; training values are means over the steps since the last record.",
+        "times the CKA penalty. Training values are means over the steps since the last record.",
     )
 
 
@@ -197,16 +199,17 @@ def _similarity(figures: Mapping[str, bytes]) -> str:
     curve = _figure(
         figures["cka_curve"],
         "Mean CKA between layers over epochs",
-        "From metrics.jsonl: cka_within_stage and cka_cross_stage, the mean CKA over the pairs of "
-        "features of one stage and of two at each evaluation, and cka_penalty, where logged.",
+        "From metrics.jsonl, at each evaluation: cka_within_stage, the mean CKA over pairs of "
+        "features of one stage, and cka_cross_stage, over pairs of features of two stages. At "
+        "training steps: penalty, its value before beta, where logged.",
     )
     if "cka_heatmap" not in figures:
         return f'{curve}\n<p class="soft">This run has no CKA matrix of the trained network.</p>'
     heatmap = _figure(
         figures["cka_heatmap"],
         "CKA between the features of the trained network",
-        "From cka_matrix.csv: CKA between the features of the trained network, with the weights "
-        "that the results are of. Lines separate the stages.",
+        "From cka_matrix.csv: CKA between the features of the trained network, with the same "
+        "weights as in the results. Lines separate the stages.",
     )
     return f'<div class="pair">\n{curve}\n{heatmap}\n</div>'
 
@@ -227,8 +230,8 @@ def _layers(layers: Sequence[LayerRow], figures: Mapping[str, bytes]) -> str:
     note = (
         '<p class="soft">FLOPs are those of one example\'s forward pass, 2 per multiply-add of a '
         "kernel; biases, normalization and activations count 0. Densities are counted on the "
-        "masks. The total counts every parameter, those that stay dense too. layers.csv lists "
-        "each array.</p>"
+        "masks. The total counts every parameter, including those that stay dense. layers.csv "
+        "lists each array.</p>"
     )
     caption = "From layers.csv: the share of weights kept in each array of rank 2 or more."
     bars = _figure(figures["density"], "Density of each layer", caption)
@@ -238,8 +241,9 @@ def _layers(layers: Sequence[LayerRow], figures: Mapping[str, bytes]) -> str:
         figures["mask_curves"],
         "Density, exploration and churn of the masks, and FLOPs, over epochs",
         "From metrics.jsonl, at each update of the masks: density, the share of weights kept; "
-        "explored, the share kept at least once so far (R_s); churn, how much of them changed; and "
-        "FLOPs with the kept weights. Each layer's density at each evaluation; FLOPs of training.",
+        "explored, the share kept at least once so far (R_s); churn, how much the masks changed; "
+        "and FLOPs with the kept weights. At each evaluation: each layer's density. At training "
+        "steps: FLOPs of the training so far.",
     )
     return f"{table}\n{note}\n{bars}\n{curves}"
 

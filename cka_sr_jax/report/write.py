@@ -1,4 +1,4 @@
-"""`write_report`: from the files of a work directory to the files of its report."""
+"""`write_report` reads the files of a work directory and writes its report next to them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from cka_sr_jax.report.figures import (
     learning_curves,
     mask_curves,
     series,
+    to_png,
 )
 from cka_sr_jax.report.html import render_page
 from cka_sr_jax.report.metrics import read_metrics
@@ -32,16 +33,18 @@ def write_report(
     feature_names: Sequence[str],
     feature_groups: Sequence[str],
 ) -> Path:
-    """Write `workdir`/report/ and return the path of its index.html, which stands on its own.
+    """Write `workdir`/report/ and return the path of its index.html, which needs no other file.
 
-    Next to the page lie the figures as PNGs, layers.csv and, with a CKA matrix, cka_matrix.csv.
+    The folder also gets the figures as PNG images, layers.csv and, with a CKA matrix,
+    cka_matrix.csv.
 
     Args:
-      workdir: holds config.json and, if the run logged anything, metrics.jsonl.
-      result: what is, or will be, in result.json.
+      workdir: has config.json and, if the run logged anything, metrics.jsonl.
+      result: the content of result.json, which may not be written yet.
       layers: of `layer_rows`.
       cka_matrix: CKA [L, L] between the trained network's features; None: no heat map.
-      feature_names: L names; feature_groups: the stage of each.
+      feature_names: L names, one per feature.
+      feature_groups: L names, the stage of each feature.
 
     Raises:
       FileNotFoundError: config.json is missing.
@@ -62,7 +65,8 @@ def write_report(
 
     report = workdir / "report"
     report.mkdir(exist_ok=True)
-    for name, png in figures.items():
+    images = {name: to_png(figure) for name, figure in figures.items()}
+    for name, png in images.items():
         (report / f"{name}.png").write_bytes(png)
     cells = ([row.path, "x".join(map(str, row.shape)), *row[2:]] for row in layers)
     _write_csv(report / "layers.csv", LayerRow._fields, cells)
@@ -70,7 +74,7 @@ def write_report(
         named = ([name, *row] for name, row in zip(feature_names, cka_matrix.tolist(), strict=True))
         _write_csv(report / "cka_matrix.csv", ["feature", *feature_names], named)
     page = report / "index.html"
-    page.write_text(render_page(config, result, layers, figures), encoding="utf-8")
+    page.write_text(render_page(config, result, layers, images), encoding="utf-8")
     return page
 
 

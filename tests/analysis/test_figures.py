@@ -1,4 +1,4 @@
-"""Figures of a grid: hand-made run folders, and what the command says when something is missing."""
+"""Figures of a grid of hand-made runs: what they show, and the errors of the command."""
 
 import csv
 import json
@@ -8,9 +8,9 @@ import pytest
 
 from cka_sr_jax.analysis import figures
 from cka_sr_jax.analysis.commands import in_order
+from cka_sr_jax.analysis.runs import load_runs, write_jsonl
 from cka_sr_jax.training import Checkpoints
 
-PNG = b"\x89PNG"
 NAMES = ("stage1.0", "stage1.1", "stage2.0")
 
 
@@ -43,13 +43,71 @@ def grid(tmp_path):
     return tmp_path / "grid"
 
 
+@pytest.fixture
+def written(monkeypatch):
+    """{path: figure} of what a command writes."""
+    found = {}
+    monkeypatch.setattr(figures, "write_png", lambda figure, path: found.update({path: figure}))
+    return found
+
+
 @pytest.mark.parametrize("kind", figures.DRAW)
-def test_each_figure_from_the_command_line(grid, tmp_path, capsys, kind):
-    png = tmp_path / "new" / "figure.png"
-    figures.main([kind, str(grid), str(png)])
-    assert png.read_bytes().startswith(PNG)
+def test_each_figure_from_the_command_line(grid, capsys, kind, written):
+    figures.main([kind, str(grid), "figure.png"])
     shown = f"{grid}/beta=0.0,seed=0, {grid}/beta=0.01,seed=0"
-    assert capsys.readouterr().out == f"{png} shows {shown}\n"
+    assert capsys.readouterr().out == f"figure.png shows {shown}\n"
+    axes = written["figure.png"].axes
+    if kind == "curves":
+        labels = [text.get_text() for text in axes[0].get_legend().get_texts()]
+    else:
+        labels = [panel.get_title() for panel in axes[:2]]
+    assert labels == ["beta 0", "beta 0.01"]
+
+
+def test_a_figure_is_written_into_a_new_folder(grid, tmp_path):
+    png = tmp_path / "new" / "figure.png"
+    figures.main(["curves", str(grid), str(png)])
+    assert png.exists()
+
+
+def test_figures_of_a_json_lines_file_are_those_of_the_folders(grid, tmp_path, written):
+    file = tmp_path / "runs.jsonl"
+    write_jsonl(load_runs([grid]), file)
+    for kind in ("curves", "heatmaps"):
+        figures.main([kind, str(grid), "folders.png"])
+        figures.main([kind, str(file), "file.png"])
+        for a, b in zip(written["folders.png"].axes, written["file.png"].axes, strict=True):
+            assert a.get_title() == b.get_title()
+            for x, y in zip(a.lines, b.lines, strict=True):
+                np.testing.assert_array_equal(x.get_xydata(), y.get_xydata())
+            for x, y in zip(a.images, b.images, strict=True):
+                np.testing.assert_array_equal(x.get_array(), y.get_array())
+    with pytest.raises(SystemExit, match="line 1 holds no weights: name the run's folder"):
+        figures.main(["histograms", str(file), "x.png"])
+
+
+def test_where_chooses_among_the_runs(grid, written, capsys):
+    command = ["heatmaps", str(grid), "x.png", "--field=seed"]
+    figures.main([*command, "--where", "penalty.beta=0.01", "--where", "sparsity.rule=rst"])
+    assert [axes.get_title() for axes in written["x.png"].axes[:2]] == ["seed 0", "seed 1"]
+    assert capsys.readouterr().out.count("beta=0.01") == 2
+    with pytest.raises(SystemExit, match=r"has no run with penalty.beta = 0.5\."):
+        figures.main([*command, "--where", "penalty.beta=0.5"])
+    with pytest.raises(SystemExit, match=r"did you mean 'penalty.beta'"):
+        figures.main([*command, "--where", "penalty.betta=0.5"])
+
+
+def test_histograms_count_the_kept_weights(grid):
+    runs = {str(k): v for k, v in figures.runs_by_value([grid], "penalty.beta").items()}
+    panels = figures.draw_histograms(runs).axes
+    assert [axes.get_title() for axes in panels] == ["0.0", "0.01"]
+    for axes in panels:
+        bars = [bar for bar in axes.patches if bar.get_height()]
+        assert len(axes.patches) == figures.BINS
+        assert [bar.get_height() for bar in bars] == [1, 1]  # 0.5 and -0.25; the zeros are pruned
+        for bar, weight in zip(bars, (-0.25, 0.5), strict=True):
+            assert bar.get_x() - 1e-6 <= weight <= bar.get_x() + bar.get_width() + 1e-6
+        assert axes.get_xlabel() == "weight"
 
 
 def test_one_run_for_each_value(grid):

