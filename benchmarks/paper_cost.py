@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from timing import print_table
 
+from cka_sr_jax.accounting import kernel_positions
 from cka_sr_jax.models import create_model
-from cka_sr_jax.report import kernel_positions
 from cka_sr_jax.sparsity import leaf_paths
 from cka_sr_jax.sweeps.runner import grid_points
 

@@ -1,6 +1,6 @@
 """Sparse neural-network training in JAX/Flax with CKA-SR."""
 
-from cka_sr_jax.similarity.cka import (
+from cka_sr_jax.similarity import (
     cka,
     cka_from_hsic,
     cka_matrix,

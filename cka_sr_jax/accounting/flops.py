@@ -1,4 +1,4 @@
-"""How often a Flax Linen module applies each kernel, found by tracing it without computing."""
+"""How often a Flax Linen module applies each kernel; the module is traced and not run."""
 
 from __future__ import annotations
 
@@ -14,19 +14,35 @@ import numpy as np
 def kernel_positions(module: nn.Module, variables: Mapping[str, Any], x: Any) -> dict[str, int]:
     """Path of each kernel -> number of output positions per example at which it is applied.
 
-    H_out * W_out for a convolution, 1 for a dense layer on a vector; a layer that is called twice
-    counts both calls. The multiply-adds of one example are then kernel size * positions, those
-    with a convolution's zero padding included. Right for modules like `nn.Conv` (any strides,
-    dilation, groups) and `nn.Dense`, whose parameter is called "kernel" and whose every output is
-    made from a full kernel; not for `nn.ConvTranspose`, nor inside `nn.scan` or `nn.vmap`.
+      multiply-adds of one example = sum over kernels of size * positions
+
+    A convolution has H_out * W_out positions, a dense layer on a vector has 1, and a layer that is
+    called twice counts both calls. Products with a convolution's zero padding are included.
+
+    The module may hold layers like `nn.Conv` (any strides, dilation, groups) and `nn.Dense`: their
+    parameter is called "kernel", and each output is made from a full kernel. `nn.ConvTranspose` and
+    layers inside `nn.scan` or `nn.vmap` are counted wrongly.
+
+      >>> model, x = nn.Conv(4, (3, 3)), np.zeros((1, 8, 8, 3))
+      >>> kernel_positions(model, model.init(jax.random.key(0), x), x)
+      {'kernel': 64}
 
     Args:
       module: called as `module.apply(variables, x, train=False, mutable=["features"])`, without
-        the last two where its `__call__` takes no `train`.
-      variables: with the collection "params"; the paths are relative to it, such as
-        "stage1_block0/conv1/kernel".
+        the last two arguments where its `__call__` takes no `train`.
+      variables: {"params": ..., "batch_stats": ...}, what `module.init` returns. The paths of the
+        result are relative to "params", such as "stage1_block0/conv1/kernel".
       x: input [n, ...], an array or a `jax.ShapeDtypeStruct`.
+
+    Raises:
+      ValueError: the variables have no collection "params".
     """
+    if not isinstance(variables, Mapping) or "params" not in variables:
+        names = ", ".join(map(str, variables)) if isinstance(variables, Mapping) else ""
+        raise ValueError(
+            f"the variables have no 'params' but {names or type(variables).__name__}: pass what "
+            "module.init returns, {'params': params} and the model's other collections."
+        )
     positions: dict[str, int] = {}
     examples = x.shape[0]
 

@@ -1,4 +1,4 @@
-"""Parameters, density and FLOPs of each layer, as rows."""
+"""Parameters, density and FLOPs of each parameter array of a model, as rows."""
 
 from __future__ import annotations
 
@@ -9,28 +9,47 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
-from rich.table import Table
 
 from cka_sr_jax._paths import leaf_paths, natural_key
 
 
 class LayerRow(NamedTuple):
-    """One parameter array. FLOPs are of one example's forward pass, 2 per multiply-add."""
+    """What one parameter array has and costs.
+
+    FLOPs are those of one example's forward pass, 2 per multiply-add.
+
+    Attributes:
+      path: names that lead to the array, joined by "/".
+      shape: of the array.
+      parameters: number of entries.
+      kept: number of entries that the mask keeps.
+      density: kept / parameters.
+      flops_dense: with all entries.
+      flops: with the kept entries alone.
+    """
 
     path: str
     shape: tuple[int, ...]
     parameters: int
     kept: int
-    density: float  # kept / parameters
+    density: float
     flops_dense: int
-    flops: int  # of the kept weights alone
+    flops: int
 
 
 def layer_rows(params: Any, masks: Any, positions: Mapping[str, int]) -> list[LayerRow]:
     """One row per parameter array, in natural order of the paths (block2 before block10).
 
-    flops_dense = 2 * size * positions and flops = 2 * kept * positions. What is kept is counted on
-    the masks: a kept weight may be 0. Arrays without positions (biases, BatchNorm) count 0 FLOPs.
+      flops_dense = 2 * size * positions,   flops = 2 * kept * positions.
+
+    Kept weights are counted on the masks, as a kept weight may be 0. Arrays without positions
+    (biases, BatchNorm) count 0 FLOPs.
+
+      >>> params = {"dense": {"kernel": np.ones((4, 3))}}
+      >>> masks = {"dense": {"kernel": np.arange(12).reshape(4, 3) < 6}}
+      >>> (row,) = layer_rows(params, masks, {"dense/kernel": 1})
+      >>> row.parameters, row.kept, row.density, row.flops_dense, row.flops
+      (12, 6, 0.5, 24, 12)
 
     Args:
       params: pytree of arrays.
@@ -44,7 +63,10 @@ def layer_rows(params: Any, masks: Any, positions: Mapping[str, int]) -> list[La
     leaves = dict(leaf_paths(params))
     missing = sorted(set(positions) - set(leaves))
     if missing:
-        raise ValueError(f"positions name {missing[0]!r}, which is no parameter.")
+        raise ValueError(
+            f"positions name {missing[0]!r}, and the parameters have no such path: pass "
+            "kernel_positions of the same model."
+        )
     kept = dict(leaf_paths(jax.tree.map(_count_kept, params, masks)))
     rows = [
         _row(path, np.shape(leaf), kept[path], positions.get(path, 0))
@@ -54,7 +76,10 @@ def layer_rows(params: Any, masks: Any, positions: Mapping[str, int]) -> list[La
 
 
 def total_row(rows: Sequence[LayerRow]) -> LayerRow:
-    """The sums of all rows, with path "total" and shape (); its density counts every parameter."""
+    """The sums of all rows, with path "total" and shape ().
+
+    Its density is that of all parameters together, dense arrays included.
+    """
     return _sum_row("total", rows)
 
 
@@ -65,22 +90,8 @@ def fold_vectors(rows: Sequence[LayerRow]) -> list[LayerRow]:
     return kernels + ([_sum_row(f"vectors ({len(vectors)})", vectors)] if vectors else [])
 
 
-def console_table(rows: Sequence[LayerRow]) -> Table:
-    """The rows as a table for the terminal; biases and normalization share a line."""
-    table = Table(show_footer=True)
-    table.add_column("layer", overflow="fold")  # a cut path names no layer
-    table.add_column("shape")
-    for name in ("parameters", "kept", "density", "FLOPs dense", "FLOPs sparse"):
-        table.add_column(name, justify="right")
-    for row in fold_vectors(rows):
-        table.add_row(*row_text(row))
-    for column, text in zip(table.columns, row_text(total_row(rows)), strict=True):
-        column.footer = text
-    return table
-
-
 def row_text(row: LayerRow) -> tuple[str, ...]:
-    """The row's fields as text: shape "3x3x16x32", counts with thousands separators."""
+    """The row's fields as text: shape "3x3x16x32", counts with separators, density to 4 digits."""
     return (
         row.path,
         "x".join(map(str, row.shape)),
@@ -96,7 +107,10 @@ def _count_kept(leaf: Any, mask: Any) -> int:
     if isinstance(mask, optax.MaskedNode):
         return int(np.size(leaf))
     if np.shape(mask) != np.shape(leaf):
-        raise ValueError(f"a mask has shape {np.shape(mask)}, its array {np.shape(leaf)}.")
+        raise ValueError(
+            f"a mask has shape {np.shape(mask)} and its array {np.shape(leaf)}: pass masks of the "
+            "same parameters."
+        )
     return int(np.count_nonzero(mask))
 
 

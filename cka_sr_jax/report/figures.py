@@ -20,7 +20,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from cka_sr_jax.accounting.layers import LayerRow
+from cka_sr_jax.accounting import LayerRow
 
 Record = Mapping[str, Any]  # one line of metrics.jsonl
 

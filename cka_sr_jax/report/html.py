@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from cka_sr_jax.accounting.layers import LayerRow, fold_vectors, row_text, total_row
+from cka_sr_jax.accounting import LayerRow, fold_vectors, row_text, total_row
 
 DISCLAIMER = "Masked weights save parameters and FLOPs on paper, not time on dense hardware."
 

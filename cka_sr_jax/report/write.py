@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cka_sr_jax.accounting.layers import LayerRow
+from cka_sr_jax.accounting import LayerRow
 from cka_sr_jax.report.figures import (
     cka_curve,
     cka_heatmap,

@@ -4,20 +4,20 @@ A Linen model that sows into one name per stage needs nothing from here: its col
 straight into `cka_penalty`. For all other models, `stage_features` flattens what was recorded and
 finds the stages by the features' shapes.
 
-The order of the features. A penalty over all pairs of each group doesn't depend on it; the groups
-by shape, the axes of a heat map and explicit `pairs` do.
+The order of the features matters for the groups by shape, for the axes of a heat map and for
+explicit `pairs`; a penalty over all pairs of each group does not depend on it.
 
 - Linen, read in the function that called `apply` (so also in a loss under `jit` and `grad`): the
-  order of execution, except that all calls of one module come together, at its first.
+  order of execution, with all calls of one module together, at its first call.
 - Linen, after the collection has left a transformation (returned from `jit`, the aux of
-  `value_and_grad`, or recorded inside `nn.remat` or `nn.jit`): JAX has sorted the names and the
-  order of execution is lost. They come in natural order, Block_2 before Block_10, and a module's
-  own output after those of its submodules. That is the order of execution only where the names,
-  as automatic ones of one class do, count in it.
-- NNX: a State is always sorted, so always natural order; items of a list come by index.
+  `value_and_grad`, or recorded inside `nn.remat` or `nn.jit`): natural order, Block_2 before
+  Block_10, and a module's own output after those of its submodules. JAX has sorted the names by
+  then. Natural order is the order of execution only where the names count in it, as the automatic
+  names of one class do.
+- NNX: always natural order, as a State is always sorted; items of a list come by index.
 
-Several arrays under one name keep the order they were recorded in, always. What `nn.scan` stacked
-has the layer as its first axis, not the sample: split it before.
+Several arrays under one name keep the order in which they were recorded. What `nn.scan` stacked has
+the layer as its first axis, where a feature has the sample: split it before.
 """
 
 from __future__ import annotations
@@ -40,9 +40,20 @@ def stage_features(
     """The recorded features as groups in order: {"stage1": (x0, x1, ...), "stage2": ...}.
 
     Where all features were sown from the top-level module, their names are the groups, in natural
-    order. Otherwise consecutive features of equal shape are a group, named "stage1", "stage2", ...;
-    a group of one is kept, and `cka_penalty` finds no pair in it. The module's docstring says in
-    which order they come. Pure, for use inside or outside `jit` and `grad`.
+    order. Otherwise each run of consecutive features of equal shape is a group, named "stage1",
+    "stage2", ...; `cka_penalty` finds no pair in a group of one. The order is described at the top
+    of this module. Pure, for use inside or outside `jit` and `grad`.
+
+      >>> import flax.linen as nn
+      >>> x = np.ones((8, 3))
+      >>> model = nn.Sequential([nn.Dense(4), nn.relu, nn.Dense(4), nn.Dense(2)])
+      >>> variables = model.init(jax.random.key(0), x)
+      >>> _, state = model.apply(
+      ...     variables, x, capture_intermediates=True, mutable=["intermediates"]
+      ... )
+      >>> features = stage_features(state["intermediates"], include="layers_*/__call__")
+      >>> {stage: [x.shape for x in group] for stage, group in features.items()}
+      {'stage1': [(8, 4), (8, 4)], 'stage2': [(8, 2)]}
 
     Args:
       recorded: one collection, such as `mutables["features"]` or `mutables["intermediates"]` of
@@ -50,12 +61,12 @@ def stage_features(
         the State that `nnx.capture(model, nnx.Intermediate, ...)` returns.
       include: patterns of the features to take, all by default. A feature's path is its names
         joined by "/", such as "Block_3/__call__" or "blocks/3/__call__" for a module's output.
-        A pattern is a shell glob of consecutive parts of it (`cka_sr_jax._paths`):
-        "Block_*/__call__" takes the blocks and not what is in them, "Block_1" both, and
-        "/__call__" the model's own output alone.
+        A pattern is a shell glob of consecutive parts of the path: "Block_*/__call__" takes the
+        outputs of the blocks, "Block_1" these and the outputs inside Block_1, and "/__call__" the
+        model's own output.
 
     Returns:
-      Arrays [n, ...] of one n.
+      Name of each group -> its features, arrays [n, ...] of the same n.
 
     Raises:
       ValueError: nothing recorded; a pattern that matches nothing; a feature that is not an array
@@ -91,7 +102,10 @@ def _flatten(tree: Mapping[Any, Any], prefix: Path = ()) -> Iterator[tuple[Path,
 
 
 def _ordered(keys: Iterable[Any]) -> list[Any]:
-    """Keys that are not sorted are in the order of execution; sorted ones may have been by JAX."""
+    """The keys as they are where unsorted (order of execution), else in natural order.
+
+    Sorted keys may have been sorted by JAX, so their order says nothing.
+    """
     keys = list(keys)
     names = [str(key) for key in keys]
     if names != sorted(names):

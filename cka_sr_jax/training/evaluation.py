@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cka_sr_jax.accounting.flops import kernel_positions
-from cka_sr_jax.accounting.layers import LayerRow, layer_rows, total_row
+from cka_sr_jax.accounting import LayerRow, kernel_positions, layer_rows, total_row
 from cka_sr_jax.data import eval_batches, normalize
-from cka_sr_jax.similarity.cka import cka_from_hsic, hsic_matrix, outlier_share
+from cka_sr_jax.similarity import cka_from_hsic, hsic_matrix, outlier_share
 from cka_sr_jax.sparsity import get_masks, mask_metrics
 from cka_sr_jax.training.build import RunPlan, state_shapes
 from cka_sr_jax.training.parallel import map_devices

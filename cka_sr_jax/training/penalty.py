@@ -11,8 +11,7 @@ from typing import Any
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
-from cka_sr_jax.similarity.cca import cca_penalty
-from cka_sr_jax.similarity.cka import cka_penalty
+from cka_sr_jax.similarity import cca_penalty, cka_penalty
 from cka_sr_jax.training.step import Penalty
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 from rich.console import Console
 
-from cka_sr_jax.accounting.layers import total_row
+from cka_sr_jax.accounting import total_row
 from cka_sr_jax.report import console_table, write_report
 from cka_sr_jax.report.metrics import read_metrics
 from cka_sr_jax.sparsity import epsilon_sparsity, mask_metrics

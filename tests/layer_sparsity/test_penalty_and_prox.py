@@ -33,8 +33,7 @@ from cka_sr_jax.layer_sparsity import (
     unit_prox,
 )
 from cka_sr_jax.models import MLP
-from cka_sr_jax.similarity.cka import cka_penalty
-from cka_sr_jax.similarity.features import stage_features
+from cka_sr_jax.similarity import cka_penalty, stage_features
 from cka_sr_jax.sparsity import apply_masks, get_masks, rigl, rst, sparsify
 
 

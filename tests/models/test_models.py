@@ -7,7 +7,7 @@ import pytest
 
 from cka_sr_jax.models import MLP, CifarResNet, LeNet5, create_model
 from cka_sr_jax.models.resnet import ResidualBlock
-from cka_sr_jax.similarity.cka import cka_penalty
+from cka_sr_jax.similarity import cka_penalty
 
 KEY = jax.random.key(0)
 

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from cka_sr_jax.accounting.layers import LayerRow
+from cka_sr_jax.accounting import LayerRow
 from cka_sr_jax.report.figures import (
     cka_curve,
     cka_heatmap,

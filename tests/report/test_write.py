@@ -5,7 +5,8 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from cka_sr_jax.report import LayerRow, write_report
+from cka_sr_jax.accounting import LayerRow
+from cka_sr_jax.report import write_report
 from cka_sr_jax.report.html import DISCLAIMER, selected_on_test
 from cka_sr_jax.report.metrics import read_metrics
 

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cka_sr_jax.similarity.cca import cca_matrix, cca_penalty
-from cka_sr_jax.similarity.cka import cka_matrix
+from cka_sr_jax.similarity import cca_matrix, cca_penalty, cka_matrix
 
 
 def features(n=30, widths=(3, 3, 5), seed=0):

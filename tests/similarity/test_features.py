@@ -8,8 +8,7 @@ import pytest
 from flax import nnx
 
 from cka_sr_jax.models import create_model
-from cka_sr_jax.similarity.cka import cka_penalty
-from cka_sr_jax.similarity.features import stage_features
+from cka_sr_jax.similarity import cka_penalty, stage_features
 
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (6, 8))

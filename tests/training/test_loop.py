@@ -24,7 +24,7 @@ from rich.console import Console
 
 from cka_sr_jax.data import normalize
 from cka_sr_jax.models import create_model
-from cka_sr_jax.similarity.cka import cka_penalty
+from cka_sr_jax.similarity import cka_penalty
 from cka_sr_jax.sparsity import get_masks, layer_counts, leaf_paths
 from cka_sr_jax.training import (
     Checkpoints,

@@ -4,8 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cka_sr_jax.similarity.cca import cca_penalty
-from cka_sr_jax.similarity.cka import cka_penalty
+from cka_sr_jax.similarity import cca_penalty, cka_penalty
 from cka_sr_jax.training import create_penalty, default_config
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from cka_sr_jax import apply_masks, cka_penalty, get_masks, make_rule, sparsify
 from cka_sr_jax.models import create_model
-from cka_sr_jax.similarity.cca import cca_penalty
+from cka_sr_jax.similarity import cca_penalty
 from cka_sr_jax.training import (
     Penalty,
     cka_sr,
