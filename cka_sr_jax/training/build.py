@@ -29,7 +29,13 @@ from cka_sr_jax.training.config import ConfigError
 from cka_sr_jax.training.methods import Method, Untrained, build_method, fixed_masks
 from cka_sr_jax.training.optimizer import create_optimizer, create_schedule
 from cka_sr_jax.training.penalty import create_penalty
-from cka_sr_jax.training.step import TrainState, classification_loss, create_state, make_train_step
+from cka_sr_jax.training.step import (
+    Penalty,
+    TrainState,
+    classification_loss,
+    create_state,
+    make_train_step,
+)
 
 
 class RunPlan(NamedTuple):
@@ -49,6 +55,7 @@ class RunPlan(NamedTuple):
     std: tuple[float, ...]
     model: nn.Module
     method: Method
+    penalty: Penalty
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     steps: int
@@ -100,6 +107,7 @@ def _build(config: ConfigDict) -> RunPlan:
         std=std,
         model=_create_model(config, dataset.num_classes),
         method=build_method(config.sparsity, steps),
+        penalty=create_penalty(config.penalty, steps),
         schedule=schedule,
         optimizer=create_optimizer(config.optimizer, schedule),
         steps=steps,
@@ -155,11 +163,10 @@ def _trace(plan: RunPlan) -> None:
 
 def train_step(plan: RunPlan, seed: int | Array, beta: float | Array) -> Any:
     """The run's step `(state, batch, axis_name) -> (state, metrics)`, with this seed and beta."""
-    config = plan.config
     loss = classification_loss(
         plan.model,
-        create_penalty(config.penalty, plan.steps, beta),
-        config.train.label_smoothing,
+        plan.penalty._replace(beta=beta),
+        plan.config.train.label_smoothing,
         plan.method.weights,
     )
     return make_train_step(loss, plan.method.transform(plan.optimizer, seed))

@@ -15,17 +15,14 @@ from cka_sr_jax.similarity import cca_penalty, cka_penalty
 from cka_sr_jax.training.step import Penalty
 
 
-def create_penalty(config: ConfigDict, steps: int, beta: float | Array) -> Penalty | None:
-    """The penalty of a run's `config.penalty`; None where `beta` is the number 0.
+def create_penalty(config: ConfigDict, steps: int) -> Penalty:
+    """The penalty of a run's `config.penalty`.
 
     Args:
       steps: length of the run, of which `config.end` is a share.
-      beta: in place of `config.beta`, such as a traced one.
     """
-    if isinstance(beta, int | float) and beta == 0:
-        return None
     value = SIMILARITIES[config.similarity](config)
-    return Penalty(value, beta, config.every, round(config.end * steps))
+    return Penalty(value, config.beta, config.every, round(config.end * steps))
 
 
 def cka_sr(

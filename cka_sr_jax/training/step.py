@@ -40,7 +40,7 @@ class Penalty(NamedTuple):
 
     Attributes:
       value: `(features, axis_name) -> scalar`.
-      beta: its weight; an array may hold any number, also one that is traced.
+      beta: its weight. The number 0 switches the penalty off; an array may hold any number.
       every: added in every `every`-th step only, without rescaling (the CKA-SR paper's
         batches_to_cal).
       end: the first step without it; None: it stays to the last.
@@ -50,6 +50,11 @@ class Penalty(NamedTuple):
     beta: float | Array
     every: int = 1
     end: int | None = None
+
+    @property
+    def is_off(self) -> bool:
+        """Whether it can be left out of the program."""
+        return isinstance(self.beta, int | float) and self.beta == 0
 
     def term(
         self, features: Any, step: Int[Array, ""], axis_name: str | None
@@ -147,7 +152,7 @@ def penalized_loss(
         )
         task_loss, metrics = task(outputs, batch["label"])
         metrics = {**metrics, "loss": task_loss, "task_loss": task_loss}
-        if penalty is not None:
+        if penalty is not None and not penalty.is_off:
             term, metrics["penalty"] = penalty.term(updated.get("features", {}), step, axis_name)
             metrics["loss"] = task_loss + term
         return metrics["loss"], (metrics, updated.get("batch_stats", {}))

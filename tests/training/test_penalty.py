@@ -17,7 +17,7 @@ def test_the_penalty_of_a_config(name, similarity, debiased):
     features = {f"stage{i}": rng.normal(size=(9, 5 + i)).astype(np.float32) for i in range(3)}
     expected = similarity(features, samples=6, pairs="all", reduction="mean", debiased=debiased)
     np.testing.assert_allclose(
-        create_penalty(config, 10, 1.0).value(features, None), expected, rtol=1e-6
+        create_penalty(config, 10).value(features, None), expected, rtol=1e-6
     )
     other = similarity(features, samples=6, pairs="all", reduction="mean", debiased=not debiased)
     assert abs(expected - other) > 0.1
@@ -25,8 +25,8 @@ def test_the_penalty_of_a_config(name, similarity, debiased):
 
 def test_when_it_is_on():
     config = default_config().penalty
-    config.update(every=3, end=0.5)
-    penalty = create_penalty(config, 20, 2.0)
+    config.update(beta=2.0, every=3, end=0.5)
+    penalty = create_penalty(config, 20)
     features = np.random.default_rng(0).normal(size=(2, 8, 5)).astype(np.float32)
     value = cka_penalty(tuple(features), samples=8)
     for step in range(20):
@@ -36,7 +36,9 @@ def test_when_it_is_on():
         assert jnp.isnan(logged) != due
 
 
-def test_without_weight_there_is_none():
+def test_the_number_0_switches_it_off():
     config = default_config().penalty
-    assert create_penalty(config, 20, 0.0) is None
-    assert create_penalty(config, 20, jnp.zeros(())) is not None  # may be traced: any number
+    config.beta = 0.0
+    penalty = create_penalty(config, 20)
+    assert penalty.is_off
+    assert not penalty._replace(beta=jnp.zeros(())).is_off  # may be traced: any number

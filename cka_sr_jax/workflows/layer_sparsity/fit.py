@@ -139,9 +139,8 @@ def make_trainer(
     def task_loss(outputs: Array, targets: Array) -> tuple[Array, Metrics]:
         return task.loss(outputs, targets).mean(), {}
 
-    penalty = create_penalty(config.penalty, plan.steps, config.penalty.beta)
-    if len(hidden) < 2:  # no pair of features
-        penalty = None
+    pairs = len(hidden) > 1  # of features
+    penalty = create_penalty(config.penalty, plan.steps) if pairs else None
     step = make_train_step(penalized_loss(model, task_loss, penalty), tx)
     return Trainer(first_state, partial(step, axis_name=None))
 
