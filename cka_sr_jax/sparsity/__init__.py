@@ -1,6 +1,7 @@
 """Sparse training: masks, layer-wise densities, rules, and `sparsify` to plug them into Optax."""
 
 from cka_sr_jax._paths import leaf_paths
+from cka_sr_jax.sparsity.before_training import grasp, snip, synflow
 from cka_sr_jax.sparsity.distributions import (
     DISTRIBUTIONS,
     er,
@@ -11,9 +12,10 @@ from cka_sr_jax.sparsity.distributions import (
     uniform,
     uniform_plus,
 )
-from cka_sr_jax.sparsity.dynamic import mest, rigl, set_, snfs
+from cka_sr_jax.sparsity.dynamic import mest, rigl, snfs, sparse_evolutionary
 from cka_sr_jax.sparsity.fixed import dense, rst, static
 from cka_sr_jax.sparsity.gradual import gmp, granet
+from cka_sr_jax.sparsity.learned_thresholds import dst, soft_threshold
 from cka_sr_jax.sparsity.masks import (
     Masks,
     apply_masks,
@@ -21,19 +23,22 @@ from cka_sr_jax.sparsity.masks import (
     density,
     epsilon_sparsity,
     explored,
+    full_masks,
+    maskable_leaves,
+    maskable_shapes,
+    masks_from_paths,
+    random_masks,
     rescale_kept,
 )
 from cka_sr_jax.sparsity.registry import RULES, make_rule
 from cka_sr_jax.sparsity.reparametrization import Reparametrization, learn_masks
-from cka_sr_jax.sparsity.rule import Rule
-from cka_sr_jax.sparsity.saliency import grasp, snip, synflow
+from cka_sr_jax.sparsity.rule import Rule, map_layers
 from cka_sr_jax.sparsity.schedules import constant, cosine, cubic_counts, linear
 from cka_sr_jax.sparsity.scores import SCORES, Score, magnitude_and_gradient
-from cka_sr_jax.sparsity.selection import top_k_mask
-from cka_sr_jax.sparsity.sparsify import SparseState, get_masks, mask_metrics, sparsify
+from cka_sr_jax.sparsity.selection import top_k_mask, top_k_masks
+from cka_sr_jax.sparsity.sparsify import SparseState, get_masks, mask_metrics, sparsify, with_masks
 from cka_sr_jax.sparsity.structured import channel_masks, channels, n_m_masks, sr_ste
-from cka_sr_jax.sparsity.tangent import Transferred, ntt, tangent_kernel
-from cka_sr_jax.sparsity.thresholds import dst, str_
+from cka_sr_jax.sparsity.tangent_transfer import Transferred, ntt, tangent_kernel
 
 __all__ = [
     "DISTRIBUTIONS",
@@ -60,6 +65,7 @@ __all__ = [
     "erk",
     "erk_plus",
     "explored",
+    "full_masks",
     "get_masks",
     "gmp",
     "granet",
@@ -71,23 +77,30 @@ __all__ = [
     "linear",
     "magnitude_and_gradient",
     "make_rule",
+    "map_layers",
     "mask_metrics",
+    "maskable_leaves",
+    "maskable_shapes",
+    "masks_from_paths",
     "mest",
     "n_m_masks",
     "ntt",
+    "random_masks",
     "rescale_kept",
     "rigl",
     "rst",
-    "set_",
     "snfs",
     "snip",
+    "soft_threshold",
+    "sparse_evolutionary",
     "sparsify",
     "sr_ste",
     "static",
-    "str_",
     "synflow",
     "tangent_kernel",
     "top_k_mask",
+    "top_k_masks",
     "uniform",
     "uniform_plus",
+    "with_masks",
 ]

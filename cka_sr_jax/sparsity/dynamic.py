@@ -12,23 +12,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from cka_sr_jax.sparsity.distributions import check_density, layer_counts
-from cka_sr_jax.sparsity.masks import Masks, Params, masks_from_paths
-from cka_sr_jax.sparsity.rule import (
-    Distributed,
-    Rule,
-    Update,
-    map_layers,
+from cka_sr_jax.sparsity.distributions import layer_counts
+from cka_sr_jax.sparsity.fixed import random_start
+from cka_sr_jax.sparsity.masks import (
+    Masks,
+    Params,
     mask_shapes,
-    maskable_shapes,
-    random_masks,
+    masks_from_paths,
 )
+from cka_sr_jax.sparsity.rule import Distributed, Rule, Update, map_layers
 from cka_sr_jax.sparsity.schedules import Schedule, drop_schedule, periodic
 from cka_sr_jax.sparsity.scores import Score, get_score, magnitude_and_gradient
 from cka_sr_jax.sparsity.selection import top_k_mask
 
 
-def set_(
+def sparse_evolutionary(
     density: float,
     distribution: Distributed = "erk",
     *,
@@ -47,8 +45,8 @@ def set_(
     score, and grows as many among all its pruned ones, those with the highest grow score. A weight
     that is dropped and grown in the same update keeps its value; the others start at 0.
 
-    ITOP (Liu et al. 2021) is `set_` or `rigl` with a long `update_every` (1500 and 4000 steps at
-    batch 128), `drop_fraction=0.5` and `final_drop_fraction=0.005`.
+    ITOP (Liu et al. 2021) is `sparse_evolutionary` or `rigl` with a long `update_every` (1500 and
+    4000 steps at batch 128), `drop_fraction=0.5` and `final_drop_fraction=0.005`.
 
     Args:
       density, distribution, exclude: as for `rst`.
@@ -57,7 +55,7 @@ def set_(
       drop_fraction: f(0), or a function of the step, traced, to use as f; clipped to [0, 1].
       final_drop_fraction: f(end_step), unless f is constant or a function of yours.
       schedule: "cosine", "linear" or "constant".
-      drop, grow: a name in SCORES or a function (key, param, grad, mask) -> array.
+      drop, grow: a name in SCORES or a function (key, mask, param, grad) -> array.
 
     Raises:
       ValueError: a density, fraction or schedule that cannot work; an unknown name.
@@ -85,7 +83,7 @@ def rigl(
 ) -> Rule:
     """RigL (Evci et al. 2020): drop by |w|, grow by the dense gradient |dL/dw|.
 
-    Arguments, update and errors as for `set_`.
+    Arguments, update and errors as for `sparse_evolutionary`.
     """
     share = drop_schedule(drop_fraction, schedule, end_step, final_drop_fraction)
     return Rule(
@@ -116,7 +114,7 @@ def snfs(
 
     Args:
       momentum: decay of the average, in (0, 1).
-      density, ...: the others, the update and the errors as for `set_`.
+      density, ...: the others, the update and the errors as for `sparse_evolutionary`.
     """
     if not 0 < momentum < 1:
         raise ValueError(
@@ -152,7 +150,7 @@ def mest(
     more than its n, and the next update, which knows the new weights' worth, drops down to n
     before it grows again. The update at `end_step` only drops.
 
-    Arguments and errors as for `set_`.
+    Arguments and errors as for `sparse_evolutionary`.
     """
     if not gradient_weight >= 0:
         raise ValueError(
@@ -171,21 +169,9 @@ def mest(
     )
 
 
-def random_start(
-    density: float, distribution: Distributed, exclude: Sequence[str]
-) -> Callable[[Array, Params], Masks]:
-    """An `init` with exact random masks, as `rst` makes them."""
-    check_density(density)
-
-    def init(key: Array, params: Params) -> Masks:
-        shapes = maskable_shapes(params, exclude)
-        return random_masks(key, params, layer_counts(shapes, density, distribution))
-
-    return init
-
-
 def replace_share(share: Schedule, drop: Score, grow: Score) -> Update:
     """An `update` that replaces floor(share(step) n) of the n weights of each layer."""
+    replace = drop_and_grow(drop, grow)
 
     def update(
         key: Array, step: Int[Array, ""], masks: Masks, params: Params, grads: Params
@@ -196,7 +182,7 @@ def replace_share(share: Schedule, drop: Score, grow: Score) -> Update:
             count = jnp.sum(mask, dtype=jnp.int32)
             # Clipped, for a schedule of the user's own may leave [0, 1].
             moved = jnp.clip(jnp.floor(fraction * count).astype(jnp.int32), 0, count)
-            return drop_and_grow(key, mask, param, grad, count - moved, moved, drop, grow)
+            return replace(key, mask, param, grad, count - moved, moved)
 
         return masks_from_paths(params, map_layers(layer, key, masks, params, grads))
 
@@ -212,6 +198,7 @@ def grow_first(
     distribution: Distributed,
 ) -> Update:
     """An `update` that drops to each layer's n weights, then grows floor(share(step) n) more."""
+    replace = drop_and_grow(drop, grow)
 
     def update(
         key: Array, step: Int[Array, ""], masks: Masks, params: Params, grads: Params
@@ -221,27 +208,31 @@ def grow_first(
 
         def layer(path: str, key: Array, mask: Array, param: Array, grad: Array) -> Array:
             extra = jnp.maximum(jnp.floor(fraction * targets[path]).astype(jnp.int32), 0)
-            return drop_and_grow(key, mask, param, grad, targets[path], extra, drop, grow)
+            return replace(key, mask, param, grad, targets[path], extra)
 
         return masks_from_paths(params, map_layers(layer, key, masks, params, grads))
 
     return update
 
 
-def drop_and_grow(
-    key: Array,
-    mask: Bool[Array, "..."],
-    param: Array,
-    grad: Array,
-    keep: int | Int[Array, ""],
-    add: Int[Array, ""],
-    drop: Score,
-    grow: Score,
-) -> Bool[Array, "..."]:
-    """The `keep` weights of the mask with the highest drop score and the `add` best of the rest.
+def drop_and_grow(drop: Score, grow: Score) -> Callable[..., Bool[Array, "..."]]:
+    """`(key, mask, param, grad, keep, add) -> mask` of one layer, for a drop and a grow score.
 
-    Just-dropped weights may grow again, as in the reference codes.
+    It keeps the `keep` weights of the mask with the highest drop score, and adds the `add` weights
+    outside them with the highest grow score. A weight just dropped may grow again at once, as in
+    the reference codes.
     """
-    drop_key, grow_key = jax.random.split(key)
-    kept = top_k_mask(drop(drop_key, param, grad, mask), keep, where=mask)
-    return kept | top_k_mask(grow(grow_key, param, grad, kept), add, where=~kept)
+
+    def layer(
+        key: Array,
+        mask: Bool[Array, "..."],
+        param: Array,
+        grad: Array,
+        keep: int | Int[Array, ""],
+        add: Int[Array, ""],
+    ) -> Bool[Array, "..."]:
+        drop_key, grow_key = jax.random.split(key)
+        kept = top_k_mask(drop(drop_key, mask, param, grad), keep, where=mask)
+        return kept | top_k_mask(grow(grow_key, kept, param, grad), add, where=~kept)
+
+    return layer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,14 +10,17 @@ import numpy as np
 from jaxtyping import Array
 
 from cka_sr_jax.sparsity.distributions import check_density, layer_counts, layer_densities
-from cka_sr_jax.sparsity.masks import Masks, Params, check_masks, is_dense, masks_from_paths
-from cka_sr_jax.sparsity.rule import (
-    Distributed,
-    Rule,
+from cka_sr_jax.sparsity.masks import (
+    Masks,
+    Params,
+    check_masks,
     fold_in_path,
+    is_dense,
     maskable_shapes,
+    masks_from_paths,
     random_masks,
 )
+from cka_sr_jax.sparsity.rule import Distributed, Rule
 
 
 def dense() -> Rule:
@@ -72,12 +75,12 @@ def rst(
     Raises:
       ValueError: density outside (0, 1]; at `init`, unknown names and patterns.
     """
+    if exact:
+        return Rule(random_start(density, distribution, exclude))
     check_density(density)
 
     def init(key: Array, params: Params) -> Masks:
         shapes = maskable_shapes(params, exclude)
-        if exact:
-            return random_masks(key, params, layer_counts(shapes, density, distribution))
         densities = layer_densities(shapes, density, distribution)
         masks = {
             path: jax.random.bernoulli(fold_in_path(key, path), densities[path], shape)
@@ -86,3 +89,16 @@ def rst(
         return masks_from_paths(params, masks)
 
     return Rule(init)
+
+
+def random_start(
+    density: float, distribution: Distributed, exclude: Sequence[str]
+) -> Callable[[Array, Params], Masks]:
+    """An `init` with exactly the distribution's count of each layer, at random places."""
+    check_density(density)
+
+    def init(key: Array, params: Params) -> Masks:
+        shapes = maskable_shapes(params, exclude)
+        return random_masks(key, params, layer_counts(shapes, density, distribution))
+
+    return init

@@ -6,21 +6,22 @@ import math
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Int
 
 from cka_sr_jax._paths import leaf_paths
 from cka_sr_jax.sparsity.distributions import Shapes, check_density, layer_counts
-from cka_sr_jax.sparsity.dynamic import random_start, replace_share
-from cka_sr_jax.sparsity.masks import Masks, Params, masks_from_paths
-from cka_sr_jax.sparsity.rule import (
-    Distributed,
-    Rule,
+from cka_sr_jax.sparsity.dynamic import replace_share
+from cka_sr_jax.sparsity.fixed import random_start
+from cka_sr_jax.sparsity.masks import (
+    Masks,
+    Params,
     fold_in_path,
-    map_layers,
+    full_masks,
     mask_shapes,
     maskable_shapes,
+    masks_from_paths,
 )
+from cka_sr_jax.sparsity.rule import Distributed, Rule, map_layers
 from cka_sr_jax.sparsity.schedules import (
     Schedule,
     check_steps,
@@ -57,7 +58,7 @@ def gmp(
       distribution: "global", or as for `rst`: the layers' final densities.
       start_step, end_step: first and last step of the schedule.
       update_every: steps between updates.
-      drop: a name in SCORES or a function (key, param, grad, mask) -> array.
+      drop: a name in SCORES or a function (key, mask, param, grad) -> array.
 
     Raises:
       ValueError: a density or schedule that cannot work; an unknown name.
@@ -71,7 +72,7 @@ def gmp(
         shapes = maskable_shapes(params, exclude)
         if distribution != "global":
             layer_counts(shapes, density, distribution)  # an unknown name is an error right away
-        return all_kept(params, shapes)
+        return full_masks(params, exclude)
 
     def update(
         key: Array, step: Int[Array, ""], masks: Masks, params: Params, grads: Params
@@ -85,7 +86,7 @@ def gmp(
 
         def layer(path: str, key: Array, mask: Array, param: Array, grad: Array) -> Array:
             count = cubic_counts(mask.size, final[path], **steps)(step)
-            return top_k_mask(score(key, param, grad, mask), count, where=mask)
+            return top_k_mask(score(key, mask, param, grad), count, where=mask)
 
         return masks_from_paths(params, map_layers(layer, key, masks, params, grads))
 
@@ -125,7 +126,7 @@ def granet(
       drop_fraction: f(0), or a function of the step to use as f.
       final_drop_fraction: f(end_step), unless f is constant or a function of yours.
       schedule: "cosine", "linear" or "constant".
-      drop, grow: a name in SCORES or a function (key, param, grad, mask) -> array.
+      drop, grow: a name in SCORES or a function (key, mask, param, grad) -> array.
 
     Raises:
       ValueError: a density, fraction or schedule that cannot work; an unknown name.
@@ -173,15 +174,10 @@ def prune_globally(
     """The `count` weights of the masks with the highest drop score, all layers ranked together."""
     values, slopes, where = (dict(leaf_paths(tree)) for tree in (params, grads, masks))
     scores = {
-        path: drop(fold_in_path(key, path), values[path], slopes[path], mask)
+        path: drop(fold_in_path(key, path), mask, values[path], slopes[path])
         for path, mask in where.items()
     }
     return masks_from_paths(params, top_k_masks(scores, count, where=where))
-
-
-def all_kept(params: Params, shapes: Shapes) -> Masks:
-    """Masks that keep every weight of these layers."""
-    return masks_from_paths(params, {path: jnp.ones(shape, bool) for path, shape in shapes.items()})
 
 
 def _global_count(density: float, size: int) -> int:

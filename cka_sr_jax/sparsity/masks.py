@@ -7,14 +7,16 @@ through jit, pmap and checkpoints as ordinary state. Densities are counted on ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from cka_sr_jax._paths import leaf_paths, matches
 
@@ -178,7 +180,54 @@ def maskable_leaves(params: Params, exclude: Sequence[str] = ()) -> dict[str, An
     return leaves
 
 
+def maskable_shapes(params: Params, exclude: Sequence[str] = ()) -> dict[str, tuple[int, ...]]:
+    """path -> shape of the leaves that a rule prunes.
+
+    Raises:
+      ValueError: as `maskable_leaves`.
+    """
+    return {path: jnp.shape(leaf) for path, leaf in maskable_leaves(params, exclude).items()}
+
+
+def mask_shapes(masks: Masks) -> dict[str, tuple[int, ...]]:
+    """path -> shape of the masked layers."""
+    return {path: mask.shape for path, mask in leaf_paths(masks)}
+
+
 def masks_from_paths(params: Params, masks: dict[str, Any]) -> Masks:
     """The mask tree of `params` with `masks[path]` at the named leaves and the rest dense."""
     paths = iter([path for path, _ in leaf_paths(params)])
     return jax.tree.map(lambda _: masks.get(next(paths), optax.MaskedNode()), params)
+
+
+def full_masks(params: Params, exclude: Sequence[str] = ()) -> Masks:
+    """Masks that keep every weight of the leaves that a rule prunes.
+
+    Raises:
+      ValueError: as `maskable_leaves`.
+    """
+    shapes = maskable_shapes(params, exclude)
+    return masks_from_paths(params, {path: jnp.ones(shape, bool) for path, shape in shapes.items()})
+
+
+def random_masks(key: Array, params: Params, counts: Mapping[str, int]) -> Masks:
+    """Masks with exactly `counts[path]` weights of each named layer, at random places.
+
+    The places in a layer depend on the key and the layer's path, not on the other layers.
+    """
+    leaves = dict(leaf_paths(params))
+    masks = {
+        path: random_mask(fold_in_path(key, path), jnp.shape(leaves[path]), count)
+        for path, count in counts.items()
+    }
+    return masks_from_paths(params, masks)
+
+
+def random_mask(key: Array, shape: tuple[int, ...], count: int) -> Bool[Array, "..."]:
+    """A bool array of this shape with exactly `count` True entries at random places."""
+    return jax.random.permutation(key, jnp.arange(math.prod(shape)) < count).reshape(shape)
+
+
+def fold_in_path(key: Array, path: str) -> Array:
+    """The key of one leaf: it depends on `key` and the leaf's path, not on the other leaves."""
+    return jax.random.fold_in(key, zlib.crc32(path.encode()))

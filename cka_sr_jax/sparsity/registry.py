@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from cka_sr_jax._errors import unknown
-from cka_sr_jax.sparsity.dynamic import mest, rigl, set_, snfs
+from cka_sr_jax.sparsity.dynamic import mest, rigl, snfs, sparse_evolutionary
 from cka_sr_jax.sparsity.fixed import dense, rst, static
 from cka_sr_jax.sparsity.gradual import gmp, granet
 from cka_sr_jax.sparsity.rule import Rule
@@ -21,7 +21,7 @@ RULES: dict[str, Callable[..., Rule]] = {
     "mest": mest,
     "rigl": rigl,
     "rst": rst,
-    "set": set_,
+    "set": sparse_evolutionary,
     "snfs": snfs,
     "static": static,
 }
@@ -33,7 +33,7 @@ ELSEWHERE = {
     "ntt": "static(ntt(model, params, batches, density).masks)",
     "snip": "static(snip(loss, params, batch, density))",
     "sr_ste": "learn_masks(optimizer, sr_ste(n=2, m=4))",
-    "str": "learn_masks(optimizer, str_())",
+    "str": "learn_masks(optimizer, soft_threshold())",
     "synflow": "static(synflow(model, params, inputs, density))",
 }
 

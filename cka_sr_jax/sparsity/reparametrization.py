@@ -66,7 +66,7 @@ def learn_masks(
 
     Args:
       inner: any Optax transform that ends in a parameter update.
-      method: `str_`, `dst` or `sr_ste`, or a Reparametrization of yours.
+      method: `soft_threshold`, `dst` or `sr_ste`, or a Reparametrization of yours.
 
     Raises:
       TypeError: `method` is not a Reparametrization.
@@ -86,13 +86,13 @@ def learn_masks(
         )
 
     def update(
-        grads: Params, state: SparseState, params: Params | None = None, **extra: Any
+        updates: Params, state: SparseState, params: Params | None = None, **extra: Any
     ) -> tuple[Params, SparseState]:
         if params is None:
             raise ValueError(
                 "learn_masks needs the trained tree: call tx.update(grads, state, trained)."
             )
-        grads = method.regularize(grads, params)
+        grads = method.regularize(updates, params)
         updates, inner_state = inner.update(grads, state.inner_state, params, **extra)
         aims = optax.apply_updates(params, updates)
         targets = method.restart(aims)

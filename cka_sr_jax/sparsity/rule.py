@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from cka_sr_jax._paths import leaf_paths
-from cka_sr_jax.sparsity.distributions import Distribution, Shapes
-from cka_sr_jax.sparsity.masks import Masks, Params, maskable_leaves, masks_from_paths
+from cka_sr_jax.sparsity.distributions import Distribution
+from cka_sr_jax.sparsity.masks import Masks, Params, fold_in_path
 
 Update = Callable[[Array, Int[Array, ""], Masks, Params, Params], Masks]
 Distributed = str | Mapping[str, float] | Distribution
@@ -39,36 +36,6 @@ class Rule(NamedTuple):
     update: Update = _keep
     due: Callable[[Int[Array, ""]], Bool[Array, ""] | bool] = lambda step: False
     gradient_decay: float = 0.0
-
-
-def random_mask(key: Array, shape: tuple[int, ...], count: int) -> Bool[Array, "..."]:
-    """A bool array of this shape with exactly `count` True entries at random places."""
-    return jax.random.permutation(key, jnp.arange(math.prod(shape)) < count).reshape(shape)
-
-
-def fold_in_path(key: Array, path: str) -> Array:
-    """A key for one leaf that depends on its path only, not on the other leaves."""
-    return jax.random.fold_in(key, zlib.crc32(path.encode()))
-
-
-def maskable_shapes(params: Params, exclude: Sequence[str] = ()) -> dict[str, tuple[int, ...]]:
-    """path -> shape of the leaves that a rule prunes."""
-    return {path: jnp.shape(leaf) for path, leaf in maskable_leaves(params, exclude).items()}
-
-
-def random_masks(key: Array, params: Params, counts: Mapping[str, int]) -> Masks:
-    """Masks with exactly these many weights of each layer, at random places."""
-    shapes = maskable_shapes(params)
-    masks = {
-        path: random_mask(fold_in_path(key, path), shapes[path], count)
-        for path, count in counts.items()
-    }
-    return masks_from_paths(params, masks)
-
-
-def mask_shapes(masks: Masks) -> Shapes:
-    """path -> shape of the masked layers."""
-    return {path: mask.shape for path, mask in leaf_paths(masks)}
 
 
 def map_layers(

@@ -94,11 +94,12 @@ def sparsify(
         )
 
     def update(
-        grads: Params, state: SparseState, params: Params | None = None, **extra: Any
+        updates: Params, state: SparseState, params: Params | None = None, **extra: Any
     ) -> tuple[Params, SparseState]:
         if params is None:
             raise ValueError("sparsify needs the parameters: call tx.update(grads, state, params).")
         _check_state(state, params, rule, changes)
+        grads = updates
         updates, inner_state = inner.update(
             apply_masks(grads, state.masks), state.inner_state, params, **extra
         )

@@ -13,16 +13,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from cka_sr_jax.sparsity.distributions import check_density
-from cka_sr_jax.sparsity.gradual import all_kept
 from cka_sr_jax.sparsity.masks import (
     Masks,
     Params,
+    full_masks,
     map_masked,
     maskable_leaves,
     masks_from_paths,
 )
 from cka_sr_jax.sparsity.reparametrization import Reparametrization, part
-from cka_sr_jax.sparsity.rule import Rule, map_layers, maskable_shapes
+from cka_sr_jax.sparsity.rule import Rule, map_layers
 from cka_sr_jax.sparsity.schedules import check_steps, cubic_counts, periodic
 from cka_sr_jax.sparsity.selection import top_k_mask
 
@@ -153,7 +153,7 @@ def channels(
     check_steps(**steps, one_shot=True)
 
     def init(key: Array, params: Params) -> Masks:
-        return all_kept(params, maskable_shapes(params, exclude))
+        return full_masks(params, exclude)
 
     def update(
         key: Array, step: Int[Array, ""], masks: Masks, params: Params, grads: Params

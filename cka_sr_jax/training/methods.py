@@ -25,26 +25,25 @@ from jaxtyping import Array
 
 from cka_sr_jax._paths import leaf_paths, matches
 from cka_sr_jax.sparsity import (
+    RULES,
     Masks,
     Rule,
     apply_masks,
     dst,
+    full_masks,
     grasp,
     learn_masks,
     make_rule,
+    masks_from_paths,
     ntt,
     rescale_kept,
     snip,
+    soft_threshold,
     sparsify,
     sr_ste,
     static,
-    str_,
     synflow,
 )
-from cka_sr_jax.sparsity.gradual import all_kept
-from cka_sr_jax.sparsity.masks import masks_from_paths
-from cka_sr_jax.sparsity.registry import RULES
-from cka_sr_jax.sparsity.rule import maskable_shapes
 from cka_sr_jax.training.step import cross_entropy
 
 DEFAULT_METHOD = "rst"
@@ -130,15 +129,6 @@ def fixed_masks(masks: Masks, start: Callable[[Any, Masks], Any] = apply_masks) 
     return _of_rule(static(masks))._replace(start=start)
 
 
-def all_masks(params: Any, exclude: Any = ()) -> Masks:
-    """Masks that keep every weight a method may prune.
-
-    Raises:
-      ValueError: nothing may be pruned, or a pattern in `exclude` matches nothing.
-    """
-    return all_kept(params, maskable_shapes(params, exclude))
-
-
 def _of_rule(rule: Rule) -> Method:
     return Method(
         transform=lambda optimizer, seed: sparsify(optimizer, rule, seed=seed),
@@ -147,7 +137,7 @@ def _of_rule(rule: Rule) -> Method:
 
 
 def _all_kept_rule(exclude: Any) -> Rule:
-    return Rule(init=lambda key, params: all_masks(params, exclude))
+    return Rule(init=lambda key, params: full_masks(params, exclude))
 
 
 def _learned(learned: Any) -> Method:
@@ -356,7 +346,7 @@ _PRUNING_FUNCTIONS: dict[str, Callable[..., Any]] = {
     "snip": snip,
     "synflow": synflow,
 }
-LEARNED: dict[str, Callable[..., Any]] = {"dst": dst, "sr_ste": sr_ste, "str": str_}
+LEARNED: dict[str, Callable[..., Any]] = {"dst": dst, "sr_ste": sr_ste, "str": soft_threshold}
 # `static` takes masks, which a config cannot hold.
 RULE_NAMES = sorted(RULES.keys() - {"static"})
 METHOD_NAMES = (*RULE_NAMES, *sorted(PRUNERS), *sorted(LEARNED))

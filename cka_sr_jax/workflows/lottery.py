@@ -24,16 +24,21 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from cka_sr_jax._paths import leaf_paths
-from cka_sr_jax.sparsity import Masks, apply_masks, get_masks
-from cka_sr_jax.sparsity.masks import masks_from_paths
-from cka_sr_jax.sparsity.selection import top_k_masks
-from cka_sr_jax.sparsity.sparsify import with_masks
+from cka_sr_jax.sparsity import (
+    Masks,
+    apply_masks,
+    full_masks,
+    get_masks,
+    masks_from_paths,
+    top_k_masks,
+    with_masks,
+)
 from cka_sr_jax.training import loop
 from cka_sr_jax.training.build import RunPlan, new_state, state_shapes
 from cka_sr_jax.training.checkpoints import load_variables
 from cka_sr_jax.training.config import ConfigError
 from cka_sr_jax.training.evaluation import make_evaluator
-from cka_sr_jax.training.methods import DENSE, all_masks, fixed_masks
+from cka_sr_jax.training.methods import DENSE, fixed_masks
 from cka_sr_jax.training.result import report_run
 from cka_sr_jax.training.step import TrainState
 from cka_sr_jax.training.workdir import check_workdir, start_workdir, write_json
@@ -68,7 +73,7 @@ def prepare(config: ConfigDict) -> LotteryPlan:
     plan = loop.prepare(config)
     # Every round has masks, the dense one too, so that all states have the same structure.
     masks = jax.eval_shape(
-        lambda p: all_masks(p, config.sparsity.exclude), state_shapes(plan).params
+        lambda p: full_masks(p, config.sparsity.exclude), state_shapes(plan).params
     )
     masks = jax.tree.map(lambda mask: jnp.ones(mask.shape, bool), masks)
     rewind_step = round(config.lottery.rewind * plan.steps)

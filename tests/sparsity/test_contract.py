@@ -39,10 +39,10 @@ from cka_sr_jax.sparsity import (
     make_rule,
     rst,
     snip,
+    soft_threshold,
     sparsify,
     sr_ste,
     static,
-    str_,
     synflow,
 )
 from cka_sr_jax.training import Checkpoints
@@ -71,7 +71,7 @@ RULES = {  # of the parameters and the model, for masks that are made before tra
 }
 GROWS = ("set", "rigl", "snfs", "mest", "mest_soft", "granet", "granet_dense")
 METHODS = {  # that learn their masks
-    "str": lambda: str_(initial=-2.0),
+    "str": lambda: soft_threshold(initial=-2.0),
     "dst": lambda: dst(1e-2),
     "sr_ste": lambda: sr_ste(1, 2, decay=1e-2),
 }

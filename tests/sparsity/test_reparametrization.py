@@ -11,9 +11,9 @@ from flax import nnx
 from flax.core import FrozenDict
 
 from cka_sr_jax.sparsity import density, get_masks, leaf_paths, mask_metrics
+from cka_sr_jax.sparsity.learned_thresholds import dst, soft_threshold, step_slope, unit_step
 from cka_sr_jax.sparsity.reparametrization import Reparametrization, learn_masks
 from cka_sr_jax.sparsity.structured import sr_ste
-from cka_sr_jax.sparsity.thresholds import dst, step_slope, str_, unit_step
 
 
 def layers():
@@ -44,7 +44,7 @@ def threshold(trained, name):
 
 
 METHODS = {
-    "str": functools.partial(str_, initial=-2.0),
+    "str": functools.partial(soft_threshold, initial=-2.0),
     "dst": functools.partial(dst, 1e-2),
     "sr_ste": functools.partial(sr_ste, decay=1e-2),
 }
@@ -102,7 +102,7 @@ def pulled_back(method, trained, upstream):
 
 
 def test_str_is_the_soft_threshold_of_a_naive_loop():
-    method = str_(initial=-1.2)
+    method = soft_threshold(initial=-1.2)
     params = layers()
     trained = with_thresholds(method.init(params), {"mid": 0.3})
     upstream = random_like(params)
@@ -124,7 +124,7 @@ def test_str_is_the_soft_threshold_of_a_naive_loop():
 
 
 def test_a_start_far_below_is_dense_and_finite():
-    method = str_(initial=-3200.0)
+    method = soft_threshold(initial=-3200.0)
     trained = method.init(layers())
     assert density(method.masks(trained)) == 1
     weights, grads = pulled_back(method, trained, trained["weights"])
@@ -263,7 +263,7 @@ def train(tx, method, params, steps):
 LEARNERS = {
     "str": (
         optax.chain(optax.add_decayed_weights(8e-3), optax.sgd(0.3, momentum=0.9)),
-        str_(),
+        soft_threshold(),
     ),
     "dst": (optax.sgd(0.2, momentum=0.9), dst(3e-3)),
     "sr_ste": (optax.sgd(0.1, momentum=0.9), sr_ste(1, 4)),
@@ -332,10 +332,18 @@ def test_without_its_own_term_or_restart_a_method_is_the_inner_optimizer():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: str_(initial=float("nan")), ValueError, "initial=nan is not a finite number"),
+        (
+            lambda: soft_threshold(initial=float("nan")),
+            ValueError,
+            "initial=nan is not a finite number",
+        ),
         (lambda: dst(-1.0), ValueError, "alpha=-1.0 is not a number >= 0"),
         (lambda: dst(float("inf")), ValueError, "alpha=inf is not a number >= 0"),
-        (lambda: str_(exclude="heat").init(small_net()), ValueError, "exclude pattern 'heat'"),
+        (
+            lambda: soft_threshold(exclude="heat").init(small_net()),
+            ValueError,
+            "exclude pattern 'heat'",
+        ),
         (lambda: learn_masks(optax.sgd(0.1), dst), TypeError, "is no Reparametrization"),
         (
             lambda: learn_masks(optax.sgd(0.1), dst(0.1)).init(small_net()),

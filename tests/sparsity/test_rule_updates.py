@@ -27,10 +27,10 @@ from cka_sr_jax.sparsity import (
     make_rule,
     mask_metrics,
     rigl,
-    set_,
+    sparse_evolutionary,
     sparsify,
 )
-from cka_sr_jax.sparsity.rule import fold_in_path
+from cka_sr_jax.sparsity.masks import fold_in_path
 from cka_sr_jax.sparsity.schedules import periodic
 
 SHAPES = {"a": (6, 5), "b": (3, 3, 2, 4), "c": (9, 3)}
@@ -241,7 +241,7 @@ def test_snfs_grows_by_the_average_of_dense_gradients():
 
 
 def test_scores_may_be_plain_functions():
-    def first(key, param, grad, mask):
+    def first(key, mask, param, grad):
         return -jnp.arange(param.size, dtype=jnp.float32).reshape(param.shape)
 
     half = constant(0.5)
@@ -255,7 +255,7 @@ def test_scores_may_be_plain_functions():
     flat = np.asarray(masks["a"]).ravel()
     assert flat.sum() == 9
     assert flat[:4].all()
-    both = set_(
+    both = sparse_evolutionary(
         0.3, end_step=10, update_every=2, drop=magnitude_and_gradient(0.5), grow="sensitivity"
     )
     masks = both.update(jax.random.key(1), jnp.int32(2), masks, params, grads)
@@ -267,7 +267,7 @@ def test_a_score_has_one_value_for_each_weight(name):
     """One for each channel would be broadcast, and the counts would be wrong without a word."""
     params, grads = random_layers(0)
     rule = make_rule(
-        name, density=0.3, end_step=900, drop=lambda key, w, grad, mask: jnp.abs(w).sum(0)[None]
+        name, density=0.3, end_step=900, drop=lambda key, mask, w, grad: jnp.abs(w).sum(0)[None]
     )
     masks = rule.init(jax.random.key(0), params)
     with pytest.raises(ValueError, match=r"a score of shape .* does not rank the weights"):
@@ -317,7 +317,7 @@ def test_schedules_between_their_ends():
 def test_scores_may_be_infinite():
     """What a score says outside the mask does not count, -inf or not."""
 
-    def masked_magnitude(key, param, grad, mask):
+    def masked_magnitude(key, mask, param, grad):
         return jnp.where(mask, jnp.abs(param), -jnp.inf)
 
     params, grads = random_layers(3)

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from cka_sr_jax.models import create_model
-from cka_sr_jax.sparsity import dst, n_m_masks, str_
+from cka_sr_jax.sparsity import dst, n_m_masks, soft_threshold
 from cka_sr_jax.training import Checkpoints, ConfigError, default_config, load_variables
 from cka_sr_jax.training.methods import Untrained, build_method
 from cka_sr_jax.workflows import run
@@ -60,7 +60,7 @@ def test_a_run_and_the_weights_it_gives(rule, options, tmp_path):
         expected = dense * n_m_masks({"w": jnp.asarray(dense)}, 1, 4)["w"]
     else:
         threshold = arrays["state.params.thresholds.hidden0.kernel"]
-        method = dst(1e-3) if rule == "dst" else str_()
+        method = dst(1e-3) if rule == "dst" else soft_threshold()
         expected = method.weights({"weights": {"w": dense}, "thresholds": {"w": threshold}})["w"]
     np.testing.assert_array_equal(params["hidden0"]["kernel"], expected)
     model = create_model("mlp", 10, hidden=(32, 32))

@@ -8,9 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from cka_sr_jax.sparsity import leaf_paths, static
-from cka_sr_jax.sparsity.rule import random_masks
-from cka_sr_jax.sparsity.tangent import ntt, tangent_kernel, transfer_loss
+from cka_sr_jax.sparsity import leaf_paths, random_masks, static
+from cka_sr_jax.sparsity.tangent_transfer import ntt, tangent_kernel, transfer_loss
 
 WIDTHS = (12, 24, 3)
 

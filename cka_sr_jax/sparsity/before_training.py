@@ -16,8 +16,15 @@ from jaxtyping import Array, Float, Int
 
 from cka_sr_jax._paths import leaf_paths
 from cka_sr_jax.sparsity.distributions import check_density
-from cka_sr_jax.sparsity.masks import Masks, Params, apply_masks, maskable_leaves, masks_from_paths
-from cka_sr_jax.sparsity.rule import fold_in_path, maskable_shapes
+from cka_sr_jax.sparsity.masks import (
+    Masks,
+    Params,
+    apply_masks,
+    fold_in_path,
+    maskable_leaves,
+    maskable_shapes,
+    masks_from_paths,
+)
 from cka_sr_jax.sparsity.selection import top_k_masks
 
 Loss = Callable[[Params, Any], Float[Array, ""]]

@@ -28,7 +28,7 @@ from cka_sr_jax.sparsity.reparametrization import Reparametrization, part
 Threshold = Callable[[Array, Array], Array]  # (threshold, weight) -> an array like the weight
 
 
-def str_(*, initial: float = -10.0, exclude: Sequence[str] = ()) -> Reparametrization:
+def soft_threshold(*, initial: float = -10.0, exclude: Sequence[str] = ()) -> Reparametrization:
     """Soft threshold reparametrization (Kusupati et al. 2020): one learned threshold per layer.
 
       w_eff = sign(w) max(|w| - sigmoid(s), 0),   masks |w| > sigmoid(s)

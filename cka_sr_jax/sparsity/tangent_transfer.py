@@ -17,10 +17,10 @@ import optax
 from jaxtyping import Array, Float
 
 from cka_sr_jax._paths import leaf_paths
+from cka_sr_jax.sparsity.before_training import Model
 from cka_sr_jax.sparsity.distributions import check_density, layer_counts
-from cka_sr_jax.sparsity.masks import Masks, Params, apply_masks, masks_from_paths
-from cka_sr_jax.sparsity.rule import Distributed, maskable_shapes
-from cka_sr_jax.sparsity.saliency import Model
+from cka_sr_jax.sparsity.masks import Masks, Params, apply_masks, maskable_shapes, masks_from_paths
+from cka_sr_jax.sparsity.rule import Distributed
 from cka_sr_jax.sparsity.selection import top_k_mask
 
 

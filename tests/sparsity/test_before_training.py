@@ -8,9 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from cka_sr_jax.sparsity import apply_masks, grasp, leaf_paths, snip, static, synflow
-from cka_sr_jax.sparsity.saliency import grasp_scores, snip_scores, synflow_scores
-from cka_sr_jax.sparsity.selection import top_k_masks
+from cka_sr_jax.sparsity import apply_masks, grasp, leaf_paths, snip, static, synflow, top_k_masks
+from cka_sr_jax.sparsity.before_training import grasp_scores, snip_scores, synflow_scores
 
 WIDTHS = (48, 128, 128, 16, 8)
 
