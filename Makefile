@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow test-library lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/python launch.py --config=configs/quickstart/digits.py
@@ -15,10 +15,15 @@ test: $(VENV)/installed-dev
 test-slow: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 -m slow
 
+# In an environment made anew with only the library's dependencies; needs a package index.
+test-library: $(VENV)/installed-dev
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_library.py
+
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 clean:
 	rm -rf $(VENV) runs

@@ -1,0 +1,85 @@
+"""The library needs jax, flax, optax, numpy and jaxtyping, and nothing of the lab."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+from tests.library_alone import LAB, LIBRARY, readme_blocks, refusal
+
+REPOSITORY = Path(__file__).parents[1]
+PACKAGE = REPOSITORY / "cka_sr_jax"
+LIBRARY_FILES = sorted(
+    file
+    for part in LIBRARY
+    for file in [PACKAGE / f"{part}.py", *(PACKAGE / part).rglob("*.py")]
+    if file.exists()
+)
+
+
+def run_alone(what, python=sys.executable, folder=REPOSITORY, repository=REPOSITORY):
+    """The lines that `library_alone.py` prints in a process of its own."""
+    script = REPOSITORY / "tests" / "library_alone.py"
+    done = subprocess.run(
+        [python, script, repository, what],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_library_and_lab_are_the_whole_package():
+    parts = {file.relative_to(PACKAGE).parts[0] for file in PACKAGE.rglob("*.py")}
+    assert {part.removesuffix(".py") for part in parts} <= {"__init__", *LIBRARY, *LAB}
+
+
+@pytest.mark.parametrize("file", LIBRARY_FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_no_statement_imports_more_than_the_librarys_dependencies(file):
+    """Statements inside functions too, which only a call would run."""
+    names = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            names.append(node.module)
+    assert [sentence for name in names if (sentence := refusal(file.name, name))] == []
+
+
+def test_every_library_module_imports_without_the_lab():
+    modules = run_alone("imports")
+    assert len(modules) == len(LIBRARY_FILES) + 1  # and the package itself
+
+
+@pytest.mark.slow
+def test_in_an_environment_with_only_the_librarys_dependencies(tmp_path):
+    """`pip install .` in an empty environment: modules import, the README's blocks run.
+
+    Installed from a copy, since setuptools leaves a build folder beside the sources.
+    """
+    source = tmp_path / "source"
+    shutil.copytree(PACKAGE, source / "cka_sr_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, source)
+    venv.create(tmp_path / "env", with_pip=True, symlinks=os.name != "nt")
+    python = tmp_path / "env" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    pip = [python, "-m", "pip", "install", "--quiet", "--no-compile", source]
+    installed = subprocess.run(pip, capture_output=True, text=True)
+    assert installed.returncode == 0, installed.stderr
+
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "tests").mkdir(parents=True)
+    shutil.copy(REPOSITORY / "tests" / "third_party.py", elsewhere / "tests")
+    lab = "matplotlib", "ml_collections", "sklearn", "tensorboardX", "tensorflow_datasets"
+    found = f"import importlib.util as u; print([n for n in {lab} if u.find_spec(n)])"
+    assert subprocess.check_output([python, "-c", found], text=True).strip() == "[]"
+    assert "cka_sr_jax.sparsity.sparsify" in run_alone("imports", python, elsewhere)
+    assert len(run_alone("readme", python, elsewhere)) == len(readme_blocks(REPOSITORY)) > 0
