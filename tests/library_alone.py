@@ -13,7 +13,10 @@ import re
 import sys
 from pathlib import Path
 
-LIBRARY = ("similarity", "sparsity", "layer_sparsity", "accounting", "_errors", "_paths")
+LIBRARY = (
+    *("similarity", "sparsity", "layer_sparsity", "accounting"),
+    *("_dtypes", "_errors", "_paths"),
+)
 LAB = ("models", "data", "training", "workflows", "sweeps", "analysis", "report")
 DEPENDENCIES = {"flax", "jax", "jaxlib", "jaxtyping", "numpy", "optax"}
 ALLOWED = {"__future__", *sys.stdlib_module_names, *DEPENDENCIES}

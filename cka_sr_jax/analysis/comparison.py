@@ -71,7 +71,7 @@ class Comparison(NamedTuple):
     losses: int
 
 
-def compare(differences: Sequence[float]) -> MeanDifference:
+def compare(differences: Sequence[float] | np.ndarray) -> MeanDifference:
     """Mean of paired differences, its 95 % t interval and its 95 % bootstrap interval.
 
     The bootstrap resamples pairs 10,000 times with a fixed seed and takes percentiles. With few

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from cka_sr_jax._dtypes import float32_or_wider
+
 Kernel = Literal["linear", "rbf"]
 
 # The RBF kernel's bandwidth as a share of the median distance between samples (Kornblith et al.).
@@ -68,7 +70,7 @@ def split_samples(
         )
     return [
         jnp.reshape(jnp.asarray(leaf)[: n * batches], (batches, n, -1)).astype(
-            jnp.promote_types(leaf.dtype, jnp.float32)
+            float32_or_wider(leaf.dtype)
         )
         for leaf in leaves
     ]

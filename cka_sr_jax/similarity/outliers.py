@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cka_sr_jax._dtypes import float32_or_wider
+
 
 def outlier_share(x: Float[Array, "n ..."], fraction: float = 0.01) -> Float[Array, ""]:
     """The share of a feature's variance that the samples farthest from its mean hold.
@@ -39,7 +41,7 @@ def outlier_share(x: Float[Array, "n ..."], fraction: float = 0.01) -> Float[Arr
             f"outlier_share takes one array of shape [n, ...] with n >= 1 samples, not {given}: "
             "call it for each feature."
         )
-    x = jnp.reshape(x, (len(x), -1)).astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = jnp.reshape(x, (len(x), -1)).astype(float32_or_wider(x.dtype))
     distances = jnp.sum(jnp.square(x - x.mean(axis=0, keepdims=True)), axis=1)
     total = jnp.sum(distances)
     largest, _ = jax.lax.top_k(distances, max(1, round(fraction * len(x))))

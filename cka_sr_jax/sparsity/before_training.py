@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from cka_sr_jax._dtypes import float32_or_wider
 from cka_sr_jax._paths import leaf_paths
 from cka_sr_jax.sparsity.distributions import check_density
 from cka_sr_jax.sparsity.masks import (
@@ -209,4 +210,4 @@ def _replace(params: Params, leaves: Mapping[str, Array]) -> Params:
 
 def _float32(array: Array) -> Array:
     """At least float32: products of bfloat16 numbers tie too often."""
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    return array.astype(float32_or_wider(array.dtype))

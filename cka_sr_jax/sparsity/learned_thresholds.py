@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
+from cka_sr_jax._dtypes import float32_or_wider
 from cka_sr_jax.sparsity.masks import (
     Masks,
     Params,
@@ -174,4 +175,4 @@ def _map_thresholds(function: Threshold, trained: Params) -> Any:
 
 def _precise(weight: Array) -> Any:
     """At least float32: a bfloat16 threshold would stand still under small updates."""
-    return jnp.promote_types(weight.dtype, jnp.float32)
+    return float32_or_wider(weight.dtype)

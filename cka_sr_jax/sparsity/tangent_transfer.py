@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from cka_sr_jax._dtypes import float32_or_wider
 from cka_sr_jax._paths import leaf_paths
 from cka_sr_jax.sparsity.before_training import Model
 from cka_sr_jax.sparsity.distributions import check_density, layer_counts
@@ -188,7 +189,7 @@ def tangent_kernel(
 
 def _float32(array: Array) -> Array:
     """At least float32, so that sums of bfloat16 squares keep their digits."""
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
+    return array.astype(float32_or_wider(array.dtype))
 
 
 def _largest_weights(params: Params, counts: Mapping[str, int]) -> Masks:
