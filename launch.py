@@ -51,7 +51,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 def main(argv: list[str]) -> None:
     """Run the experiment."""
     logging.set_verbosity(logging.ERROR)  # Orbax logs two dozen lines for each checkpoint
-    from cka_sr_jax.sweeps.runner import run_grid  # after the flags: importing jax takes time
+    from cka_sr_jax.sweeps import GridOptions, run_grid  # after the flags: importing jax takes time
     from cka_sr_jax.training import ConfigError
     from cka_sr_jax.workflows import run
 
@@ -61,14 +61,10 @@ def main(argv: list[str]) -> None:
     try:
         if FLAGS.grid or FLAGS.grid_index is not None:
             _refuse_values_of_axes(config_flags.get_override_values(FLAGS["config"]))
-            states = run_grid(
-                config,
-                workdir,
-                index=FLAGS.grid_index,
-                jobs=FLAGS.jobs,
-                replicas=FLAGS.replicas,
-                retry=FLAGS.retry,
+            options = GridOptions(
+                index=FLAGS.grid_index, jobs=FLAGS.jobs, replicas=FLAGS.replicas, retry=FLAGS.retry
             )
+            states = run_grid(config, workdir, options)
             if any(state.startswith(("failed", "stopped", "running")) for state in states.values()):
                 raise SystemExit(1)
         elif FLAGS.retry or FLAGS.jobs != 1 or FLAGS.replicas != 1:

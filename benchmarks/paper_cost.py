@@ -22,7 +22,7 @@ from timing import print_table
 from cka_sr_jax.accounting import kernel_positions
 from cka_sr_jax.models import create_model
 from cka_sr_jax.sparsity import leaf_paths
-from cka_sr_jax.sweeps.runner import grid_points
+from cka_sr_jax.sweeps import grid_points
 
 ROOT = Path(__file__).parents[1]
 TRAIN_IMAGES = 50_000

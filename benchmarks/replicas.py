@@ -22,8 +22,8 @@ from timing import interleaved, print_table
 
 from cka_sr_jax.analysis.runs import read_runs
 from cka_sr_jax.data import Dataset
+from cka_sr_jax.sweeps import GridOptions, run_grid
 from cka_sr_jax.sweeps.replicas import replica_function, stack
-from cka_sr_jax.sweeps.runner import run_grid
 from cka_sr_jax.training import default_config, experiment, map_devices
 
 # Model, its options, the shape of its images, numbers of replicas, timed calls.
@@ -102,7 +102,7 @@ def whole_runs(seeds: int, replicas: int) -> tuple[float, list[float]]:
     config.seeds = tuple(range(seeds))
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
-        run_grid(config, folder, replicas=replicas, console=Console(quiet=True))
+        run_grid(config, folder, GridOptions(replicas=replicas), Console(quiet=True))
         rate = 3600 * seeds / (time.perf_counter() - began)
         return rate, [row["test.loss"] for row in read_runs([folder])]
 

@@ -19,7 +19,6 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from cka_sr_jax.training import loop
 from cka_sr_jax.training.build import RunPlan, new_state, state_shapes
 from cka_sr_jax.training.checkpoints import Snapshot, newest_snapshot, newest_step
 from cka_sr_jax.training.config import flatten
@@ -46,8 +45,8 @@ def replica_groups(points: Mapping[str, ConfigDict], workdir: Path, most: int) -
     return [names[i : i + most] for names in groups.values() for i in range(0, len(names), most)]
 
 
-def train_together(configs: Mapping[Path, ConfigDict], console: Console) -> None:
-    """Train the runs of these work directories to their last step, and leave the rest to `run`.
+def train_together(plans_of: Mapping[Path, RunPlan], console: Console) -> None:
+    """Train each plan in its work directory to its last step, and leave the rest to `run`.
 
     Each directory then holds what a run on its own leaves when it is killed after its last
     checkpoint, so that `run` writes its result and its report. A group that is killed itself goes
@@ -58,11 +57,11 @@ def train_together(configs: Mapping[Path, ConfigDict], console: Console) -> None
       ValueError: the runs' newest checkpoints are of different steps.
       SystemExit: at SIGTERM or Ctrl-C, once checkpoints are saved.
     """
-    plans = [loop.prepare(config) for config in configs.values()]
+    plans = list(plans_of.values())
     first, quiet = plans[0], Console(quiet=True)
     snapshots = [
         newest_snapshot(plan, workdir) or Snapshot.at_start(plan, new_state(plan))
-        for plan, workdir in zip(plans, configs, strict=True)
+        for workdir, plan in plans_of.items()
     ]
     starts = {int(snapshot.state.step) for snapshot in snapshots}
     if len(starts) > 1:
@@ -71,7 +70,7 @@ def train_together(configs: Mapping[Path, ConfigDict], console: Console) -> None
     evaluator = make_evaluator(first)
     with ExitStack() as open_files:
         recorders = []
-        for i, (plan, workdir) in enumerate(zip(plans, configs, strict=True)):
+        for i, (workdir, plan) in enumerate(plans_of.items()):
             start_workdir(plan.config, workdir)
             replica = Replica(i, len(plans))
             recorder = Recorder(plan, workdir, snapshots[i], evaluator, quiet, replica)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from cka_sr_jax.sweeps.runner import grid_points, run_grid
+from cka_sr_jax.sweeps import GridOptions, grid_points, run_grid
 from tests.tfds_sets import class_feature, image_feature, write_set
 
 FOLDER = Path(__file__).parents[2] / "configs"
@@ -45,7 +45,7 @@ def test_two_epochs_of_the_last_point(path, sets, tmp_path):
         config.sparsity.update_every = 1  # the two epochs have 4 steps
     points = grid_points(config)
     console = Console(file=io.StringIO(), soft_wrap=True)
-    states = run_grid(config, tmp_path / "grid", index=len(points) - 1, console=console)
+    states = run_grid(config, tmp_path / "grid", GridOptions(index=len(points) - 1), console)
     assert states[list(points)[-1]].startswith("finished")
     result = json.loads((tmp_path / "grid" / list(points)[-1] / "result.json").read_text())
     assert result["steps"] == 4

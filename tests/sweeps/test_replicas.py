@@ -11,11 +11,9 @@ import pytest
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from cka_sr_jax.sweeps import replicas
-from cka_sr_jax.sweeps import runner as grid
+from cka_sr_jax.sweeps import GridOptions, grid_points, replicas, run_grid, runner
 from cka_sr_jax.sweeps.replicas import replica_groups, train_together
-from cka_sr_jax.sweeps.runner import grid_points, run_grid
-from cka_sr_jax.training import Checkpoints, default_config
+from cka_sr_jax.training import Checkpoints, default_config, loop
 from cka_sr_jax.training.recorder import Recorder
 
 
@@ -52,7 +50,7 @@ def _one_device():
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("together")
-    states = run_grid(small_grid(), workdir, replicas=4, console=quiet())
+    states = run_grid(small_grid(), workdir, GridOptions(replicas=4), quiet())
     assert all(state.startswith("finished: test accuracy") for state in states.values())
     return workdir
 
@@ -78,7 +76,7 @@ def check_alike(one, other, rtol=1e-7):
 @pytest.mark.parametrize("index", [0, 3])
 def test_together_is_one_by_one(together, tmp_path, index):
     name = list(grid_points(small_grid()))[index]
-    run_grid(small_grid(), tmp_path, index=index, console=quiet())
+    run_grid(small_grid(), tmp_path, GridOptions(index=index), quiet())
     check_alike(together / name, tmp_path / name)
     lines = [(d / name / "metrics.jsonl").read_text().splitlines() for d in (together, tmp_path)]
     for a, b in zip(*(map(json.loads, found) for found in lines), strict=True):
@@ -103,9 +101,9 @@ def test_masks_found_before_or_learned_and_convolutions(tmp_path, rule):
     config.eval.select = "last"
     config.grid.penalty.beta = (0.1,)
     config.seeds = (3, 4, 5)
-    run_grid(config, tmp_path / "together", replicas=3, console=quiet())
+    run_grid(config, tmp_path / "together", GridOptions(replicas=3), quiet())
     name = list(grid_points(config))[2]
-    run_grid(config, tmp_path / "alone", index=2, console=quiet())
+    run_grid(config, tmp_path / "alone", GridOptions(index=2), quiet())
     check_alike(tmp_path / "together" / name, tmp_path / "alone" / name, rtol=1e-4)
 
 
@@ -124,12 +122,12 @@ def test_a_group_that_was_stopped_goes_on(together, tmp_path, monkeypatch):
         Recorder, "_log", lambda self, done: (received.append(15), log(self, done))[1]
     )
     with pytest.raises(SystemExit, match="Stopped at step 4 of 6"):
-        run_grid(small_grid(), tmp_path, replicas=4, console=quiet())
+        run_grid(small_grid(), tmp_path, GridOptions(replicas=4), quiet())
     monkeypatch.undo()
     monkeypatch.setattr(jax, "local_devices", lambda: jax.devices()[:1])
     points = grid_points(small_grid())
     assert replica_groups(points, tmp_path, 4) == [list(points)]
-    run_grid(small_grid(), tmp_path, replicas=4, console=quiet())
+    run_grid(small_grid(), tmp_path, GridOptions(replicas=4), quiet())
     name = list(points)[2]
     check_alike(together / name, tmp_path / name)
 
@@ -144,7 +142,7 @@ def test_runs_of_different_steps_do_not_train_together(together, tmp_path):
         [names[1]],
     ]
     with pytest.raises(ValueError, match=r"checkpoints are of different steps: \[0, 6\]"):
-        train_together({tmp_path / name: points[name] for name in names}, quiet())
+        train_together({tmp_path / n: loop.prepare(points[n]) for n in names}, quiet())
 
 
 def test_groups_differ_in_seed_and_beta_alone(tmp_path):
@@ -159,12 +157,12 @@ def test_groups_differ_in_seed_and_beta_alone(tmp_path):
 
 
 def test_what_does_not_train_together_trains_alone(tmp_path, monkeypatch):
-    def out_of_memory(configs, console):
+    def out_of_memory(plans, console):
         raise RuntimeError("out of\nmemory")
 
-    monkeypatch.setattr(grid, "train_together", out_of_memory)
-    monkeypatch.setattr(grid, "run_point", lambda config, workdir, name, retry: "finished")
+    monkeypatch.setattr(runner, "train_together", out_of_memory)
+    monkeypatch.setattr(runner, "run_point", lambda config, folder, retry, plan: "finished")
     console = quiet()
-    states = run_grid(small_grid(), tmp_path, replicas=4, console=console)
+    states = run_grid(small_grid(), tmp_path, GridOptions(replicas=4), console)
     assert set(states.values()) == {"finished"}
     assert "Not together: out of memory" in console.file.getvalue()

@@ -1,88 +1,60 @@
-"""Grids: which runs they are, that finished ones are not repeated, and what a failure leaves."""
+"""Grids: finished points are not repeated, what a failure leaves, and how a grid is stopped."""
 
-import io
-import itertools
 import json
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
 from ml_collections import ConfigDict
-from rich.console import Console
 
-from cka_sr_jax.sweeps import runner as grid
-from cka_sr_jax.sweeps.runner import grid_points, run_grid
-from cka_sr_jax.training import ConfigError, default_config
+from cka_sr_jax.sweeps import GridOptions, grid_points, run_grid, runner
+from cka_sr_jax.sweeps.states import claim
+from cka_sr_jax.training import ConfigError, loop
+from tests.sweeps.grids import quiet, small_grid, two_points, write_run
 
 ROOT = Path(__file__).parents[2]
 
 
-def small_grid(**axes):
-    config = default_config()
-    config.model.options.hidden = (8, 8)
-    config.train.steps = 2
-    config.grid = ConfigDict(
-        {"penalty": {"beta": (0.0, 0.01)}, "sparsity": {"density": (0.5,)}, **axes}
-    )
-    config.seeds = (3, 4)
-    return config
+@pytest.fixture
+def workflow(monkeypatch):
+    """Replace what a point runs: `workflow(run)`, with `run(config, folder) -> result`."""
+
+    def replace(run):
+        fake = SimpleNamespace(
+            prepare=lambda config: config,
+            run=lambda plan, folder, console: run(plan, folder),
+        )
+        monkeypatch.setattr(runner, "workflow_of", lambda config: fake)
+
+    return replace
 
 
-def quiet():
-    return Console(file=io.StringIO(), soft_wrap=True)
+@pytest.fixture
+def one_device(monkeypatch):
+    """Show one device to this process and to those that it starts."""
+    device = jax.devices()[:1]  # this process's devices are made here, before the flags change
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(jax, "local_devices", lambda: device)
 
 
-def test_points_are_all_combinations_with_every_seed():
-    points = grid_points(small_grid())
-    assert list(points) == [
-        f"beta={beta},density=0.5,seed={seed}" for beta in (0.0, 0.01) for seed in (3, 4)
-    ]
-    config = points["beta=0.01,density=0.5,seed=4"]
-    assert (config.penalty.beta, config.sparsity.density, config.seed) == (0.01, 0.5, 4)
-    assert not config.grid
-    assert not config.seeds
-    # 0 is 0.0 in a field of floats.
-    assert list(grid_points(small_grid(cka={"beta": (0, 0.01)}))) == list(points)
-    # Fields that end alike keep their whole names.
-    other = small_grid(eval={"every": (1, 2)}, cka={"every": (3,)})
-    assert next(iter(grid_points(other))) == "penalty.every=3,eval.every=1,density=0.5,seed=3"
+def begin(states):
+    """The states without their details."""
+    return [state.split(":")[0] for state in states.values()]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"penalty": {"bata": (1.0,)}},
-            "Unknown config field in the grid: 'penalty.bata': did you mean",
-        ),
-        (
-            {"penalty": {"beta": 0.1}},
-            r"grid.penalty.beta=0.1 is no tuple of values: write for example",
-        ),
-        ({"penalty": {"beta": ("x",)}}, "the grid's point .* is wrong"),
         ({"penalty": {"beta": (-1.0,)}}, "penalty.beta=-1.0 is too small"),
-        ({"sparsity": {"rule": ("rigle",)}}, "Unknown sparsity.rule 'rigle'"),
-        ({"seeds": (1, 2)}, "Unknown config field in the grid: 'seeds': did you mean 'seed'"),
-        ({"seed": (1, 2)}, "grid.seed and seeds both say which seeds to run"),
-        ({"penalty": {"beta": (0.0, 1e-3, 0)}}, r"grid.penalty.beta=.* has a value twice"),
-        (
-            {"sparsity": {"exclude": (("a/b",), ("a_b",))}},
-            r"two points of this grid would both be called .*exclude=\('a_b',\),seed=3: drop one",
-        ),
         ({"model": {"options": {"hiden": ((8,), (9,))}}}, "Unknown option of mlp 'hiden'"),
         ({"data": {"name": ("mnist",)}}, "data.dir is empty"),
-        (
-            {"sparsity": {"rule": ("rigl", "rst"), "update_every": (1,)}},
-            "sparsity.update_every=1 is no option of sparsity.rule 'rst'",
-        ),
     ],
 )
 def test_a_wrong_grid_is_one_sentence_before_anything_runs(change, message, tmp_path):
@@ -91,112 +63,110 @@ def test_a_wrong_grid_is_one_sentence_before_anything_runs(change, message, tmp_
     assert not (tmp_path / "grid").exists()
 
 
-def test_other_refusals(tmp_path):
-    with pytest.raises(ConfigError, match="this config has no grid"):
-        run_grid(default_config(), tmp_path)
-    with pytest.raises(ConfigError, match=r"--grid_index=4 is outside this grid of 4 points"):
-        run_grid(small_grid(), tmp_path, index=4)
-    with pytest.raises(ConfigError, match="--jobs=0 is too small"):
-        run_grid(small_grid(), tmp_path, jobs=0)
-    with pytest.raises(ConfigError, match="--jobs and --replicas are two ways"):
-        run_grid(small_grid(), tmp_path, jobs=2, replicas=2)
-    with pytest.raises(ConfigError, match="--grid_index runs one point, alone"):
-        run_grid(small_grid(), tmp_path, index=1, jobs=2)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (GridOptions(index=4), "--grid_index=4 is outside this grid of 4 points: use 0 to 3"),
+        (GridOptions(jobs=0), "--jobs=0 is too small: use 1 or more"),
+        (GridOptions(jobs=2, replicas=2), "--jobs and --replicas are two ways"),
+        (GridOptions(index=1, jobs=2), "--grid_index runs one point by itself"),
+        (GridOptions(replicas=2), "--replicas trains on one device and this process sees 4"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        run_grid(small_grid(), tmp_path / "grid", options)
+    assert not (tmp_path / "grid").exists()
 
 
-def test_runs_once_and_a_failure_does_not_stop_the_others(tmp_path, monkeypatch):
+def test_runs_once_and_a_failure_does_not_stop_the_others(tmp_path, workflow):
     calls = []
 
-    def fake_run(config, workdir, console):
-        calls.append(workdir.name)
+    def run(config, folder):
+        calls.append(folder.name)
         if config.penalty.beta and len(calls) < 5:
             raise RuntimeError("out of\nluck")
-        workdir.mkdir(parents=True, exist_ok=True)
-        (workdir / "config.json").write_text(json.dumps(config.to_dict()))
         result = {"test": {"accuracy": 0.5}}
-        (workdir / "result.json").write_text(json.dumps(result))
+        write_run(folder, config, result)
         return result
 
-    fake = SimpleNamespace(run=fake_run, prepare=lambda config, workdir: None)
-    monkeypatch.setattr(grid, "experiment_of", lambda config: fake)
+    workflow(run)
     states = run_grid(small_grid(), tmp_path, console=quiet())
-    assert [state.split(":")[0] for state in states.values()] == ["finished"] * 2 + ["failed"] * 2
-    assert "out of luck" in list(states.values())[2]
+    assert list(states.values())[1:3] == ["finished: test accuracy 0.5000", "failed: out of luck"]
+    assert begin(states) == ["finished"] * 2 + ["failed"] * 2
     # Again: nothing runs, and the failures are still reported.
-    states = run_grid(small_grid(), tmp_path, console=quiet())
+    console = quiet()
+    states = run_grid(small_grid(), tmp_path, console=console)
     assert len(calls) == 4
     assert set(states.values()) == {"finished before", "failed before: out of luck"}
+    assert "Add --retry" in console.file.getvalue()
     text = next(tmp_path.glob("*/failed.txt")).read_text()
     assert text.startswith("out of luck\n\nTraceback ")
     # On request the failed ones run, and only they.
-    states = run_grid(small_grid(), tmp_path, retry=True, console=quiet())
+    states = run_grid(small_grid(), tmp_path, GridOptions(retry=True), quiet())
     assert len(calls) == 6
-    assert [state.split(":")[0] for state in states.values()][2:] == ["finished"] * 2
+    assert begin(states) == ["finished before"] * 2 + ["finished"] * 2
     # More values extend the grid.
-    states = run_grid(small_grid(sparsity={"density": (0.5, 0.6)}), tmp_path, console=quiet())
+    run_grid(small_grid(sparsity={"density": (0.5, 0.6)}), tmp_path, console=quiet())
     assert len(calls) == 10
     # One point alone.
-    assert list(run_grid(small_grid(), tmp_path, index=1, console=quiet())) == [
-        "beta=0.0,density=0.5,seed=4"
-    ]
-
-
-@pytest.mark.parametrize(
-    ("jobs", "said"), [(1, ["", "", ", about 3 min left", ", about 2 min left", ""]),
-                       (2, ["", "", "", ", about 60 s left", ""])],
-)  # fmt: skip
-def test_says_how_long_the_rest_takes(tmp_path, monkeypatch, jobs, said):
-    """By what has finished since the start, here or elsewhere, once each job has finished one."""
-    now = itertools.count(0, 60)  # a minute passes at each look at the clock
-    monkeypatch.setattr(grid, "time", SimpleNamespace(monotonic=lambda: next(now)))
-    points = grid_points(small_grid(sparsity={"density": (0.5, 0.6, 0.7)}))
-    names = list(points)[:6]
-    points = {name: points[name] for name in names}
-    monkeypatch.setattr(grid, "grid_points", lambda config: points)
-    write_run(tmp_path / names[0], points[names[0]], {})
-    (tmp_path / names[1]).mkdir()
-    (tmp_path / names[1] / "failed.txt").write_text("out of luck")
-
-    def ends(*_):
-        yield names[0], "finished before"
-        yield names[1], "failed before: out of luck"
-        for name in names[2:4]:
-            write_run(tmp_path / name, points[name], {})
-            yield name, "finished: "
-        write_run(tmp_path / names[5], points[names[5]], {})  # by another process
-        yield names[4], "failed: "
-        yield names[5], "finished before"
-
-    monkeypatch.setattr(grid, "_run_points", ends)
-    console = quiet()
-    run_grid(small_grid(), tmp_path, jobs=jobs, console=console)
-    lines = console.file.getvalue().splitlines()[:5]
-    assert [line[line.find(", about") :] if "left" in line else "" for line in lines] == said
-    assert [grid._duration(s) for s in (7.2, 200, 9000)] == ["7 s", "3 min", "2.5 h"]
-
-
-def test_what_another_process_has_finished_meanwhile_is_finished(tmp_path, monkeypatch):
-    """It was running when this one came to it, and has a result when this one ends."""
-    points = grid_points(two_points())
-    first, second = points
-
-    def ends(*_):
-        yield first, "running elsewhere"
-        write_run(tmp_path / first, points[first], {})
-        yield second, "finished: "
-
-    monkeypatch.setattr(grid, "_run_points", ends)
-    console = quiet()
-    assert run_grid(two_points(), tmp_path, console=console) == {
-        first: "finished before",
-        second: "finished: ",
+    assert run_grid(small_grid(), tmp_path, GridOptions(index=1), quiet()) == {
+        "beta=0.0,density=0.5,seed=4": "finished before"
     }
-    assert "Run this again" not in console.file.getvalue()
 
 
-def hold(path, ready, release):
-    with grid._lock(path) as free:
-        assert free
+def test_a_point_is_prepared_once(tmp_path, monkeypatch):
+    """Also where points train together, and are evaluated and reported one by one."""
+    prepared, together = [], []
+
+    def prepare(config):
+        prepared.append(config)
+        return config
+
+    def run(plan, folder, console):
+        write_run(folder, plan, {})
+        return {}
+
+    monkeypatch.setattr(loop, "prepare", prepare)
+    monkeypatch.setattr(loop, "run", run)
+    run_grid(small_grid(), tmp_path / "in turn", console=quiet())
+    points = list(grid_points(small_grid()).values())
+    assert prepared == points
+    prepared.clear()
+    device = jax.devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda: device)
+    monkeypatch.setattr(runner, "train_together", lambda plans, console: together.append(plans))
+    run_grid(small_grid(), tmp_path / "together", GridOptions(replicas=3), quiet())
+    assert prepared == points
+    assert [list(plans.values()) for plans in together] == [points[:3]]
+
+
+def test_says_how_long_the_rest_takes(tmp_path, workflow):
+    """Where points have failed before, and another process finishes one meanwhile."""
+    config = small_grid()
+    points = grid_points(config)
+    names = list(points)
+    (tmp_path / names[0]).mkdir()
+    (tmp_path / names[0] / "failed.txt").write_text("out of luck\n")
+
+    def run(config, folder):
+        write_run(folder, config, {})
+        write_run(tmp_path / names[3], points[names[3]], {})
+        return {}
+
+    workflow(run)
+    console = quiet()
+    run_grid(config, tmp_path, console=console)
+    lines = console.file.getvalue().splitlines()
+    assert lines[0] == f"[1/4] {names[0]}: failed before: out of luck"
+    assert lines[1] == f"[2/4] {names[1]}: finished, about 0 s left"
+    assert lines[2:4] == [f"[3/4] {names[2]}: finished", f"[4/4] {names[3]}: finished before"]
+    assert lines[4] == "1 failed before, 2 finished, 1 finished before"
+
+
+def hold(folder, ready, release):
+    with claim(folder) as claimed:
+        assert claimed
         ready.set()
         release.wait(60)
 
@@ -205,38 +175,51 @@ def test_a_point_is_run_by_one_process_at_a_time(tmp_path):
     context = multiprocessing.get_context("spawn")
     ready, release = context.Event(), context.Event()
     name = "beta=0.0,density=0.5,seed=3"
-    other = context.Process(target=hold, args=(tmp_path / ".locks" / name, ready, release))
+    other = context.Process(target=hold, args=(tmp_path / name, ready, release))
     other.start()
-    assert ready.wait(60)
-    assert run_grid(small_grid(), tmp_path, index=0, console=quiet()) == {name: "running elsewhere"}
+    assert ready.wait(120)
+    console = quiet()
+    states = run_grid(small_grid(), tmp_path, GridOptions(index=0), console)
+    assert states == {name: "running elsewhere"}
+    assert "run this command again" in console.file.getvalue()
     release.set()
     other.join(60)
 
 
-def write_run(folder, config, result):
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config.to_dict()))
-    (folder / "result.json").write_text(json.dumps(result))
+def test_what_another_process_has_finished_meanwhile_is_finished(tmp_path, workflow):
+    """It was running when this process came to it, and has a result when this one ends."""
+    points = grid_points(two_points())
+    first, second = points
+
+    def run(config, folder):
+        write_run(tmp_path / first, points[first], {})
+        return {}
+
+    workflow(run)
+    console = quiet()
+    with claim(tmp_path / first):
+        states = run_grid(two_points(), tmp_path, console=console)
+    assert states == {first: "finished before", second: "finished"}
+    assert f"{first}: running elsewhere" in console.file.getvalue()
+    assert "run this command again" not in console.file.getvalue()
 
 
-def test_a_mistake_that_only_a_run_finds_is_that_point_s_failure(tmp_path, monkeypatch):
-    def refuse(config, workdir, console):
+def test_a_mistake_that_only_a_run_finds_is_that_points_failure(tmp_path, workflow):
+    def run(config, folder):
         if config.penalty.beta:
             raise ConfigError("this point cannot work.")
         return {}
 
-    fake = SimpleNamespace(run=refuse, prepare=lambda config, workdir: None)
-    monkeypatch.setattr(grid, "experiment_of", lambda config: fake)
+    workflow(run)
     states = run_grid(small_grid(), tmp_path, console=quiet())
     assert list(states.values()) == ["finished"] * 2 + ["failed: this point cannot work."] * 2
     assert len(list(tmp_path.glob("*/failed.txt"))) == 2
-    # Their directories hold no run, and do not block the others.
+    # Their directories hold nothing else, and do not stop the grid.
     states = run_grid(small_grid(), tmp_path, console=quiet())
-    assert list(states.values())[3].startswith("failed before: ")
+    assert begin(states) == ["finished"] * 2 + ["failed before"] * 2
 
 
-def test_every_directory_is_checked_before_anything_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(grid, "run_point", None)
+def test_every_directory_is_checked_before_anything_runs(tmp_path):
     config = small_grid()
     folder = tmp_path / "beta=0.01,density=0.5,seed=4"
     write_run(folder, grid_points(config)[folder.name], {})
@@ -246,6 +229,7 @@ def test_every_directory_is_checked_before_anything_runs(tmp_path, monkeypatch):
     (folder / "config.json").write_text('{"seed": ')
     with pytest.raises(ConfigError, match=r"seed=4/config.json is damaged: pass another"):
         run_grid(small_grid(), tmp_path, console=quiet())
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_a_finished_point_is_finished_whatever_is_logged(tmp_path):
@@ -257,109 +241,78 @@ def test_a_finished_point_is_finished_whatever_is_logged(tmp_path):
     assert set(states.values()) == {"finished before"}
 
 
-def test_a_file_system_without_locks(tmp_path, monkeypatch):
-    def refuse(file, operation):
-        raise OSError(95, "Operation not supported")
-
-    monkeypatch.setattr(grid.fcntl, "flock", refuse)
-    with pytest.raises(ConfigError, match=r"cannot be locked \(Operation not supported\): name a"):
-        run_grid(small_grid(), tmp_path, index=0, console=quiet())
-
-
-def two_points():
-    config = small_grid()
-    config.grid = ConfigDict({"penalty": {"beta": (0.0,)}})
-    return config
-
-
-def check_nothing(points, workdir, jobs, retry):
-    pass
+def test_a_point_that_cannot_run_fails_and_the_others_go_on(tmp_path):
+    config = two_points()
+    config.grid = ConfigDict({"model": {"options": {"hidden": ((8,), (8, 8))}}})
+    config.seeds = (3,)
+    states = run_grid(config, tmp_path, console=quiet())
+    assert states["hidden=(8,),seed=3"].startswith("failed: no pair of features to penalize")
+    assert states["hidden=(8,8),seed=3"].startswith("finished")
+    # Also if the one that can run has failed before and is tried again.
+    workdir = tmp_path / "again"
+    failed = workdir / "hidden=(8,8),seed=3" / "failed.txt"
+    failed.parent.mkdir(parents=True)
+    failed.write_text("too little memory\n")
+    states = run_grid(config, workdir, GridOptions(retry=True), quiet())
+    assert states["hidden=(8,),seed=3"].startswith("failed: no pair of features to penalize")
+    assert states["hidden=(8,8),seed=3"].startswith("finished")
 
 
-def refuse_all(points, workdir, jobs, retry):
-    raise ConfigError("there is no such data.")
+@pytest.mark.parametrize(
+    ("hidden", "message"),
+    [
+        (((8,), (9,)), r"^no pair of features"),
+        (((8,), ("x",)), r"^no point can run; hidden=\(8,\),seed=3: no pair of features"),
+    ],
+)
+def test_if_no_point_can_run_none_is_begun(tmp_path, hidden, message):
+    config = two_points()
+    config.grid = ConfigDict({"model": {"options": {"hidden": hidden}}})
+    with pytest.raises(ConfigError, match=message):
+        run_grid(config, tmp_path / "grid", console=quiet())
+    assert not (tmp_path / "grid").exists()
 
 
-def die_at_seed_3(config, workdir, name, retry):
+def die_at_seed_3(config, folder, retry):
     if config.seed == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return "finished"
 
 
+@pytest.mark.usefixtures("one_device")
 def test_a_process_that_dies_is_a_failure_and_the_others_go_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(grid, "_check_shared", check_nothing)
     with monkeypatch.context() as patch:
-        patch.setattr(grid, "run_point", die_at_seed_3)
-        states = run_grid(two_points(), tmp_path, jobs=2, console=quiet())
+        patch.setattr(runner, "run_point", die_at_seed_3)
+        states = run_grid(two_points(), tmp_path, GridOptions(jobs=2), quiet())
     name = "beta=0.0,seed=3"
     assert states == {name: "failed: killed by signal 9", "beta=0.0,seed=4": "finished"}
-    again = run_grid(two_points(), tmp_path, index=0, console=quiet())
+    again = run_grid(two_points(), tmp_path, GridOptions(index=0), quiet())
     assert again == {name: "failed before: killed by signal 9"}
 
 
-def test_with_several_processes_a_shared_mistake_ends_the_grid(tmp_path, monkeypatch):
-    monkeypatch.setattr(grid, "_check_shared", refuse_all)
-    with pytest.raises(ConfigError, match="there is no such data"):
-        run_grid(two_points(), tmp_path, jobs=2, console=quiet())
+@pytest.mark.usefixtures("one_device")
+def test_with_several_processes_a_shared_mistake_ends_the_grid(tmp_path):
+    config = two_points()
+    config.grid = ConfigDict({"data": {"name": ("mnist",)}})
+    with pytest.raises(ConfigError, match=r"data.dir is empty"):
+        run_grid(config, tmp_path, GridOptions(jobs=2), quiet())
     assert not list(tmp_path.iterdir())
 
 
 def test_several_processes_do_not_share_several_devices(tmp_path):
-    with pytest.raises(ConfigError, match=r"each of --jobs=2 processes would take all 4 devices"):
-        run_grid(two_points(), tmp_path, jobs=2, console=quiet())
-    # Nor is there anything to share where nothing is left to run.
+    refused = r"each of the --jobs=2 processes would take all 4 devices"
+    with pytest.raises(ConfigError, match=refused):
+        run_grid(two_points(), tmp_path, GridOptions(jobs=2), quiet())
+    # If nothing is left to run, there is nothing to share.
     for name, point in grid_points(two_points()).items():
         write_run(tmp_path / name, point, {})
-    states = run_grid(two_points(), tmp_path, jobs=2, console=quiet())
+    states = run_grid(two_points(), tmp_path, GridOptions(jobs=2), quiet())
     assert set(states.values()) == {"finished before"}
     for name in grid_points(two_points()):
         (tmp_path / name / "result.json").unlink()
         (tmp_path / name / "failed.txt").write_text("too little memory\n")
-    with pytest.raises(ConfigError, match=r"each of --jobs=2 processes would take all 4 devices"):
-        run_grid(two_points(), tmp_path, jobs=2, retry=True, console=quiet())
-
-
-def test_a_first_point_that_cannot_work_is_no_shared_mistake(tmp_path):
-    """Also in a config that is locked, as those of the command line are, without these options."""
-    config = two_points()
-    config.model.options = ConfigDict()
-    config.grid = ConfigDict({"model": {"options": {"hidden": ((8,), (8, 8))}}})
-    config.seeds = (3,)
-    config.lock()
-    states = run_grid(config, tmp_path, console=quiet())
-    assert states["hidden=(8,),seed=3"].startswith("failed: no pair of features to penalize")
-    assert states["hidden=(8,8),seed=3"].startswith("finished")
-    # Nor is it where the one that can work has failed before and is tried again.
-    workdir = tmp_path / "again"
-    failed = workdir / "hidden=(8,8),seed=3" / "failed.txt"
-    failed.parent.mkdir(parents=True)
-    failed.write_text("too little memory\n")
-    states = run_grid(config, workdir, retry=True, console=quiet())
-    assert states["hidden=(8,),seed=3"].startswith("failed: no pair of features to penalize")
-    assert states["hidden=(8,8),seed=3"].startswith("finished")
-    config.grid.model.options.hidden = ((8,), (9,))
-    with pytest.raises(ConfigError, match=r"^no pair of features"):
-        run_grid(config, tmp_path / "other", console=quiet())
-    assert not (tmp_path / "other").exists()
-    config.grid.model.options.hidden = ((8,), ("x",))
-    with pytest.raises(ConfigError, match=r"^no point can work; hidden=\(8,\),seed=3: no pair of"):
-        run_grid(config, tmp_path / "other", console=quiet())
-
-
-def test_after_a_signal_no_process_is_started_and_the_others_are_stopped(monkeypatch):
-    received = []
-
-    @contextmanager
-    def stop_signals():
-        yield received
-
-    monkeypatch.setattr(grid.loop, "stop_signals", stop_signals)
-    threading.Timer(1, received.append, (signal.SIGINT,)).start()
-    ended = []
-    with pytest.raises(SystemExit, match="Stopped; the same command goes on"):  # noqa: PT012
-        for outcome in grid._in_processes({name: (time.sleep, 600) for name in "abc"}, 2):
-            ended.append(outcome)
-    assert sorted(ended) == [("a", "stopped"), ("b", "stopped")]
+    with pytest.raises(ConfigError, match=refused):
+        run_grid(two_points(), tmp_path, GridOptions(jobs=2, retry=True), quiet())
 
 
 def launch(config, *arguments):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cka_sr_jax.sweeps.runner import grid_points
+from cka_sr_jax.sweeps import grid_points
 from cka_sr_jax.training import ConfigError, default_config, prepare, run
 from cka_sr_jax.training.config import flatten, validate
 from cka_sr_jax.training.optimizer import create_schedule

@@ -1,0 +1,94 @@
+"""The points of a grid: which runs a config with `grid` or `seeds` describes, and their names."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cka_sr_jax._errors import unknown
+from cka_sr_jax.training import ConfigError, default_config
+from cka_sr_jax.training.config import flatten, validate
+
+
+def grid_points(config: ConfigDict) -> dict[str, ConfigDict]:
+    """Every combination of the values in `config.grid`, each with every seed of `config.seeds`.
+
+    Returns:
+      {name: config of one run}. A name lists the point's values, as in
+      "density=0.05,rule=rigl,seed=1". Fields are in alphabetical order and the last one changes
+      fastest; seeds change fastest of all.
+
+    Raises:
+      ConfigError: the config has neither a grid nor seeds; a field does not exist; a field's values
+        are not a tuple; a point's config is wrong.
+    """
+    axes = _axes_of(config)
+    labels = _labels(axes)
+    points: dict[str, ConfigDict] = {}
+    for values in itertools.product(*axes.values()):
+        point = _point(config, dict(zip(axes, values, strict=True)))
+        name = ",".join(f"{labels[field]}={_value_of(point, field)}" for field in axes)
+        name = name.replace("/", "_").replace(" ", "")
+        if name in points:
+            raise ConfigError(f"two points of this grid would both be called {name}: drop one.")
+        points[name] = point
+    return points
+
+
+def _axes_of(config: ConfigDict) -> dict[str, list[Any]]:
+    """{field: its values}, checked."""
+    axes = flatten(config.grid)
+    if config.seeds and "seed" in axes:
+        raise ConfigError("grid.seed and seeds both say which seeds to run: set only one of them.")
+    if config.seeds:
+        axes["seed"] = list(config.seeds)
+    if not axes:
+        raise ConfigError(
+            "this config has no grid: give it one, such as config.grid.penalty = "
+            "ConfigDict({'beta': (0.0, 1e-4)}), or seeds, such as --config.seeds='(0, 1, 2)'."
+        )
+    known = flatten(default_config())
+    del known["seeds"]
+    for field, values in axes.items():
+        if field not in known and not field.startswith("model.options."):
+            raise ConfigError(unknown("config field in the grid:", field, known))
+        if not isinstance(values, list) or not values:
+            raise ConfigError(
+                f"grid.{field}={values!r} is not a tuple of values: write for example "
+                f"({values!r},)."
+            )
+        if any(values.index(value) != i for i, value in enumerate(values)):
+            raise ConfigError(f"grid.{field}={tuple(values)} has a value twice: list each once.")
+    return axes
+
+
+def _labels(fields: Iterable[str]) -> dict[str, str]:
+    """{field: what names call it}: its last part, or all of it where two fields end alike."""
+    last = {field: field.rpartition(".")[2] for field in fields}
+    counts = Counter(last.values())
+    return {field: part if counts[part] == 1 else field for field, part in last.items()}
+
+
+def _point(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
+    """The config with these fields' values and without a grid."""
+    point = copy.deepcopy(config)
+    point.grid, point.seeds = ConfigDict(), ()
+    try:
+        with point.unlocked():  # model.options may get fields that the config file does not set
+            point.update_from_flattened_dict(values)
+    except (TypeError, ValueError, KeyError) as error:
+        raise ConfigError(f"the grid's point {dict(values)} is wrong: {error}") from error
+    # Counting the devices would take the accelerator, which --jobs leaves to its processes.
+    validate(point, devices=1)
+    return point
+
+
+def _value_of(point: ConfigDict, field: str) -> Any:
+    """The value as the config converted it: 0 given for a field of floats reads 0.0."""
+    value = flatten(point)[field]
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,58 @@
+"""How a point of a grid stands, as its directory says: finished, failed, or in use."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from cka_sr_jax.sweeps.locks import lock
+from cka_sr_jax.training.workdir import check_workdir
+
+ELSEWHERE = "running elsewhere"
+_FAILURE = "failed.txt"
+
+
+def check_folder(config: ConfigDict, folder: Path) -> None:
+    """Raise ConfigError if `folder` is damaged or holds another config's run."""
+    # A point that failed before it began holds nothing but failed.txt, which is fine.
+    if not (folder / _FAILURE).exists() or (folder / "config.json").exists():
+        check_workdir(config, folder)
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[bool]:
+    """Keep other processes from running the point until the block ends; False if one does."""
+    with lock(folder.parent / ".locks" / folder.name) as held:
+        yield held
+
+
+def has_finished(folder: Path) -> bool:
+    """Whether the run has its result."""
+    return (folder / "result.json").exists()
+
+
+def ended(folder: Path, retry: bool = False) -> str:
+    """How the point ended before, such as "finished before"; "" if it has to run.
+
+    Args:
+      retry: a point that failed before has to run.
+    """
+    failure = folder / _FAILURE
+    if failure.exists() and not retry:
+        return f"failed before: {''.join(failure.read_text().splitlines()[:1])}"
+    return "finished before" if has_finished(folder) else ""
+
+
+def record_failure(folder: Path, reason: str, details: str = "") -> str:
+    """Write failed.txt, whose first line is the reason; returns the point's state."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _FAILURE).write_text(f"{reason}\n\n{details}" if details else f"{reason}\n")
+    return f"failed: {reason}"
+
+
+def forget_failure(folder: Path) -> None:
+    """Remove failed.txt, before the point runs again."""
+    (folder / _FAILURE).unlink(missing_ok=True)
