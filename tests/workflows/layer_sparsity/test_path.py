@@ -259,7 +259,7 @@ def test_saved_chain_is_a_plain_mlp(tmp_path):
         ({"data__validation": 0.0}, "chooses its strength on validation data"),
         ({"data__flip": True}, "trains on images as they are"),
         ({"sparsity__rule": "snip"}, "sparsity.rule='snip': use one of channels, dense, gmp, gra"),
-        ({"sparsity__rule": "dst", "sparsity__alpha": 1.0}, "does not train with sparsity.rule='dst'"),
+        ({"sparsity__rule": "dst", "sparsity__alpha": 1.0}, "does not train with sparsity.rule"),
         ({"sparsity__rescale": True}, "set sparsity.rescale to False"),
         ({"eval__select": "best-validation"}, "eval.select is 'best-validation': set it to 'last'"),
         ({"lottery__rounds": 2}, "lottery.rounds=2 are two experiments"),
