@@ -2,10 +2,11 @@
 
   python benchmarks/cka_penalty.py
 
-The loop is what the formula says and research code does: for every ordered pair of layers of a
-stage, three HSICs from six Gram matrices, added up. Each pair's value and gradient is one compiled
-call, so the loop pays no Python time but the calls. Features have the sizes of ResNet-20's blocks
-(L = 9) and of a network of the same shape with ten blocks a stage (L = 30, ResNet-62).
+Prints a row per number of layers and samples: milliseconds of the penalty, of the loop, and their
+ratio. The loop follows the formula, as research code does: for every ordered pair of layers of a
+stage it adds three HSICs from six Gram matrices. Each pair's value and gradient is one compiled
+call, so Python costs the loop only the calls. Features have the sizes of ResNet-20's blocks (L = 9)
+and of the same network with ten blocks a stage (L = 30, ResNet-62).
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import itertools
 
 import jax
 import jax.numpy as jnp
-from timing import interleaved, print_table
+from output import print_table
 
 from cka_sr_jax import cka_penalty
+from cka_sr_jax.accounting.timing import interleaved_seconds
 
 SHAPES = ((32, 32, 16), (16, 16, 32), (8, 8, 64))
 REPEATS = {8: 15, 32: 9, 128: 5}
@@ -78,7 +80,7 @@ def main() -> None:
             "penalty": lambda s=stages: penalty_step(s),
             "loop": lambda s=stages: naive_step(s),
         }
-        times = interleaved(calls, REPEATS[samples], {"penalty": 5})
+        times = interleaved_seconds(calls, REPEATS[samples], {"penalty": 5})
         rows.append(
             [
                 f"{3 * blocks}",

@@ -3,19 +3,21 @@
   python benchmarks/layer_sparsity.py synthetic
   python benchmarks/layer_sparsity.py fashion_mnist TFDS_FOLDER
 
-`synthetic`: the config of that name with teachers of 1, 2 and 3 active layers, 5 seeds.
-`fashion_mnist`: the config of that name alone, with CKA-SR, and with RigL at density 0.1, 3 seeds.
-Prints Markdown. Each run has a row for the choice on validation data, the shallowest network within
-a standard error of the best, and another where the best one of the depth asked for (s + 1 for s
-active layers; 4) is not the same. Most of `synthetic` is compilation, which
+`synthetic`: configs/studies/layer_sparsity_synthetic.py with teachers of 1, 2 and 3 active layers,
+5 seeds. `fashion_mnist`: configs/studies/layer_sparsity_fashion_mnist.py as it is, with CKA-SR, and
+with RigL at density 0.1, 3 seeds.
+
+Prints a Markdown table of test errors and of ratios to the network without penalty. Each run has a
+row for the choice on validation data: the shallowest network within a standard error of the best.
+It has a second row if the best network of the target depth (s + 1 for s active layers; 4 for
+Fashion-MNIST) is another one. `synthetic` spends most of its time on compilation; with
 JAX_COMPILATION_CACHE_DIR=FOLDER and JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 in the environment
-do once for all seeds.
+that is done once for all seeds.
 """
 
 from __future__ import annotations
 
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/
 
 from rich.console import Console
 
-from cka_sr_jax.workflows.layer_sparsity import path as layer_sparsity
-from configs import layer_sparsity_fashion_mnist, layer_sparsity_synthetic
+from cka_sr_jax.workflows import layer_sparsity
+from cka_sr_jax.workflows.layer_sparsity.compare import compare
+from cka_sr_jax.workflows.layer_sparsity.path import choose, fit_path
+from configs.studies import layer_sparsity_fashion_mnist, layer_sparsity_synthetic
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "alone": {},
@@ -39,27 +43,26 @@ COLUMNS = [
 
 
 def print_rows(label: str, config: Any, depth: int) -> None:
-    """A row for each rule of choice: test errors, and ratios of the refitted net to no penalty.
+    """Print a row for each way to choose: test errors, and ratios to the network without penalty.
 
-    The rules are one standard error, and the best validation error among depths up to `depth`.
+    One chooses the shallowest network within a standard error of the best, the other the best
+    validation error among depths up to `depth`.
     """
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        setup = layer_sparsity.prepare(config, Path(folder))
-    path = layer_sparsity.fit_path(setup, Console(stderr=True))
+    plan = layer_sparsity.prepare(config)
+    path = fit_path(plan, Console(stderr=True))
     shallow = [point for point in path if len(point.merged) <= depth]
-    choices = {"1 std. error": layer_sparsity.choose(path, 1.0)}
+    choices = {"1 std. error": choose(path, 1.0)}
     if shallow:
         best = min(shallow, key=lambda point: point.error.mean)
         if best is not choices["1 std. error"]:
             choices[f"depth <= {depth}"] = best
     for choice, chosen in choices.items():
-        networks = {n.name: n for n in layer_sparsity.compare(setup, path[0], chosen)}
+        networks = {n.name: n for n in compare(plan, path[0], chosen)}
         before = networks["no penalty"]
         after = networks["fitted"]  # where no layer merged
         if chosen.has_merged:
-            start = "warm" if chosen.refitted is chosen.warm else "cold"
-            after = networks[f"refit, {start}"]
+            after = networks[f"refit, {chosen.start}"]
         names = ("no penalty", "merged", "refit, warm", "refit, cold", "oracle depth")
         errors = [f"{networks[n].test_error:.4f}" if n in networks else "-" for n in names]
         row = [

@@ -2,10 +2,13 @@
 
   python benchmarks/mask_update.py
 
-One RigL update (magnitude drop, gradient growth, every layer on its own) and one magnitude update
-(GMP, all layers ranked together) against a dense SGD step on a CNN of about 290k parameters at
-batch 16; then 100 training steps with a RigL update every 100 and every 10 steps against 100 dense
-ones. Last, one update of each at 25 million parameters, with its temporary memory.
+Prints three tables:
+
+1. One RigL update (magnitude drop, gradient growth, each layer alone) and one magnitude update
+   (GMP, all layers ranked together) against a dense SGD step, on a CNN of about 290k parameters at
+   batch 16.
+2. 100 training steps with a RigL update every 100 and every 10 steps against 100 dense ones.
+3. One update of each at 25 million parameters, with its temporary memory.
 """
 
 from __future__ import annotations
@@ -17,8 +20,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from timing import interleaved, print_table
+from output import print_table
 
+from cka_sr_jax.accounting.timing import interleaved_seconds
 from cka_sr_jax.sparsity import Rule, apply_masks, dense, get_masks, make_rule, sparsify
 
 STEPS = 100
@@ -106,7 +110,7 @@ def small_network() -> None:
         "magnitude update": one_update(gmp(), params, grads)[0],
     }
     inner = dict.fromkeys(calls, 10)
-    times = interleaved(calls, repeats=15, inner=inner)
+    times = interleaved_seconds(calls, repeats=15, inner=inner)
     rows = [
         [name, f"{1e3 * seconds:.2f}", f"{seconds / times['dense step']:.2f}"]
         for name, seconds in times.items()
@@ -119,7 +123,7 @@ def small_network() -> None:
         "RigL every 100": training(rigl(100), params, STEPS),
         "RigL every 10": training(rigl(10), params, STEPS),
     }
-    times = interleaved(calls, repeats=21)
+    times = interleaved_seconds(calls, repeats=21)
     rows = [
         [name, f"{1e3 * seconds / STEPS:.2f}", f"{seconds / times['dense']:.3f}"]
         for name, seconds in times.items()
@@ -138,7 +142,7 @@ def large_network() -> None:
     rows = []
     for name, rule in (("RigL", rigl(100)), ("magnitude", gmp())):
         update, temporary = one_update(rule, params, grads)
-        seconds = interleaved({name: update}, repeats=3)[name]
+        seconds = interleaved_seconds({name: update}, repeats=3)[name]
         memory = (temporary, step_memory(rule, params))
         rows.append([name, f"{seconds:.2f}", *(f"{part / (4 * size):.2f}" for part in memory)])
     columns = ["", "s", "temporary memory / parameters", "of a whole step"]

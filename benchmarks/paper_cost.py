@@ -1,10 +1,11 @@
-"""What the grids of the paper's tables cost, without running them.
+"""The cost of the grids of the paper's tables, computed without running them.
 
   python benchmarks/paper_cost.py
 
-For each grid: its runs, the steps of a run, and the FLOPs of a run as if dense, 3 x forward x
-images, with 2 per multiply-add: masks save none on dense hardware. Neither the penalty (see
-train_step.py) nor evaluations are counted. The images are CIFAR's 50,000 of 32 x 32 x 3.
+Prints a row per grid: its runs, the steps of a run, the FLOPs of a run and of the grid. A run's
+FLOPs are 3 x forward x images, with 2 per multiply-add and all weights counted, since masks save
+no time on dense hardware. The penalty (see train_step.py) and evaluations are not counted. The data
+are CIFAR's 50,000 images of 32 x 32 x 3.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from timing import print_table
 
 from cka_sr_jax.accounting import kernel_positions
 from cka_sr_jax.models import create_model
+from cka_sr_jax.report.markdown import markdown_table
 from cka_sr_jax.sparsity import leaf_paths
 from cka_sr_jax.sweeps import grid_points
 
@@ -39,9 +40,11 @@ def forward_flops(name: str, classes: int, **options: int) -> int:
     return sum(2 * sizes[path] * count for path, count in positions.items())
 
 
-def cost_row(module: str) -> list[str]:
-    """The row of one config's grid, all of whose points have one model and one length."""
+def cost_row(module: str) -> list[str] | None:
+    """The row of a config's grid, whose points share model and length; None without a grid."""
     config = importlib.import_module(module).get_config()
+    if not (config.grid or config.seeds):
+        return None
     runs = len(grid_points(config))
     images = round(TRAIN_IMAGES * (1 - config.data.validation))
     steps = math.ceil(config.train.epochs * (images // config.train.batch_size))
@@ -60,14 +63,9 @@ def cost_row(module: str) -> list[str]:
 def main() -> None:
     """Print the table."""
     sys.path.insert(0, str(ROOT))  # where `configs` is
-    modules = [
-        f"configs.paper.{path.stem}" for path in sorted((ROOT / "configs/paper").glob("*.py"))
-    ]
-    print_table(
-        "Grids of 160 epochs",
-        COLUMNS,
-        [cost_row(m) for m in [*modules, "configs.studies.cifar10_resnet20_rigl_cka"]],
-    )
+    names = [f"paper.{path.stem}" for path in sorted((ROOT / "configs" / "paper").glob("*.py"))]
+    rows = [cost_row(f"configs.{name}") for name in [*names, "studies.cifar10_resnet20_rigl_cka"]]
+    print(markdown_table(COLUMNS, [row for row in rows if row]))
 
 
 if __name__ == "__main__":

@@ -1,30 +1,34 @@
-"""Runs trained together by vmap against one by one: steps a second, and whole runs an hour.
+"""Runs trained together by vmap against one by one: whole runs an hour, and steps a second.
 
   python benchmarks/replicas.py
 
-Steps with CKA-SR (n = 8) and masks at density 0.05, batch 128, on random images, on one device,
-without evaluations and compilation; ResNet-20 is left out on a CPU. Then whole grids on the digits,
-each run with its compilation, evaluations, checkpoints and report, and how far the same run's test
-losses are apart.
+Prints two tables:
+
+1. Whole grids on the digits, one by one and together: runs an hour with compilation, evaluations,
+   checkpoints and report, their ratio, and how far apart the two test losses of a run are.
+2. Steps with CKA-SR (n = 8) and masks at density 0.05, batch 128, on random images and one device,
+   without compilation and evaluations: milliseconds alone and together, and the ratio of steps per
+   second. ResNet-20 only runs on an accelerator.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from output import print_table
+from random_run import random_plan
 from rich.console import Console
-from timing import interleaved, print_table
 
+from cka_sr_jax.accounting.timing import interleaved_seconds
 from cka_sr_jax.analysis.runs import read_runs
-from cka_sr_jax.data import Dataset
 from cka_sr_jax.sweeps import GridOptions, run_grid
 from cka_sr_jax.sweeps.replicas import replica_function, stack
-from cka_sr_jax.training import default_config, experiment, map_devices
+from cka_sr_jax.training import RunPlan, default_config, map_devices, new_state
+from cka_sr_jax.training.input import step_indices, train_on_examples, training_data
 
 # Model, its options, the shape of its images, numbers of replicas, timed calls.
 MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, int, int], tuple[int, ...], int]] = {
@@ -35,24 +39,10 @@ MODELS: dict[str, tuple[str, dict[str, Any], tuple[int, int, int], tuple[int, ..
 REPEATS = 7
 
 
-def prepare(name: str, replicas: int) -> list[experiment.Experiment]:
-    """Experiments that differ in seed alone, on random images."""
+def plans_of(name: str, replicas: int) -> list[RunPlan]:
+    """Plans that differ in seed alone, on random images."""
     kind, options, shape, _, _ = MODELS[name]
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (1024, *shape), np.uint8)
-    labels = rng.integers(0, 10, 1024).astype(np.int32)
-    empty = images[:0], labels[:0]
-    data = Dataset("random", images, labels, *empty, images[:10], labels[:10], 10)
-    experiment.load_dataset = lambda _: data
-    config = default_config()
-    config.model.name = kind
-    config.model.options.update(options)
-    config.train.steps = 1000
-    experiments = []
-    for seed in range(replicas):
-        config.seed = seed
-        experiments.append(experiment.prepare(config.copy_and_resolve_references(), Path("unused")))
-    return experiments
+    return [random_plan(kind, options, shape, train__steps=1000, seed=i) for i in range(replicas)]
 
 
 class Stepper:
@@ -71,19 +61,19 @@ class Stepper:
 
 def row(name: str, replicas: int) -> list[str]:
     """Milliseconds of a step alone and together, and the ratio of the rates."""
-    experiments = prepare(name, replicas)
-    first = experiments[0]
-    data = jax.device_put(experiment.training_data(first), first.devices[0])
-    train_on = experiment.train_on_examples(first, first.config.seed, first.config.penalty.beta)
+    plans = plans_of(name, replicas)
+    first = plans[0]
+    data = jax.device_put(training_data(first), first.devices[0])
+    train_on = train_on_examples(first, first.config.seed, first.config.penalty.beta)
     one = map_devices(train_on, first.devices[:1], donate_state=True)
-    indices = np.stack([experiment.step_indices(e, 0) for e in experiments])
-    states = stack([e.state for e in experiments])
+    indices = np.stack([step_indices(plan, 0) for plan in plans])
+    states = [new_state(plan) for plan in plans]
     calls = {
-        "one": Stepper(one, first.state, indices[0], data),
-        "together": Stepper(replica_function(experiments), states, indices, data),
+        "one": Stepper(one, states[0], indices[0], data),
+        "together": Stepper(replica_function(plans), stack(states), indices, data),
     }
     inner = MODELS[name][4]
-    times = interleaved(calls, REPEATS, {"one": inner * replicas, "together": inner})
+    times = interleaved_seconds(calls, REPEATS, {"one": inner * replicas, "together": inner})
     ratio = replicas * times["one"] / times["together"]
     return [
         name,

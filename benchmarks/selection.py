@@ -1,10 +1,11 @@
-"""Ways to select the k largest of N scores with k traced: the one in use against sorting.
+"""Selecting the k largest of N scores with a traced k: `top_k_mask` against sorting.
 
   python benchmarks/selection.py
 
-`top_k_mask` searches the threshold bit by bit. The others sort all scores, or take the largest half
-with `jax.lax.top_k`, whose own k must be fixed, and read the threshold from those; both give exact
-counts only where no scores tie.
+Prints a row per N: milliseconds of `top_k_mask`, and the ratios of two rivals to it. `top_k_mask`
+searches the threshold bit by bit. The rivals read the threshold from all scores, sorted, or from
+the largest half, which `jax.lax.top_k` gives with a fixed k. Their counts are exact only without
+ties.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from timing import interleaved, print_table
+from output import print_table
 
+from cka_sr_jax.accounting.timing import interleaved_seconds
 from cka_sr_jax.sparsity import top_k_mask
 
 SIZES = (300_000, 2_500_000, 25_000_000)
@@ -41,7 +43,7 @@ def main() -> None:
             compiled = jax.jit(select)
             assert int(compiled(scores, k).sum()) >= size // 10
             calls[name] = partial(compiled, scores, k)
-        times = interleaved(calls, repeats=3)
+        times = interleaved_seconds(calls, repeats=3)
         ratios = [f"{times[name] / times['search']:.1f}" for name in ("sort", "top_k")]
         rows.append([f"{size:,}", f"{1e3 * times['search']:.1f}", *ratios])
     print_table(

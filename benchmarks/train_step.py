@@ -1,11 +1,14 @@
-"""What the penalty costs in a training step, and what the loop costs around the step.
+"""The cost of the penalty in a training step, and of the loop around the step.
 
   python benchmarks/train_step.py
 
 ResNet-20 at batch 128 on 32x32x3 images and an MLP at batch 128 on 28x28x1, masks at density 0.05.
-The share of the penalty on its own is its isolated time (see cka_penalty.py) over the step's. The
-loop is `run`'s: batches made on the device, metrics, logging; it is compared with calls of the bare
-compiled step on a batch that is already there, as steps per second.
+Prints two tables:
+
+1. Milliseconds of a step by penalty, and the difference to the step without. "penalty alone" is
+   the penalty's time outside a step (see cka_penalty.py) as a share of the step's.
+2. Steps per second of the training loop, which makes batches on the device, gathers metrics and
+   logs, against calls of the bare compiled step on a batch that is already there.
 """
 
 from __future__ import annotations
@@ -21,14 +24,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from output import print_table
+from random_run import random_plan
 from rich.console import Console
-from timing import interleaved, print_table
 
 from cka_sr_jax import make_rule, sparsify
-from cka_sr_jax.data import Dataset
+from cka_sr_jax.accounting.timing import interleaved_seconds
 from cka_sr_jax.models import create_model
 from cka_sr_jax.report import read_metrics
-from cka_sr_jax.training import create_state, default_config, experiment, loop, make_train_step
+from cka_sr_jax.training import (
+    cka_sr,
+    classification_loss,
+    create_state,
+    loop,
+    make_train_step,
+)
+from cka_sr_jax.training.evaluation import make_evaluator
 
 PENALTIES: dict[str, dict[str, Any]] = {
     "no penalty": {},
@@ -50,16 +61,22 @@ def setup(name: str) -> tuple[Any, Any, Any, dict[str, jax.Array]]:
     model = create_model(kind, 10, **options)
     tx = sparsify(optax.sgd(0.1, momentum=0.9, nesterov=True), make_rule("rst", density=0.05))
     images = jax.random.normal(jax.random.key(1), (128, *shape))
-    state = jax.jit(partial(create_state, model, tx))(jax.random.key(0), images[:2])
+    variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), images[:2])
+    state = create_state(variables, tx)
     return model, tx, state, {"image": images, "label": jnp.arange(128, dtype=jnp.int32) % 10}
 
 
 class Stepper:
-    """A compiled step that keeps its own state, so that successive calls differ."""
+    """A compiled step that keeps its state, so that successive calls differ."""
 
     def __init__(self, model: Any, tx: Any, state: Any, **options: Any) -> None:
-        """Compile for one device, the state's memory being used again."""
-        step = make_train_step(model, tx, **options)
+        """Compile for one device; the step reuses the state's memory.
+
+        Args:
+          options: of `cka_sr`; none: no penalty.
+        """
+        penalty = cka_sr(**options) if options else None
+        step = make_train_step(classification_loss(model, penalty), tx)
         self._step = jax.jit(lambda s, batch: step(s, batch, None), donate_argnums=0)
         self._state = jax.tree.map(jnp.copy, state)
 
@@ -77,7 +94,7 @@ def step_rows(name: str) -> list[list[str]]:
         for label, options in PENALTIES.items()
     }
     repeats, inner = REPEATS[name]
-    times = interleaved(calls, repeats, dict.fromkeys(calls, inner))
+    times = interleaved_seconds(calls, repeats, dict.fromkeys(calls, inner))
     bare = times["no penalty"]
     rows = [
         [f"{name}, {label}", f"{seconds * 1e3:.1f}", f"{100 * (seconds / bare - 1):+.1f} %"]
@@ -85,7 +102,7 @@ def step_rows(name: str) -> list[list[str]]:
     ]
     if name == "ResNet-20":
         alone = partial(penalty_benchmark.penalty_step, penalty_benchmark.features(3, 8))
-        seconds = interleaved({"alone": alone}, 15, {"alone": 10})["alone"]
+        seconds = interleaved_seconds({"alone": alone}, 15, {"alone": 10})["alone"]
         rows.append(
             ["penalty alone, n = 8", f"{seconds * 1e3:.2f}", f"{100 * seconds / bare:.2f} %"]
         )
@@ -98,20 +115,11 @@ def loop_row(name: str, steps: int, rounds: int) -> list[str]:
     bare = Stepper(model, tx, state)
     jax.block_until_ready(bare(batch))
     kind, options, shape = MODELS[name]
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (1024, *shape), np.uint8)
-    labels = rng.integers(0, 10, 1024).astype(np.int32)
-    empty = images[:0], labels[:0]
-    data = Dataset("random", images, labels, *empty, images[:10], labels[:10], 10)
-    config = default_config()
-    config.model.name = kind
-    config.model.options.update(options)
-    config.penalty.beta = 0.0
-    config.train.steps = steps
-    config.data.validation = 0.0
-    config.checkpoint.every = steps
-    config.train.log_every = max(5, steps // 20)
-    experiment.load_dataset = lambda _: data
+    plan = random_plan(
+        kind, options, shape, penalty__beta=0.0, train__steps=steps, data__validation=0.0,
+        checkpoint__every=steps, train__log_every=max(5, steps // 20),
+    )  # fmt: skip
+    evaluator = make_evaluator(plan)
     rates: dict[str, list[float]] = {"loop": [], "bare": []}
     for _ in range(rounds):
         start = time.perf_counter()
@@ -120,10 +128,10 @@ def loop_row(name: str, steps: int, rounds: int) -> list[str]:
         jax.block_until_ready(metrics)
         rates["bare"].append(steps / (time.perf_counter() - start))
         with tempfile.TemporaryDirectory() as folder:
-            run = experiment.prepare(config, Path(folder) / "run")
-            loop.train(run, Console(quiet=True))
-            records = read_metrics(run.workdir / "metrics.jsonl")
-        # The first record spans the compilation; the others are the loop at work.
+            workdir = Path(folder) / "run"
+            loop.train(plan, workdir, evaluator, Console(quiet=True))
+            records = read_metrics(workdir / "metrics.jsonl")
+        # The first record spans the compilation.
         recorded = [r["steps_per_second"] for r in records if r["split"] == "train"]
         rates["loop"].append(float(np.median(recorded[1:])))
     medians = {key: float(np.median(values)) for key, values in rates.items()}

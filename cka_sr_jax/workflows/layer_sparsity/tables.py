@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from cka_sr_jax.accounting.timing import interleaved_seconds
 from cka_sr_jax.layer_sparsity import Chain, apply_chain
 from cka_sr_jax.report.markdown import markdown_table
 
@@ -43,18 +42,14 @@ def inference_seconds(
     chains: Mapping[str, Chain], inputs: Float[Array, "b in"]
 ) -> dict[str, float]:
     """{name: median seconds of one call} on this batch; the networks take turns in one process."""
-    times: dict[str, list[float]] = {name: [] for name in chains}
     call = jax.jit(apply_chain)
     chains = {name: jax.device_put(chain) for name, chain in chains.items()}
-    for chain in chains.values():
-        jax.block_until_ready(call(chain, inputs))
-    for _ in range(TIMINGS):
-        for name, chain in chains.items():
-            start = time.perf_counter()
-            for _ in range(CALLS):
-                jax.block_until_ready(call(chain, inputs))
-            times[name].append((time.perf_counter() - start) / CALLS)
-    return {name: statistics.median(values) for name, values in times.items()}
+    calls = {
+        # Waits for each call, as one who asks for one batch at a time does.
+        name: lambda chain=chain: jax.block_until_ready(call(chain, inputs))
+        for name, chain in chains.items()
+    }
+    return interleaved_seconds(calls, TIMINGS, dict.fromkeys(calls, CALLS))
 
 
 def path_table(result: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:

@@ -1,0 +1,24 @@
+"""The tables of the benchmarks, with the hardware and the versions that they were measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+
+def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Print a table; its caption names the hardware and jax's version."""
+    device = jax.devices()[0]
+    hardware = f"{device.platform}: {device.device_kind}"
+    if device.platform == "cpu":
+        hardware += f", {platform.machine()}, {os.cpu_count()} cores"
+    table = Table(title=title, caption=f"{hardware}; jax {jax.__version__}")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console(width=110).print(table)
