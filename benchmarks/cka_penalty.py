@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from output import print_table
 
 from cka_sr_jax import cka_penalty
-from cka_sr_jax.accounting.timing import interleaved_seconds
+from cka_sr_jax.accounting import interleaved_seconds
 
 SHAPES = ((32, 32, 16), (16, 16, 32), (8, 8, 64))
 REPEATS = {8: 15, 32: 9, 128: 5}

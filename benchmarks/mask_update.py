@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import optax
 from output import print_table
 
-from cka_sr_jax.accounting.timing import interleaved_seconds
+from cka_sr_jax.accounting import interleaved_seconds
 from cka_sr_jax.sparsity import Rule, apply_masks, dense, get_masks, make_rule, sparsify
 
 STEPS = 100

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from cka_sr_jax.accounting import kernel_positions
 from cka_sr_jax.models import create_model
-from cka_sr_jax.report.markdown import markdown_table
+from cka_sr_jax.report import markdown_table
 from cka_sr_jax.sparsity import leaf_paths
 from cka_sr_jax.sweeps import grid_points
 

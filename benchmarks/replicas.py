@@ -23,7 +23,7 @@ from output import print_table
 from random_run import random_plan
 from rich.console import Console
 
-from cka_sr_jax.accounting.timing import interleaved_seconds
+from cka_sr_jax.accounting import interleaved_seconds
 from cka_sr_jax.analysis.runs import read_runs
 from cka_sr_jax.sweeps import GridOptions, run_grid
 from cka_sr_jax.sweeps.replicas import replica_function, stack

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from output import print_table
 
-from cka_sr_jax.accounting.timing import interleaved_seconds
+from cka_sr_jax.accounting import interleaved_seconds
 from cka_sr_jax.sparsity import top_k_mask
 
 SIZES = (300_000, 2_500_000, 25_000_000)

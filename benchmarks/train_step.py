@@ -29,7 +29,7 @@ from random_run import random_plan
 from rich.console import Console
 
 from cka_sr_jax import make_rule, sparsify
-from cka_sr_jax.accounting.timing import interleaved_seconds
+from cka_sr_jax.accounting import interleaved_seconds
 from cka_sr_jax.models import create_model
 from cka_sr_jax.report import read_metrics
 from cka_sr_jax.training import (

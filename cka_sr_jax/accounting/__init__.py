@@ -1,4 +1,4 @@
-"""What a model has and costs: parameters, densities and FLOPs of each layer."""
+"""What a model has and costs: parameters, densities and FLOPs of each layer, and time."""
 
 from cka_sr_jax.accounting.flops import kernel_positions
 from cka_sr_jax.accounting.layers import (
@@ -8,10 +8,12 @@ from cka_sr_jax.accounting.layers import (
     row_text,
     total_row,
 )
+from cka_sr_jax.accounting.timing import interleaved_seconds
 
 __all__ = [
     "LayerRow",
     "fold_vectors",
+    "interleaved_seconds",
     "kernel_positions",
     "layer_rows",
     "row_text",

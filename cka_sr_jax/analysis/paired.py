@@ -20,7 +20,7 @@ from cka_sr_jax.analysis.commands import cell_text, check_result, error_line, in
 from cka_sr_jax.analysis.comparison import CHOOSE, Comparison, comparisons
 from cka_sr_jax.analysis.figures import draw_differences, write_png
 from cka_sr_jax.analysis.runs import RESULTS, SHARES, parse_value, read_runs, write_csv
-from cka_sr_jax.report.markdown import markdown_table
+from cka_sr_jax.report import markdown_table
 
 Comparisons = Mapping[tuple[Any, ...], Comparison | None]
 

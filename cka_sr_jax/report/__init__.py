@@ -9,6 +9,7 @@ from cka_sr_jax.report.figures import (
     mask_curves,
 )
 from cka_sr_jax.report.html import render_page
+from cka_sr_jax.report.markdown import markdown_table
 from cka_sr_jax.report.metrics import read_metrics
 from cka_sr_jax.report.write import write_report
 
@@ -18,6 +19,7 @@ __all__ = [
     "console_table",
     "density_bars",
     "learning_curves",
+    "markdown_table",
     "mask_curves",
     "read_metrics",
     "render_page",

@@ -11,9 +11,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from cka_sr_jax.accounting.timing import interleaved_seconds
+from cka_sr_jax.accounting import interleaved_seconds
 from cka_sr_jax.layer_sparsity import Chain, apply_chain
-from cka_sr_jax.report.markdown import markdown_table
+from cka_sr_jax.report import markdown_table
 
 TIMINGS, CALLS = 40, 5  # timings of each network, and calls in each
 
