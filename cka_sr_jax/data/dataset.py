@@ -41,7 +41,8 @@ def load_dataset(config: Any) -> Dataset:
           ~/.cache/cka_sr_jax;
         validation: the share of the train split, its last images, held out for validation. (The
           digits' train split is in a fixed random order, so theirs is a random sample.)
-        downsample: 1, or the side of the squares of pixels that are averaged into one.
+        downsample: 1, or the side of the squares of pixels that are averaged into one;
+        pad: where it is there, the pixels to add on each side, fewer than the images have.
 
     Raises:
       ValueError: a field is missing or wrong, or the set is not there or cannot be used.
@@ -63,6 +64,7 @@ def load_dataset(config: Any) -> Dataset:
     train, test = (
         (_downsample(images, config.downsample), labels) for images, labels in (train, test)
     )
+    _check_pad(train[0], config.get("pad", 0))
     train, validation = _hold_out(train, config.validation)
     return Dataset(config.name, *train, *validation, *test, num_classes)
 
@@ -80,6 +82,15 @@ def _cache_directory(cache_dir: str) -> Path:
     if cache_dir:
         return Path(cache_dir).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cka_sr_jax"
+
+
+def _check_pad(images: np.ndarray, pad: int) -> None:
+    side = min(images.shape[1:3])
+    if pad >= side:
+        raise ValueError(
+            f"data.pad={pad}: expected fewer pixels than the {side} of the images' shorter side, "
+            "such as 4 for images of 32x32."
+        )
 
 
 def _downsample(images: np.ndarray, side: int) -> np.ndarray:

@@ -1,18 +1,12 @@
 """Every mistake in a config is one sentence, and nothing is written."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from cka_sr_jax.sweeps import grid_points
-from cka_sr_jax.training import ConfigError, default_config, prepare, run
+from cka_sr_jax.training import ConfigError, default_config
 from cka_sr_jax.training.config import flatten, validate
-from cka_sr_jax.training.optimizer import create_schedule
-
-ROOT = Path(__file__).parents[2]
+from cka_sr_jax.workflows import run
 
 
 def config_with(**fields):
@@ -29,104 +23,167 @@ def config_with(**fields):
     [
         (
             {"penalty__bata": 1.0},
-            "Unknown config field 'penalty.bata': did you mean 'penalty.beta'",
+            "Unknown config field 'penalty.bata': did you mean 'penalty.bet",
         ),
-        ({"train__epochs": "ten"}, "train.epochs='ten' has the wrong type: it takes a float"),
-        ({"data__flip": 1}, "data.flip=1 has the wrong type: it takes a bool"),
-        ({"seed": True}, "seed=True has the wrong type"),
-        ({"sparsity__density": 0.0}, r"sparsity.density=0.0 is not in \(0, 1\]"),
-        ({"sparsity__density": 1.1}, r"sparsity.density=1.1 is not in \(0, 1\]"),
+        ({"penalty": 3}, "Unknown config field 'penalty'"),
+        (
+            {"train__epochs": "ten"},
+            r"train.epochs='ten': expected a number of epochs above 0, such as 10.0 \(length of",
+        ),
+        ({"data__flip": 1}, r"data.flip=1: expected True or False \(whether to mirror"),
+        ({"seed": True}, "seed=True: expected a whole number"),
+        ({"seed": 2**32}, r"seed=4294967296: expected a whole number in \[0, 4294967295\]"),
+        ({"seeds": (0, -1)}, r"seeds=\(0, -1\): expected whole numbers in"),
+        (
+            {"optimizer__decay_at": (10, 15)},
+            r"optimizer.decay_at=\(10, 15\): expected shares of the run in \(0, 1\), increasing, "
+            r"such as \(0.5, 0.75\)\.$",
+        ),
+        ({"optimizer__decay_at": (0.5, 0.5)}, r"decay_at=\(0.5, 0.5\): expected .* increasing"),
+        ({"optimizer__decay_at": ("a",)}, r"decay_at=\('a',\): expected shares of the run"),
+        ({"optimizer__warmup": 1.0}, r"warmup=1.0: expected a share of the run in \[0, 1\)"),
+        ({"optimizer__schedule": "linear"}, "Unknown optimizer.schedule 'linear'"),
+        ({"optimizer__learning_rate": float("nan")}, "learning_rate=nan: expected a finite number"),
+        ({"data__mean": (0.5,)}, r"data.mean=\(0.5,\) and data.std=\(\): expected one of each"),
+        ({"data__mean": (0.5,), "data__std": (0.0,)}, r"data.std=\(0.0,\): expected numbers in"),
+        ({"data__pad_mode": "wrap"}, "Unknown data.pad_mode 'wrap'"),
+        ({"sparsity__density": 1.1}, r"sparsity.density=1.1: expected a share of the weights in"),
         ({"sparsity__rule": "rsst"}, "Unknown sparsity.rule 'rsst': did you mean 'rst'"),
+        ({"sparsity__rule": "static"}, "Unknown sparsity.rule 'static'"),
         (
             {"sparsity__distribution": "erc"},
-            "Unknown sparsity.distribution 'erc': did you mean 'er",
+            "Unknown sparsity.distribution 'erc': did you",
         ),
+        ({"sparsity__exclude": (3,)}, r"sparsity.exclude=\(3,\): expected strings"),
+        ({"sparsity__grow": 3}, "sparsity.grow=3: expected one of magnitude, gradient"),
         (
             {"sparsity__update_every": 10},
-            r"sparsity.update_every=\d+ is no option of sparsity.rule 'rst', which has den",
+            "update_every=10 is an option that .* 'rst' lacks",
         ),
+        ({"sparsity__rule": "snip", "sparsity__rounds": 10}, "sparsity.rounds=10 is .* 'snip'"),
         (
-            {"sparsity__rule": "snip", "sparsity__rounds": 10},
-            r"sparsity.rounds=\d+ is no option of sparsity.rule 'snip'",
+            {"sparsity__rule": "rigl", "sparsity__update_every": 0},
+            "update_every=0: expected a",
         ),
-        ({"sparsity__rule": "rigl", "sparsity__update_every": 0}, "update_every=0 is not a number"),
         (
             {"sparsity__rule": "gmp", "sparsity__start": 0.9},
-            r"does not come after start_step=90.*\(end_step is sparsity.end=0.75 of the run's",
+            r"sparsity.start=0.9: expected a share of the run no later than sparsity.end=0.75",
         ),
         (
-            {"sparsity__rule": "gmp", "sparsity__initial_density": 0.5},
-            "sparsity.initial_density=0.5 is no option of sparsity.rule 'gmp', which has density",
+            {"sparsity__rule": "granet", "sparsity__start": 0.5, "sparsity__prune_end": 0.3},
+            "sparsity.start=0.5: expected a share of the run no later than sparsity.prune_end=0.3",
         ),
+        (
+            {"sparsity__rule": "granet", "sparsity__prune_end": 0.8},
+            "sparsity.prune_end=0.8: expected a share of the run no later than sparsity.end=0.75",
+        ),
+        (
+            {"sparsity__rule": "granet", "sparsity__initial_density": 0.01},
+            "sparsity.initial_density=0.01: expected at least sparsity.density=0.05",
+        ),
+        (
+            {
+                "sparsity__rule": "set",
+                "sparsity__drop_fraction": 0.1,
+                "sparsity__final_drop_fraction": 0.3,
+            },
+            "sparsity.final_drop_fraction=0.3: expected at most sparsity.drop_fraction=0.1",
+        ),
+        (
+            {"sparsity__rule": "sr_ste", "sparsity__n": 4, "sparsity__m": 4},
+            "sparsity.n=4: expected less than sparsity.m=4",
+        ),
+        ({"sparsity__rule": "ntt"}, "sparsity.rounds=None: ntt trains on this many batches"),
+        ({"sparsity__rule": "dst"}, "sparsity.rule 'dst' needs the option sparsity.alpha"),
         ({"sparsity__rule": "channels"}, r"keep it dense with sparsity.exclude=\('head/kernel',\)"),
         (
-            {"sparsity__rule": "set", "sparsity__drop_fraction": 1.0},
-            r"drop_fraction=1.0 is not in \(0, 1\)",
-        ),
-        ({"sparsity__rule": "set", "sparsity__grow": 3}, "sparsity.grow=3 has the wrong type"),
-        (
-            {"sparsity__rule": "rigl", "sparsity__exact": False},
-            "sparsity.exact=False is no option of sparsity.rule 'rigl'",
-        ),
-        (
             {"sparsity__rule": "sr_ste", "sparsity__rescale": True},
-            "sparsity.rescale=True is for masks that are there from the start",
+            "sparsity.rescale=True .* 'sr_ste'",
         ),
         (
             {"sparsity__rule": "str", "eval__select": "best-validation"},
-            "would choose by accuracy among densities",
+            "eval.select='best-validation' would compare accuracies at different densities",
+        ),
+        (
+            {"eval__select": "best-validation", "data__validation": 0.0},
+            "needs validation images and data.validation is 0",
         ),
         (
             {"penalty__similarity": "cca", "penalty__batches": 2},
-            "penalty.similarity='cca' averages nothing over devices or sub-batches",
+            "penalty.sync=False and penalty.batches=2 average HSIC",
         ),
-        ({"penalty__similarity": "cca", "penalty__samples": 3}, "debiased CCA needs at least 4"),
-        ({"penalty__debiased": False, "penalty__samples": 1}, "biased CKA needs at least 2"),
-        ({"penalty__similarity": "cda"}, "Unknown penalty.similarity 'cda'"),
         (
             {"penalty__similarity": "cca", "penalty__kernel": "rbf"},
-            "'cca' has no penalty.kernel='rbf'",
+            "penalty.kernel='rbf' is for CKA",
         ),
-        ({"sparsity__end": 0.0}, r"sparsity.end=0.0 is not in \(0, 1\]"),
-        ({"penalty__end": 1.5}, r"penalty.end=1.5 is not in \[0, 1\]"),
-        ({"sparsity__exclude": ("haed",)}, "exclude pattern 'haed' matches no parameter"),
-        ({"model__name": "resnet"}, "Unknown model 'resnet'"),
-        ({"model__options__width": 3}, "Unknown option of mlp 'width'"),
-        ({"data__name": "mnist"}, "data.dir is empty"),
-        ({"data__name": "mnist", "data__dir": "/nowhere"}, "data.dir is '/nowhere'"),
-        ({"data__validation": 1.0}, "data.validation is 1.0"),
-        ({"data__mean": (0.1, 0.2), "data__std": (1.0, 1.0)}, "There are 2 means"),
-        ({"data__pad_mode": "wrap"}, "Unknown data.pad_mode 'wrap'"),
+        ({"penalty__similarity": "cda"}, "Unknown penalty.similarity 'cda'"),
+        ({"penalty__similarity": "cca", "penalty__samples": 3}, "debiased CCA needs at least 4"),
+        ({"penalty__debiased": False, "penalty__samples": 1}, "biased CKA needs at least 2"),
         ({"penalty__samples": 3}, "penalty.samples=3 gives 3 samples"),
         ({"penalty__samples": 0}, "penalty.samples=0 gives 0 samples"),
         ({"penalty__samples": 64}, "needs 64 samples and each device's batch has 32"),
         ({"penalty__samples": 16, "penalty__batches": 3}, "needs 48 samples"),
-        ({"penalty__beta": -1.0}, "penalty.beta=-1.0 is too small"),
-        ({"model__options__hidden": (16,)}, "no pair of features to penalize"),
-        ({"sparsity__rule": "static"}, "Unknown sparsity.rule 'static'"),
-        ({"sparsity__exclude": (3,)}, "sparsity.exclude=.* takes a tuple of strings"),
-        ({"optimizer__decay_at": ("a",)}, "optimizer.decay_at=.* takes a tuple of numbers"),
-        ({"train__epochs": float("inf")}, "train.epochs=inf is not a finite number"),
-        ({"model__options__hidden": ("a", "b")}, "model.options=.* do not make a mlp"),
-        ({"model__options__hidden": (0, 16)}, "model.options=.* do not make a mlp"),
-        ({"model__options__dtype": "float32"}, "model.options.dtype cannot be set"),
-        ({"model__options__hidden": ()}, "no pair of features to penalize"),
-        ({"train__batch_size": 130}, "does not divide over 4 devices"),
-        ({"train__batch_size": 4000}, "more than the 1293 training images"),
-        ({"train__epochs": 0.0}, "train for no step"),
-        ({"train__label_smoothing": 1.0}, "train.label_smoothing=1.0 is not in"),
-        ({"optimizer__schedule": "linear"}, "Unknown optimizer.schedule 'linear'"),
+        ({"train__batch_size": 130}, "does not divide over 4 devices: use 128"),
+        ({"lottery__prune": 1.0}, r"lottery.prune=1.0: expected a share of the remaining weights"),
         (
-            {"optimizer__learning_rate": float("nan")},
-            "optimizer.learning_rate=nan is not a finite number",
-        ),
-        (
-            {"eval__select": "best-validation", "data__validation": 0.0},
-            "needs validation data and data.validation is 0",
+            {"layer_sparsity__strengths": (0.1, 0.1)},
+            r"layer_sparsity.strengths=\(0.1, 0.1\): expected numbers above 0, increasing",
         ),
     ],
 )
-def test_mistakes_are_one_sentence_and_write_nothing(fields, message, tmp_path):
+def test_what_needs_no_data_is_one_sentence(fields, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        validate(config_with(**fields), devices=4)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sparsity__rule": "gmp", "sparsity__start": 0.5, "sparsity__end": 0.5},  # one-shot
+        {"sparsity__rule": "granet", "sparsity__start": 0.1, "sparsity__prune_end": 0.75},
+        {"penalty__samples": -1},
+        {"penalty__beta": 0.0, "penalty__samples": 64, "penalty__similarity": "cca"},
+        {"optimizer__decay_at": ()},
+        {"train__epochs": 3},
+    ],
+)
+def test_what_can_work_is_accepted(fields):
+    validate(config_with(**fields), devices=4)
+
+
+def test_a_field_that_a_config_lacks_is_named():
+    config = config_with()
+    with config.unlocked():
+        del config.train.steps
+    with pytest.raises(ConfigError, match=r"The config has no field train\.steps: start from def"):
+        validate(config, devices=1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sparsity__exclude": ("haed",)}, "exclude pattern 'haed' matches no parameter"),
+        ({"model__name": "resnet"}, "Unknown model 'resnet'"),
+        ({"model__options__width": 3}, "Unknown option of mlp 'width'"),
+        ({"model__options__hidden": (16,)}, "no pair of features to penalize"),
+        ({"model__options__hidden": ("a", "b")}, "model.options=.* do not make a mlp"),
+        ({"model__options__hidden": (0, 16)}, "model.options=.* do not make a mlp"),
+        ({"model__options__dtype": "float32"}, "model.options.dtype cannot be set"),
+        ({"data__name": "mnist"}, "data.dir is empty"),
+        ({"data__name": "mnist", "data__dir": "/nowhere"}, "data.dir is '/nowhere'"),
+        ({"data__mean": (0.1, 0.2), "data__std": (1.0, 1.0)}, "There are 2 means"),
+        ({"data__pad": 8}, "data.pad=8: expected fewer pixels than the 8 of the images'"),
+        ({"train__batch_size": 4000}, "more than the 1293 training images"),
+        (
+            {"sparsity__rule": "rigl", "sparsity__update_every": 10_000},
+            r"update_every=10000 is more than .*\(end_step is sparsity.end=0.75 of the run's",
+        ),
+    ],
+)
+def test_what_only_data_and_model_can_tell_is_one_sentence_and_writes_nothing(
+    fields, message, tmp_path
+):
     workdir = tmp_path / "run"
     with pytest.raises(ConfigError, match=message) as error:
         run(config_with(**fields), workdir)
@@ -134,103 +191,6 @@ def test_mistakes_are_one_sentence_and_write_nothing(fields, message, tmp_path):
     assert not workdir.exists()
 
 
-def test_a_work_directory_of_another_config(tmp_path):
-    config = config_with()
-    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    prepare(config, tmp_path)
-    # What does not change the computation may differ.
-    prepare(config_with(checkpoint__every=5, train__log_every=7), tmp_path)
-    with pytest.raises(ConfigError, match=r"penalty.beta is 0.0001 there and 0.1 now"):
-        prepare(config_with(penalty__beta=0.1), tmp_path)
-    with pytest.raises(ConfigError, match=r"model.options.hidden is"):
-        prepare(config_with(model__options__hidden=(16, 17)), tmp_path)
-
-
-def test_a_work_directory_of_something_else(tmp_path):
-    (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ConfigError, match="holds files and no run"):
-        prepare(config_with(), tmp_path)
-    with pytest.raises(ConfigError, match="is a file"):
-        prepare(config_with(), tmp_path / "thesis.tex")
-
-
-def test_a_work_directory_of_a_run_killed_as_it_wrote_its_config(tmp_path):
-    (tmp_path / "config.tmp").write_text('{"se')
-    prepare(config_with(), tmp_path)
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.py")), ids=lambda p: p.stem)
-def test_every_config_is_valid_and_says_what_to_expect(path):
-    scope = {}
-    exec(compile(path.read_text(), path, "exec"), scope)
-    config = scope["get_config"]()
-    validate(config, devices=4)
-    assert f"--config={path.relative_to(ROOT)}" in scope["__doc__"]
-    if config.grid:
-        assert "--grid" in scope["__doc__"]
-        assert grid_points(config)
-    assert json.loads(json.dumps(config.to_dict()))
-
-
 def test_flatten_reads_tuples_as_json_does():
     config = config_with()
     assert flatten(json.loads(json.dumps(config.to_dict()))) == flatten(config)
-
-
-def test_schedules():
-    config = default_config().optimizer
-    config.learning_rate = 1.0
-    step = create_schedule(config, steps=100)
-    rates = [float(step(s)) for s in (0, 49, 50, 74, 75, 99)]
-    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
-    config.schedule = "cosine"
-    config.warmup = 20 / 120
-    cosine = create_schedule(config, steps=120)
-    assert float(cosine(0)) == pytest.approx(1 / 20)
-    assert float(cosine(9)) == pytest.approx(0.5)
-    assert float(cosine(20)) == pytest.approx(1)
-    assert float(cosine(70)) == pytest.approx(0.5)
-    assert float(cosine(120)) == pytest.approx(0, abs=1e-6)
-    config.schedule = "constant"
-    assert float(create_schedule(config, 100)(99)) == 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--config.sparsty.density=0.1"], "Unknown config field 'sparsty.density': did you mean"),
-        (["--config.train.steps=abc"], "--config.train.steps=abc"),
-        (["--config=configs/nothing.py"], "The config file cannot be read"),
-        (["--config.model.options.hiden=(3,)"], "sets no field 'hiden'"),
-        (
-            ["--config.grid.penalty.beta=(0.0,)"],
-            "grid.penalty.beta is no axis of this config's grid",
-        ),
-        (
-            ["--config=tests/configs/grid_without_group.py"],
-            "has to be made first, as in config.grid",
-        ),
-        (
-            ["--config=configs/quickstart/digits_cka.py", "--grid", "--config.penalty.beta=5e-3"],
-            "--config.penalty.beta would do nothing: the grid sets penalty.beta; say --config.grid",
-        ),
-        (
-            ["--config=configs/quickstart/digits_cka.py", "--grid_index=1", "--config.seed=3"],
-            "--config.seed would do nothing: the grid sets seed; say --config.seeds with",
-        ),
-        (["--cofig=x"], "Unknown command line flag 'cofig'"),
-        (["stray"], "Unexpected argument 'stray'"),
-        (["--config.penalty.samples=2"], "penalty.samples=2 gives 2 samples"),
-    ],
-)
-def test_the_command_line_answers_in_one_line(arguments, message, tmp_path):
-    workdir = tmp_path / "run"
-    done = subprocess.run(
-        [sys.executable, "launch.py", f"--workdir={workdir}", *arguments],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert done.stdout == ""
-    assert not workdir.exists()

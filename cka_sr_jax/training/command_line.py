@@ -1,0 +1,117 @@
+"""What `launch.py` says of a command line: mistakes in one line each, and the fields for --help."""
+
+from __future__ import annotations
+
+import re
+import runpy
+import traceback
+from collections.abc import Iterable, Sequence
+
+from ml_collections import ConfigDict
+
+from cka_sr_jax._errors import unknown
+from cka_sr_jax.training.config import flatten, is_free
+from cka_sr_jax.training.fields import FIELDS
+
+
+def config_file_problem(path: str) -> str | None:
+    """Why this file gives no config, in one line, or None."""
+    file = f"The config file {path}"
+    try:
+        get_config = runpy.run_path(path).get("get_config")
+        if not callable(get_config):
+            return f"{file} has no function get_config: define one that returns the config."
+        config = get_config()
+    except OSError as error:
+        return f"{file} cannot be read: {error.strerror or error}."
+    except SyntaxError as error:
+        where = error.filename or path
+        return f"The config file {where} has a syntax error at line {error.lineno}: {error.msg}."
+    except ImportError as error:
+        return f"{file} imports what is not there: {error}."
+    except Exception as error:  # whatever the file's own code may raise
+        return f"{file} fails{_line_in(path, error)}: {_reason(error)}"
+    if not isinstance(config, ConfigDict):
+        kind = type(config).__name__
+        return f"{file} has a get_config that returns {kind}: return default_config(), changed."
+    return None
+
+
+def _line_in(path: str, error: Exception) -> str:
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+             if frame.filename == path]  # fmt: skip
+    return f" at line {lines[-1]}" if lines else ""
+
+
+def _reason(error: Exception) -> str:
+    missing = re.search(r"'(\w+)'", str(error))
+    if isinstance(error, AttributeError | KeyError) and missing:
+        return (
+            f"there is no field {missing[1]!r} yet; a group of the grid is made first, as in "
+            "config.grid.penalty = ConfigDict({'beta': (0.0, 1e-4)})."
+        )
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}."
+
+
+def take_unset(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments without those like --config.sparsity.update_every=none, and their fields.
+
+    Only a field whose default is None can be unset. If a field occurs twice, the last one counts.
+    """
+    rest, unset = [], dict[str, None]()
+    for argument in argv:
+        match = re.match(r"--?config\.([\w.]+)=(.*)", argument)
+        optional = match and match[1] in FIELDS and FIELDS[match[1]].default is None
+        if match and optional and match[2].lower() == "none":
+            unset[match[1]] = None
+            continue
+        if match:
+            unset.pop(match[1], None)
+        rest.append(argument)
+    return rest, list(unset)
+
+
+def override_problem(error: Exception, argv: Iterable[str]) -> str:
+    """What is wrong with the arguments --config.FIELD=VALUE, with which the flags failed so."""
+    missing = re.search(r"'(\w+)\\?'", str(error))
+    for argument in argv:
+        match = re.match(r"--?config\.([\w.]+)=?(.*)", argument, re.DOTALL)
+        if match is None:
+            continue
+        name, text = match.groups()
+        if is_free(name):
+            if missing and missing[1] in name.split(".") and not name.startswith("grid."):
+                return f"The config file sets no field {missing[1]!r} under model.options."
+            if missing and missing[1] in name.split("."):
+                return (
+                    f"{name} is not an axis of this config's grid: set it in the config file "
+                    "before its values can be changed here."
+                )
+        elif name not in FIELDS:
+            return unknown("config field", name, FIELDS)
+        elif f"config.{name}=" in str(error) and (problem := FIELDS[name].problem(name, text)):
+            return f"--config.{problem}"
+    return str(error)
+
+
+def axis_problem(config: ConfigDict, overrides: Iterable[str]) -> str | None:
+    """The field whose value on the command line the grid would replace, in one line, or None."""
+    axes = dict.fromkeys(flatten(config.grid), "grid.{}")
+    if config.seeds:
+        axes["seed"] = "seeds"
+    for name in overrides:
+        if name in axes:
+            where = axes[name].format(name)
+            return (
+                f"--config.{name} would do nothing: the grid sets {name}; say --config.{where} "
+                "with a tuple of values, such as (1,)."
+            )
+    return None
+
+
+def field_help() -> str:
+    """A line for each field: its default and what it means."""
+    return "\n".join(
+        f"  --config.{name}={field.shown_default}: {field.meaning}"
+        for name, field in FIELDS.items()
+    )

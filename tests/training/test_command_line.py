@@ -1,0 +1,128 @@
+"""Every mistake on the command line is answered in one line, and nothing is written."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from cka_sr_jax.training import command_line, default_config
+from cka_sr_jax.training.fields import FIELDS
+
+ROOT = Path(__file__).parents[2]
+DIGITS = ROOT / "configs" / "quickstart" / "digits.py"
+
+
+def launch(arguments):
+    return subprocess.run(
+        [sys.executable, "launch.py", *arguments],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/nothing.py"], "The config file configs/nothing.py cannot be read: No"),
+        (
+            ["--config=configs/quickstart/digits_cka.py", "--grid_index=1", "--config.seed=3"],
+            "--config.seed would do nothing: the grid sets seed; say --config.seeds with",
+        ),
+        (["--config.train.steps=abc"], "--config.train.steps='abc': expected a whole number of st"),
+        (["--cofig=x"], "Unknown command line flag 'cofig'"),
+        (["stray"], "Unexpected argument 'stray'"),
+        (["--config.penalty.samples=2"], "penalty.samples=2 gives 2 samples"),
+        (
+            ["--config=configs/methods/cifar10_resnet20_rigl.py", "--config.sparsity.rule=rst"]
+            + [f"--config.sparsity.{name}=none" for name in ("update_every", "drop_fraction")],
+            "data.dir is empty",  # which is looked at once the options suit the rule
+        ),
+    ],
+)
+def test_the_command_line_answers_in_one_line(arguments, message, tmp_path):
+    workdir = tmp_path / "run"
+    done = launch([f"--workdir={workdir}", *arguments])
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stdout == ""
+    assert not workdir.exists()
+
+
+def test_help_has_every_flag_and_field():
+    done = launch(["--help"])
+    assert "--replicas" in done.stdout
+    for name in FIELDS:
+        assert f"--config.{name}=" in done.stdout
+    assert "--config.sparsity.update_every=none: Steps between" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        (
+            "--config.sparsty.density=0.1",
+            "Unknown config field 'sparsty.density': did you mean '",
+        ),
+        (
+            "--config.train.steps=abc",
+            "--config.train.steps='abc': expected a whole number of steps, at least 0, such as 50",
+        ),
+        ("--config.data.flip=7", "--config.data.flip='7': expected True or False (whether to mir"),
+        ("--config.model.options.hiden=(3,)", "The config file sets no field 'hiden' under model"),
+        ("--config.grid.penalty.beta=(0.0,)", "grid.penalty.beta is not an axis of this config's"),
+    ],
+)
+def test_a_field_that_the_flags_refuse(argument, message):
+    values, argv = flags.FlagValues(), ["launch.py", f"--config={DIGITS}", argument]
+    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
+    with pytest.raises(Exception) as error:  # noqa: PT011 (any that the flags raise)
+        values(argv)
+    problem = command_line.override_problem(error.value, argv[1:])
+    assert problem.startswith(message)
+    assert "\n" not in problem
+
+
+def test_a_value_that_the_grid_would_replace():
+    config = default_config()
+    config.grid.penalty = ConfigDict({"beta": (0.0, 1e-3)})
+    assert command_line.axis_problem(config, ["penalty.samples", "seed"]) is None
+    problem = command_line.axis_problem(config, ["penalty.beta"])
+    assert problem.startswith("--config.penalty.beta would do nothing: the grid sets penalty.beta")
+    assert "--config.grid.penalty.beta" in problem
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("def get_config(:\n", "has a syntax error at line 1: "),
+        ("import a_module_that_is_missing\n", "imports what is not there: No module named 'a_modu"),
+        ("config = 1\n", "has no function get_config: define one that returns the config."),
+        ("def get_config():\n    pass\n", "has a get_config that returns NoneType: return"),
+        ("def get_config():\n    return 1 / 0\n", "fails at line 2: ZeroDivisionError: division"),
+        (
+            (ROOT / "tests/configs/grid_without_group.py").read_text(),
+            "fails at line 9: there is no field 'penalty' yet; a group of the grid is made first",
+        ),
+    ],
+)
+def test_a_config_file_that_gives_no_config(content, message, tmp_path):
+    path = tmp_path / "broken.py"
+    path.write_text(content)
+    problem = command_line.config_file_problem(str(path))
+    assert problem.startswith(f"The config file {path} {message}")
+    assert "\n" not in problem
+
+
+def test_a_config_file_that_gives_one():
+    assert command_line.config_file_problem(str(DIGITS)) is None
+
+
+def test_only_a_field_that_may_be_none_is_unset():
+    arguments = ["--config.sparsity.update_every=none", "--config.data.name=none", "--grid"]
+    assert command_line.take_unset(arguments) == (arguments[1:], ["sparsity.update_every"])
+    # The last one counts.
+    again = [*arguments, "--config.sparsity.update_every=50"]
+    assert command_line.take_unset(again) == (again[1:], [])
