@@ -59,6 +59,12 @@ def test_help_has_every_flag_and_field():
     assert "--config.sparsity.update_every=none: Steps between" in done.stdout
 
 
+def parse(argument):
+    values, argv = flags.FlagValues(), ["launch.py", argument]
+    config_flags.DEFINE_config_dict("config", default_config(), flag_values=values, sys_argv=argv)
+    values(argv)
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
@@ -76,11 +82,9 @@ def test_help_has_every_flag_and_field():
     ],
 )
 def test_a_field_that_the_flags_refuse(argument, message):
-    values, argv = flags.FlagValues(), ["launch.py", f"--config={DIGITS}", argument]
-    config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
     with pytest.raises(Exception) as error:  # noqa: PT011 (any that the flags raise)
-        values(argv)
-    problem = command_line.override_problem(error.value, argv[1:])
+        parse(argument)
+    problem = command_line.override_problem(error.value, [argument])
     assert problem.startswith(message)
     assert "\n" not in problem
 
