@@ -52,7 +52,7 @@ def begin(states):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"penalty": {"beta": (-1.0,)}}, "penalty.beta=-1.0 is too small"),
+        ({"penalty": {"beta": (-1.0,)}}, "penalty.beta=-1.0: expected"),
         ({"model": {"options": {"hiden": ((8,), (9,))}}}, "Unknown option of mlp 'hiden'"),
         ({"data": {"name": ("mnist",)}}, "data.dir is empty"),
     ],

@@ -251,10 +251,10 @@ def test_saved_chain_is_a_plain_mlp(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"layer_sparsity__strengths": (2.0, 1.0)}, "not positive numbers in increasing order"),
-        ({"layer_sparsity__strengths": (0.0, 1.0)}, "not positive numbers in increasing order"),
-        ({"layer_sparsity__refit_l1": -1.0}, "layer_sparsity.refit_l1=-1.0 is too small"),
-        ({"layer_sparsity__teacher__active": 0}, "teacher.active=0 is too small"),
+        ({"layer_sparsity__strengths": (2.0, 1.0)}, "expected numbers above 0, increasing"),
+        ({"layer_sparsity__strengths": (0.0, 1.0)}, "expected numbers above 0, increasing"),
+        ({"layer_sparsity__refit_l1": -1.0}, "layer_sparsity.refit_l1=-1.0: expected a number, at"),
+        ({"layer_sparsity__teacher__active": 0}, "teacher.active=0: expected a whole"),
         ({"model__name": "lenet5"}, "merges the layers of an MLP and model.name is 'lenet5'"),
         ({"data__validation": 0.0}, "chooses its strength on validation data"),
         ({"data__flip": True}, "trains on images as they are"),
