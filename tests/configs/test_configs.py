@@ -10,7 +10,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from cka_sr_jax.sweeps.runner import grid_points
+from cka_sr_jax.sweeps import grid_points
 from cka_sr_jax.training import default_config, validate
 from cka_sr_jax.training.command_line import take_unset
 from cka_sr_jax.training.config import flatten

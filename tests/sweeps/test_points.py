@@ -51,7 +51,7 @@ def test_options_that_the_config_file_does_not_set_can_be_axes():
         ),
         ({"penalty": {"beta": ()}}, r"grid.penalty.beta=\[\] is not a tuple of values"),
         ({"penalty": {"beta": ("x",)}}, "the grid's point .* is wrong"),
-        ({"penalty": {"beta": (-1.0,)}}, "penalty.beta=-1.0 is too small"),
+        ({"penalty": {"beta": (-1.0,)}}, "penalty.beta=-1.0: expected a number"),
         ({"sparsity": {"rule": ("rigle",)}}, "Unknown sparsity.rule 'rigle'"),
         ({"seeds": (1, 2)}, "Unknown config field in the grid: 'seeds': did you mean 'seed'"),
         ({"seed": (1, 2)}, "grid.seed and seeds both say which seeds to run"),
