@@ -1,6 +1,7 @@
 """Methods by their config names: runs of those that learn their masks, and SynFlow in depth."""
 
 import io
+import shutil
 from functools import partial
 
 import jax
@@ -10,13 +11,22 @@ import pytest
 from rich.console import Console
 
 from cka_sr_jax.models import create_model
-from cka_sr_jax.sparsity import dst, n_m_masks, soft_threshold
-from cka_sr_jax.training import Checkpoints, ConfigError, default_config, load_variables
+from cka_sr_jax.sparsity import dst, get_masks, layer_counts, leaf_paths, n_m_masks, soft_threshold
+from cka_sr_jax.training import (
+    Checkpoints,
+    ConfigError,
+    default_config,
+    load_variables,
+    methods,
+    new_state,
+    prepare,
+)
 from cka_sr_jax.training.methods import Untrained, build_method
 from cka_sr_jax.workflows import run
+from tests.training.runs import small_config
 
 
-def small_config(rule, **options):
+def learned_config(rule, **options):
     config = default_config()
     config.model.options.hidden = (32, 32)
     config.train.steps = 60
@@ -43,7 +53,7 @@ def stored(workdir):
     ],
 )
 def test_a_run_and_the_weights_it_gives(rule, options, tmp_path):
-    result = run(small_config(rule, **options), tmp_path, Console(file=io.StringIO()))
+    result = run(learned_config(rule, **options), tmp_path, Console(file=io.StringIO()))
     assert result["test"]["accuracy"] > 0.4  # chance is 0.1
     assert result["density"] < 1
     arrays = stored(tmp_path)
@@ -76,7 +86,7 @@ def test_mistakes_are_one_sentence(tmp_path):
         ("sr_ste", {"n": 4, "m": 2}, "n=4"),
     ):
         with pytest.raises(ConfigError, match=message) as error:
-            run(small_config(rule, **options), tmp_path / "run")
+            run(learned_config(rule, **options), tmp_path / "run")
         assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
 
@@ -99,3 +109,43 @@ def test_synflow_of_convolutions_with_batch_norm_and_shortcuts():
     counts = [int(mask.sum()) for mask in jax.tree.leaves(masks)]
     assert min(counts) > 0
     assert sum(counts) == round(0.02 * sum(mask.size for mask in jax.tree.leaves(masks)))
+
+
+def masks_of(config):
+    masks = get_masks(new_state(prepare(config)).opt_state)
+    return {path: np.asarray(mask) for path, mask in leaf_paths(masks)}
+
+
+@pytest.mark.parametrize("method", ["snip", "grasp", "synflow", "ntt"])
+def test_pruning_before_training(method):
+    config = small_config(sparsity__rule=method, penalty__beta=0.0)
+    if method in ("synflow", "ntt"):
+        config.sparsity.rounds = 5
+    masks = masks_of(config)
+    shapes = {"hidden0": (64, 32), "hidden1": (32, 32), "hidden2": (32, 32), "head": (32, 10)}
+    assert {path: mask.shape for path, mask in masks.items()} == {
+        f"{layer}/kernel": shape for layer, shape in shapes.items()
+    }
+    total = sum(int(np.prod(shape)) for shape in shapes.values())
+    # NTT's layers are uniform by default, the others rank all layers together.
+    uniform = layer_counts(shapes, 0.2, "uniform")
+    expected = sum(uniform.values()) if method == "ntt" else round(0.2 * total)
+    assert sum(mask.sum() for mask in masks.values()) == expected
+
+
+def test_layer_ratios_only():
+    config = small_config(sparsity__rule="snip", penalty__beta=0.0)
+    best = masks_of(config)
+    config.sparsity.shuffle = True
+    shuffled = masks_of(config)
+    for path, mask in best.items():
+        assert mask.sum() == shuffled[path].sum()
+    assert (best["hidden0/kernel"] != shuffled["hidden0/kernel"]).any()
+
+
+def test_a_run_that_resumes_has_its_masks_from_the_checkpoint(tmp_path, monkeypatch):
+    config = small_config(sparsity__rule="snip", train__steps=2, penalty__beta=0.0)
+    kept = run(config, tmp_path)["parameters_kept"]
+    shutil.rmtree(tmp_path / "report")
+    monkeypatch.setitem(methods.PRUNERS, "snip", None)
+    assert run(config, tmp_path)["parameters_kept"] == kept

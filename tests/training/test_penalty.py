@@ -6,6 +6,8 @@ import pytest
 
 from cka_sr_jax.similarity import cca_penalty, cka_penalty
 from cka_sr_jax.training import create_penalty, default_config
+from cka_sr_jax.workflows import run
+from tests.training.runs import records, small_config
 
 
 @pytest.mark.parametrize("debiased", [True, False])
@@ -42,3 +44,20 @@ def test_the_number_0_switches_it_off():
     penalty = create_penalty(config, 20)
     assert penalty.is_off
     assert not penalty._replace(beta=jnp.zeros(())).is_off  # may be traced: any number
+
+
+def test_the_config_says_when_the_penalty_is_on_and_of_which_kernel(tmp_path):
+    logged = {}
+    for kernel in ("linear", "rbf"):
+        config = small_config(
+            penalty__kernel=kernel,
+            penalty__end=0.5,
+            penalty__every=1,
+            train__steps=4,
+            train__log_every=1,
+        )
+        run(config, tmp_path / kernel)
+        logged[kernel] = [r.get("penalty") for r in records(tmp_path / kernel, "train")]
+    for values in logged.values():
+        assert [value is None for value in values] == [False, False, True, True]
+    assert abs(logged["linear"][0] - logged["rbf"][0]) > 1e-3
