@@ -2,7 +2,7 @@
 
 The way of a run, file by file:
 
-  config.py       the fields of a config, and the checks that need no data
+  config.py       a config out of the table in fields.py, and the checks that need no data
   build.py        config -> `RunPlan`: data, model, method, optimizer (methods.py, optimizer.py,
                   penalty.py), and the state of step 0
   checkpoints.py  the newest checkpoint instead, where there is one

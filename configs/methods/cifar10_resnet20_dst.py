@@ -2,9 +2,13 @@
 
   python launch.py --config=configs/methods/cifar10_resnet20_dst.py --config.data.dir=TFDS_FOLDER
 
-The authors' recipe for VGG-16: alpha 5e-6, SGD at 0.1 divided by 10 at epochs 80 and 120 of 160,
-weight decay 1e-4, batch 64. The density follows from alpha, and no published figure is for this
-network. CKA-SR is on as in cifar10_resnet20_rst.py (table 2); --config.penalty.beta=0 switches it off.
+Expected: no figure known for this network. The density follows from alpha.
+Cost: not timed.
+
+Recipe, which the authors use for VGG-16: alpha 5e-6, batch 64, SGD at 0.1 divided by 10 at epochs
+80 and 120 of 160, weight decay 1e-4.
+CKA-SR is on as for table 2 (configs/paper/cifar10_resnet20_rst.py);
+--config.penalty.beta=0 switches it off.
 """
 
 from configs.paper.cifar10_resnet20_rst import get_config as recipe

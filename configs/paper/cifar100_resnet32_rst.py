@@ -2,8 +2,8 @@
 
   python launch.py --config=configs/paper/cifar100_resnet32_rst.py --config.data.dir=TFDS_FOLDER
 
-The recipe of table 5 (see cifar100_resnet20_rst.py) on the deeper network that the paper also uses;
-its ResNet-32 figures are in the main text, which we have not read, so none are quoted here.
+Expected: no figure known. The paper has ResNet-32 figures in its main text, which we have not read.
+Cost: not measured. The recipe is that of table 5, see cifar100_resnet20_rst.py.
 """
 
 from configs.paper.cifar100_resnet20_rst import get_config as resnet20

@@ -3,11 +3,13 @@
   python launch.py --config=configs/paper/table3_cca_cifar10.py --grid --config.data.dir=TFDS_FOLDER
   python -m cka_sr_jax.analysis.paired runs/table3_cca_cifar10 --rows=penalty.similarity
 
-Paper, one run each: 84.16 without a penalty, 84.58 with CCA, 85.03 with CKA-SR (table 2). How the
-paper computes CCA is not published; this is `cka_sr_jax.similarity.cca`, with a ridge and debiased, on all
-samples of every batch, as its figure for CKA-SR. 36 runs; the 3 of CCA at beta 0 train what 3 of
-the others do. Each penalty's beta is chosen on validation data. What else differs from the
-reference is in configs/paper/cifar10_resnet20_rst.py.
+Expected: the paper reports 84.16 without a penalty, 84.58 with CCA and 85.03 with CKA-SR (the best
+of table 2), one run each.
+Cost: 36 runs, 63e15 FLOPs. The 3 runs of CCA at beta 0 repeat the 3 of CKA at beta 0.
+
+The paper does not say how it computes CCA. This is `cka_sr_jax.similarity.cca_penalty`, debiased
+and with a ridge, on all samples of every batch, as in the paper's best CKA-SR run. The beta of each
+penalty is chosen on validation data. The recipe is that of configs/paper/cifar10_resnet20_rst.py.
 """
 
 from ml_collections import ConfigDict

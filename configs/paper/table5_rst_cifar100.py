@@ -4,11 +4,14 @@
     --config.data.dir=TFDS_FOLDER
   python -m cka_sr_jax.analysis.paired runs/table5_rst_cifar100 --value=1e-4
 
-The paper's figures are in configs/paper/cifar100_resnet20_rst.py. They are the best test accuracies over
-the epochs of networks trained on all images; this grid holds a tenth of them out and selects on
-those instead. For the paper's own selection, with a
---workdir of its own: --config.data.validation=0.0 --config.eval.select=best-test. The table's betas
-are not published: 1e-4 is the reference's default. AugCKA-SR is table5_augcka_cifar100.py. 36 runs.
+Expected: the paper's figures are in configs/paper/cifar100_resnet20_rst.py. They are the best test
+accuracies of networks trained on all images. This grid holds a tenth of the images out and chooses
+its weights on those, so expect lower figures.
+Cost: 36 runs, 63e15 FLOPs. 6 to 13 hours a run on two CPU cores.
+
+For the paper's own selection, with a --workdir of its own: --config.data.validation=0.0
+--config.eval.select=best-test. The table's betas are not published: 1e-4 is the reference's
+default. AugCKA-SR is configs/paper/table5_augcka_cifar100.py.
 """
 
 from ml_collections import ConfigDict

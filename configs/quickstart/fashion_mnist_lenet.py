@@ -1,8 +1,12 @@
 """Fashion-MNIST, a 95 %-sparse LeNet-5 with CKA-SR, on a CPU.
 
-No table of the paper: the smallest convolutional run.
+Not in the paper: the smallest convolutional run.
 
   python launch.py --config=configs/quickstart/fashion_mnist_lenet.py --config.data.dir=TFDS_FOLDER
+
+Expected: no figure stored for this recipe. With AdamW, rescaled weights and 3 epochs
+(configs/studies/fashion_mnist_lenet_cka.py) density 0.05 has 0.76.
+Cost: 1 to 2 minutes on two CPU cores.
 """
 
 from cka_sr_jax.training import default_config

@@ -1,6 +1,12 @@
 """Scikit-learn's digits: eight hidden layers trained away, merged and refitted.
 
-python launch.py --config=configs/quickstart/layer_sparsity_digits.py
+Not in the paper on CKA-SR: layer sparsity, see docs/layer_sparsity.md.
+
+  python launch.py --config=configs/quickstart/layer_sparsity_digits.py
+
+Expected: 9 layers become 2. Test error 0.025 without the layer penalty, 0.022 merged, 0.014 to
+0.017 after the refit. Another machine may give a depth one or two layers off.
+Cost: half a minute on two CPU cores.
 """
 
 from cka_sr_jax.training import default_config

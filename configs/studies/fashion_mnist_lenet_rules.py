@@ -1,12 +1,13 @@
-"""Fashion-MNIST, LeNet-5 at density 0.02 under six rules.
+"""Fashion-MNIST, LeNet-5 at density 0.02 under six methods.
 
-No table of the paper: the second comparison of the rules in docs/results.md, without the penalty.
+Not in the paper: the second comparison of methods in docs/results.md, without the penalty.
 
   python launch.py --config=configs/studies/fashion_mnist_lenet_rules.py --grid \\
     --config.data.dir=TFDS_FOLDER
 
-18 runs of 5 epochs, about 3 minutes each on two cores. The dense network is the same grid with
---config.grid.sparsity.rule="('dense',)".
+Expected: mean test accuracy of three seeds: granet 0.78, synflow 0.77, rigl 0.76, gmp 0.75, set
+0.74, rst 0.71. The dense network, --config.grid.sparsity.rule="('dense',)", has 0.88.
+Cost: 18 runs of 5 epochs, 2 to 5 minutes each on two CPU cores.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,14 @@
-"""Fashion-MNIST, an MLP of six hidden layers under every rule at four densities.
+"""Fashion-MNIST, an MLP of six hidden layers under ten methods at four densities.
 
-No table of the paper: the comparison of the rules in docs/results.md, without the penalty.
+Not in the paper: the comparison of methods in docs/results.md, without the penalty.
 
   python launch.py --config=configs/studies/fashion_mnist_mlp_rules.py --grid --config.data.dir=TFDS_FOLDER
 
-120 runs of 10,000 steps, about a minute each on two cores. The dense network and variants of four
-rules are the same grid with other fields, the variants in folders of their own:
+Expected: the tables of docs/results.md.
+Cost: 120 runs of 10,000 steps, 1 to 2 minutes each on two CPU cores.
+
+The dense network, into the same folder, and variants of four methods, each with a --workdir of its
+own:
 
   ... --config.grid.sparsity.rule="('dense',)" --config.grid.sparsity.density="(1.0,)"
   ... --config.grid.sparsity.rule="('granet',)" --config.sparsity.initial_density=1.0 --workdir=...
@@ -13,7 +16,7 @@ rules are the same grid with other fields, the variants in folders of their own:
   ... --config.grid.sparsity.rule="('snip', 'grasp')" --config.grid.sparsity.density="(0.05,)" \\
     --config.sparsity.shuffle=True --workdir=...
 
-MEST as it stands here, elastic mutation by magnitude with random growth, is SET.
+MEST without its options drops by magnitude and grows at random, which is SET.
 """
 
 from ml_collections import ConfigDict

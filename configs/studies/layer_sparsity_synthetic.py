@@ -1,10 +1,13 @@
-"""Regression on a random ReLU network of few active layers, by one of eight hidden layers.
+"""Regression on a random ReLU network of few layers, by a network of eight hidden layers.
 
-python launch.py --config=configs/studies/layer_sparsity_synthetic.py --config.seed=0 \
+Not in the paper on CKA-SR: layer sparsity, see docs/layer_sparsity.md.
+
+  python launch.py --config=configs/studies/layer_sparsity_synthetic.py --config.seed=0 \\
     --config.layer_sparsity.teacher.active=2
 
-Expect a depth of 2 to 5 and, after the refit, a squared error below that of a network of the
-teacher's depth; the table over five seeds is in docs/layer_sparsity.md.
+Expected: a depth of 2 to 5 and, after the refit, a squared error below that of a network of the
+teacher's depth. docs/layer_sparsity.md has the table over five seeds.
+Cost: not recorded.
 """
 
 from cka_sr_jax.training import default_config

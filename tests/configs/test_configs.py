@@ -51,11 +51,13 @@ def parse(command, path, config):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_config_is_valid_and_has_its_command(path):
+def test_every_config_is_valid_and_says_command_figure_and_cost(path):
     text, config = load(path)
     validate(config, devices=4)
     assert json.loads(json.dumps(config.to_dict()))
     assert f"python launch.py --config={path.relative_to(ROOT)}" in text
+    for heading in ("Expected: ", "Cost: "):
+        assert f"\n{heading}" in text
     if config.grid:
         assert grid_points(config)
 
