@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cka_sr_jax.data.digits import load_digits
+from cka_sr_jax.data.splits import Split
 from cka_sr_jax.data.tfds_reader import load_tfds
 
 DIGITS = "digits"
@@ -62,9 +63,9 @@ def load_dataset(config: Any) -> Dataset:
         cache = _cache_directory(config.cache_dir)
         train, test, num_classes = load_tfds(config.name, config.dir, cache)
     train, test = (
-        (_downsample(images, config.downsample), labels) for images, labels in (train, test)
+        Split(_downsample(images, config.downsample), labels) for images, labels in (train, test)
     )
-    _check_pad(train[0], config.get("pad", 0))
+    _check_pad(train.images, config.get("pad", 0))
     train, validation = _hold_out(train, config.validation)
     return Dataset(config.name, *train, *validation, *test, num_classes)
 
@@ -111,9 +112,7 @@ def _downsample(images: np.ndarray, side: int) -> np.ndarray:
     return result
 
 
-def _hold_out(
-    split: tuple[np.ndarray, np.ndarray], fraction: float
-) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def _hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
     """The split without its last `fraction`, and that fraction; slices, so a memmap stays one."""
     images, labels = split
     kept = len(labels) - round(fraction * len(labels))
@@ -122,4 +121,4 @@ def _hold_out(
             f"data.validation is {fraction!r}, which splits {len(labels)} training images into "
             f"{kept} and {len(labels) - kept}; expected a share that leaves images in both, or 0."
         )
-    return (images[:kept], labels[:kept]), (images[kept:], labels[kept:])
+    return Split(images[:kept], labels[:kept]), Split(images[kept:], labels[kept:])

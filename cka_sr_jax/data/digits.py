@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from cka_sr_jax.data.splits import Split, Splits
+
 NUM_CLASSES = 10
 TEST_FRACTION = 0.2
 
@@ -11,8 +13,8 @@ TEST_FRACTION = 0.2
 SPLIT_SEED = 20230715
 
 
-def load_digits() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray], int]:
-    """((train images, labels), (test images, labels), 10) of scikit-learn's digits.
+def load_digits() -> Splits:
+    """Scikit-learn's digits in 10 classes.
 
     Images are uint8 [N, 8, 8, 1] with the ink 0..16 scaled to 0..255, labels int32 [N]. The test
     images are a fifth of each class; both splits are in a fixed random order.
@@ -26,4 +28,6 @@ def load_digits() -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.n
     train, test = train_test_split(
         np.arange(len(labels)), test_size=TEST_FRACTION, stratify=labels, random_state=SPLIT_SEED
     )
-    return (images[train], labels[train]), (images[test], labels[test]), NUM_CLASSES
+    return Splits(
+        Split(images[train], labels[train]), Split(images[test], labels[test]), NUM_CLASSES
+    )

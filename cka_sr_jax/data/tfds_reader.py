@@ -7,12 +7,10 @@ import no TFDS. Nothing is ever downloaded, and the prepared set's folder may be
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import json
 import logging as python_logging
 import os
-import re
 import shutil
 import time
 import uuid
@@ -23,9 +21,9 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-Split = tuple[np.ndarray, np.ndarray]
+from cka_sr_jax.data.splits import Split, Splits
+from cka_sr_jax.data.tfds_folder import INFO_FILE, find_prepared
 
-INFO_FILE = "dataset_info.json"
 ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 DECODE_BATCH = 1000
 PROGRESS_SECONDS = 10
@@ -34,8 +32,8 @@ LEFTOVER_SECONDS = 24 * 3600
 
 def load_tfds(
     name: str, directory: str | os.PathLike[str], cache: str | os.PathLike[str]
-) -> tuple[Split, Split, int]:
-    """((train images, labels), (test images, labels), number of classes) of a prepared TFDS set.
+) -> Splits:
+    """The splits of a prepared TFDS set.
 
     Images are uint8 [N, H, W, C], labels int32 [N], both mapped read-only from .npy files under
     `cache`, in the set's own order. The newest version is taken; a set without a test split is
@@ -68,72 +66,6 @@ def load_tfds(
     return arrays
 
 
-def find_prepared(name: str, directory: str | os.PathLike[str]) -> Path:
-    """The folder of the newest version of a set: it holds `dataset_info.json`.
-
-    Raises:
-      ValueError: as `load_tfds`, where no such folder is there; it says how to prepare the set.
-    """
-    if not re.fullmatch(r"\w+(/[\w+-][\w.+-]*)?", name):
-        raise ValueError(
-            f"data.name is {name!r}; expected 'digits', or a TFDS set as 'set' or "
-            "'set/configuration' (the newest version is taken)."
-        )
-    if not os.fspath(directory):
-        raise ValueError(
-            f"data.dir is empty; expected the folder that holds the TFDS set {name!r} (only "
-            f"'digits' needs none), so set it, or {_how_to_prepare(name, 'FOLDER')}."
-        )
-    root = Path(directory).expanduser()
-    if not root.is_dir():
-        raise ValueError(
-            f"data.dir is {str(root)!r}, which is not a folder; expected the one that holds the "
-            f"TFDS set {name!r}, so correct it, or {_how_to_prepare(name, str(root))}."
-        )
-    if versions := _versions(root / name):
-        return versions[-1]
-    configurations = _configurations(root / name)
-    if len(configurations) > 1:
-        raise ValueError(
-            f"data.name is {name!r}, a set prepared in several configurations; expected one of "
-            f"{', '.join(repr(f'{name}/{c.name}') for c in configurations)}."
-        )
-    if configurations:
-        return _versions(configurations[0])[-1]
-    raise ValueError(
-        f"There is no TFDS set {name!r} in {str(root)!r} ({_what_is_there(name, root)}); correct "
-        f"data.name or data.dir, or {_how_to_prepare(name, str(root))}."
-    )
-
-
-def _versions(folder: Path) -> list[Path]:
-    """The folder's prepared versions (1.0.0, ..., 3.0.2, ..., 10.0.0), oldest first."""
-    found = [path.parent for path in folder.glob(f"*/{INFO_FILE}")]
-    versions = [path for path in found if re.fullmatch(r"\d+\.\d+\.\d+", path.name)]
-    return sorted(versions, key=lambda path: tuple(map(int, path.name.split("."))))
-
-
-def _configurations(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if _versions(path))
-
-
-def _what_is_there(name: str, root: Path) -> str:
-    sets = sorted(p.name for p in root.glob("*") if _versions(p) or _configurations(p))
-    if not sets:
-        return "it holds no prepared set at all"
-    nearest = difflib.get_close_matches(name, sets, n=1)
-    meant = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    return f"it holds {', '.join(sets)}{meant}"
-
-
-def _how_to_prepare(name: str, directory: str) -> str:
-    return (
-        "prepare it where there is a network: pip install 'cka_sr_jax[tfds-prepare]', then python "
-        f'-c "import tensorflow_datasets as tfds; tfds.builder({name!r}, data_dir={directory!r}, '
-        "file_format='array_record').download_and_prepare()\""
-    )
-
-
 def _cache_key(prepared: Path, root: Path) -> str:
     """E.g. cifar10-3.0.2-1f2e...: what the set is, and a digest of its folder's content."""
     digest = hashlib.sha256((prepared / INFO_FILE).read_bytes())
@@ -142,14 +74,14 @@ def _cache_key(prepared: Path, root: Path) -> str:
     return "-".join((*prepared.relative_to(root).parts, digest.hexdigest()[:16]))
 
 
-def _open_cached(folder: Path) -> tuple[Split, Split, int] | None:
+def _open_cached(folder: Path) -> Splits | None:
     """The arrays of a cache folder; None where it is not there or cannot be read whole."""
     try:
         arrays = [np.load(folder / f"{array}.npy", mmap_mode="r") for array in ARRAYS]
         num_classes = int(json.loads((folder / "meta.json").read_text())["num_classes"])
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
-    return (arrays[0], arrays[1]), (arrays[2], arrays[3]), num_classes
+    return Splits(Split(*arrays[:2]), Split(*arrays[2:]), num_classes)
 
 
 def _decode_into(folder: Path, name: str, prepared: Path) -> None:
