@@ -1,6 +1,7 @@
 """The README is short, and its block needs the library alone and prints its proof."""
 
 import ast
+import re
 
 from tests.docs.pages import ROOT, python_blocks
 
@@ -21,3 +22,13 @@ def test_its_one_block_shows_its_output_and_needs_the_library_alone():
     names += [node.module for node in froms]
     assert {name.partition(".")[0] for name in names} <= LIBRARY
     assert {name for name in names if name.startswith("cka_sr_jax")} == {"cka_sr_jax"}
+
+
+def test_its_figures_on_cka_sr_are_those_of_the_results():
+    section = README.read_text().partition("## Does CKA-SR help?")[2].partition("\n## ")[0]
+    pages = [ROOT / "docs" / "results.md", *(ROOT / "docs" / "results").glob("*.md")]
+    results = " ".join(page.read_text() for page in pages)
+    figures = re.findall(r"[-+]?\d+\.\d+", section)
+    assert figures
+    for figure in figures:
+        assert re.search(rf"(?<![\d.]){re.escape(figure)}\b", results), figure
