@@ -1,14 +1,6 @@
 """Layer sparsity: train ReLU layers away, merge them exactly, refit the shallower network."""
 
-from cka_sr_jax.layer_sparsity.adapters import (
-    check_activation,
-    fold_batch_norm,
-    from_linen,
-    from_mlp,
-    from_nnx,
-    from_params,
-    to_mlp_params,
-)
+from cka_sr_jax.layer_sparsity.activations import check_activation
 from cka_sr_jax.layer_sparsity.chain import (
     Affine,
     Chain,
@@ -18,22 +10,24 @@ from cka_sr_jax.layer_sparsity.chain import (
     compose,
 )
 from cka_sr_jax.layer_sparsity.export import load_mlp, save_mlp
+from cka_sr_jax.layer_sparsity.linen import from_linen
 from cka_sr_jax.layer_sparsity.merge import (
     active_layers,
     drop_negative_parts,
     merge_layers,
+    spectral_norm,
 )
-from cka_sr_jax.layer_sparsity.penalty import (
-    layer_penalty,
-    negative_norm,
-)
+from cka_sr_jax.layer_sparsity.nnx import from_nnx
+from cka_sr_jax.layer_sparsity.parameters import from_mlp, from_params, to_mlp_params
+from cka_sr_jax.layer_sparsity.parts import fold_batch_norm
+from cka_sr_jax.layer_sparsity.penalty import layer_penalty, negative_norm
 from cka_sr_jax.layer_sparsity.prox import (
     LayerProxState,
     l1_prox,
     layer_prox,
-    prox_l1,
-    prox_negative_part,
-    prox_units,
+    shrink_negative_part,
+    shrink_units,
+    shrink_weights,
     unit_prox,
 )
 from cka_sr_jax.layer_sparsity.refit import (
@@ -67,12 +61,13 @@ __all__ = [
     "load_mlp",
     "merge_layers",
     "negative_norm",
-    "prox_l1",
-    "prox_negative_part",
-    "prox_units",
     "random_like",
     "row_group_penalty",
     "save_mlp",
+    "shrink_negative_part",
+    "shrink_units",
+    "shrink_weights",
+    "spectral_norm",
     "to_mlp_params",
     "unit_prox",
 ]

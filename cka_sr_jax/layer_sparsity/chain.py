@@ -1,9 +1,9 @@
 """Chains: affine layers with a ReLU between every two, and none after the last.
 
-    chain(x) = A_L(relu(A_{L-1}(... relu(A_1(x)) ...))),   A_j(h) = h @ kernel_j + bias_j,
+    chain(x) = A_{L-1}(relu(A_{L-2}(... relu(A_0(x)) ...))),   A_j(h) = h @ kernel_j + bias_j.
 
-or, with kernels of rank 4, A_j a VALID convolution of stride 1 (1x1 convolutions among them). A
-chain is any sequence of `Affine`; layers are counted from 0, so 0 to L - 2 are the hidden ones.
+With kernels of rank 4, A_j is a VALID convolution of stride 1 (1x1 convolutions included). A chain
+is any sequence of `Affine`. Layers are counted from 0, so the hidden layers are 0 to L - 2.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from jaxtyping import Array, Float
 class Affine(NamedTuple):
     """One affine layer in Flax's layout; the rank of the kernel says which kind.
 
-    kernel: [in, out], a dense layer; [kh, kw, in, out], a VALID convolution of stride 1.
-    bias: [out]; zeros for a layer without one.
+    Attributes:
+      kernel: [in, out], a dense layer; [kh, kw, in, out], a VALID convolution of stride 1.
+      bias: [out]; zeros for a layer without a bias.
     """
 
     kernel: Array | np.ndarray
@@ -34,6 +35,11 @@ Chain = Sequence[Affine]
 
 def apply_chain(chain: Chain, x: ArrayLike) -> Float[Array, "..."]:
     """The chain's output: [b, in] -> [b, out], or [b, h, w, in] -> [b, h', w', out].
+
+      >>> layer = Affine(jnp.array([[1.0, -1.0]]), jnp.zeros(2))
+      >>> chain = (layer, Affine(jnp.ones((2, 1)), jnp.zeros(1)))
+      >>> print(apply_chain(chain, jnp.array([[-3.0]])))
+      [[3.]]
 
     Raises:
       ValueError: as `check_chain`; x does not fit the first layer.
@@ -64,8 +70,8 @@ def apply_affine(layer: Affine, x: Array) -> Array:
 def candidate_layers(chain: Chain, nonnegative_input: bool = False) -> range:
     """The hidden layers that may become inactive: those applied to non-negative values.
 
-    Every hidden layer but the first, which is applied to the input; with `nonnegative_input`
-    (pixels in [0, 1]) the first as well. The output layer has no ReLU to lose.
+    These are all hidden layers but the first, which is applied to the input; with
+    `nonnegative_input` (pixels in [0, 1]) the first as well. The output layer has no ReLU to lose.
     """
     return range(0 if nonnegative_input else 1, len(chain) - 1)
 
@@ -78,8 +84,12 @@ def compose(first: Affine, second: Affine) -> Affine:
       kernel[c] = sum_{a + b = c} kernel_1[a] @ kernel_2[b],
       bias = bias_1 @ sum_b kernel_2[b] + bias_2,
 
-    so a 3x3 after a 3x3 is a 5x5 (a dense layer is the 1x1 case of it). Products are summed in
-    float64 on the host, and rounded once to the layers' own type.
+    so a 3x3 after a 3x3 is a 5x5. (A dense layer is the 1x1 case.) Products are summed in float64
+    on the host, and rounded once to the layers' own type.
+
+      >>> first = Affine(np.array([[2.0]]), np.array([1.0]))
+      >>> compose(first, Affine(np.array([[3.0]]), np.array([5.0])))
+      Affine(kernel=array([[6.]]), bias=array([8.]))
 
     Raises:
       ValueError: as `check_chain`.
@@ -101,9 +111,9 @@ def check_chain(chain: Chain, values: bool = False) -> None:
     """Raise ValueError unless this is a chain; with `values`, of finite weights.
 
     Raises:
-      ValueError: no layer; something else than an `Affine`; kernels of another rank than 2 or 4, or
-        of both; a bias that does not fit its kernel; a layer that does not fit the one before it;
-        with `values`, a NaN or infinite weight.
+      ValueError: no layer; a layer that is not an `Affine`; kernels of a rank other than 2 and 4,
+        or of both; a bias that does not fit its kernel; a layer that does not fit the one before
+        it; with `values`, a NaN or infinite weight.
     """
     if isinstance(chain, Affine) or len(chain) == 0:
         raise ValueError("a chain is a sequence of one or more Affine(kernel, bias) layers.")
@@ -121,8 +131,8 @@ def check_chain(chain: Chain, values: bool = False) -> None:
             )
         if bias != kernel[-1:]:
             raise ValueError(
-                f"the bias of layer {i} has shape {bias} and its kernel {kernel}: the bias is "
-                "[out], zeros for a layer without one."
+                f"the bias of layer {i} has shape {bias} and its kernel {kernel}: pass one "
+                "number for each output, zeros for a layer without a bias."
             )
         if i and len(kernel) != jnp.ndim(chain[i - 1].kernel):
             raise ValueError(
@@ -136,8 +146,8 @@ def check_chain(chain: Chain, values: bool = False) -> None:
             )
         if values and not all(np.isfinite(to_float64(array)).all() for array in layer):
             raise ValueError(
-                f"layer {i} has a weight that is NaN or infinite: nothing can be said about the "
-                "sign of its weights."
+                f"layer {i} has a weight that is NaN or infinite, so its signs say nothing: pass "
+                "the weights of a training that did not diverge."
             )
 
 
@@ -171,7 +181,7 @@ def to_float64(array: ArrayLike) -> np.ndarray:
     if isinstance(array, jax.core.Tracer):
         raise ValueError(
             "this needs the weights' values, which jit and grad hide: call it outside of them; "
-            "inside, layer_penalty takes the chain of from_params or from_mlp."
+            "inside, use layer_penalty of from_params or from_mlp."
         )
     return np.asarray(array).astype(np.float64)
 

@@ -8,14 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from cka_sr_jax.layer_sparsity.adapters import from_mlp, to_mlp_params
 from cka_sr_jax.layer_sparsity.chain import Chain
+from cka_sr_jax.layer_sparsity.parameters import from_mlp, to_mlp_params
 
 
 def save_mlp(path: str | Path, chain: Chain) -> None:
     """Write a chain of dense layers: "hidden0.kernel", "hidden0.bias", ..., "head.bias".
 
-    The file has exactly this name. NumPy has no bfloat16, so such weights come back as float32.
+    NumPy has no bfloat16, so such weights come back as float32.
+
+    Args:
+      path: the file; its name is used as it is, with no suffix added.
+      chain: of dense layers.
 
     Raises:
       ValueError: as `to_mlp_params`.
@@ -27,24 +31,28 @@ def save_mlp(path: str | Path, chain: Chain) -> None:
 
 
 def _storable(array: Any) -> np.ndarray:
-    """The array, in float32 if its type is none of NumPy's own, which would load as raw bytes."""
+    """The array, in float32 if NumPy does not know its type and would load it as raw bytes."""
     array = np.asarray(array)
     return array if array.dtype.kind == "f" else array.astype(np.float32)
 
 
 def load_mlp(path: str | Path) -> tuple[tuple[int, ...], dict[str, dict[str, Any]]]:
-    """(hidden, params) of a file of `save_mlp`, for a plain `cka_sr_jax.models.MLP`:
+    """(hidden, params) of a file of `save_mlp`, for a plain `cka_sr_jax.models.MLP`.
 
       hidden, params = load_mlp("merged.npz")
       outputs = MLP(len(params["head"]["bias"]), hidden).apply({"params": params}, x, train=False)
 
+    Returns:
+      The widths of the hidden layers, and {"hidden0": {"kernel", "bias"}, ..., "head": ...}.
+
     Raises:
-      ValueError: the file holds something else than the arrays of an MLP.
+      ValueError: the file does not hold the arrays of an MLP.
+      FileNotFoundError: there is no such file.
     """
     params: dict[str, dict[str, Any]] = {}
     if not zipfile.is_zipfile(path):
-        Path(path).stat()  # a file that is not there has its own error
-        raise ValueError(f"{path} is no file of save_mlp: it is not an .npz archive.")
+        Path(path).stat()  # raises FileNotFoundError
+        raise ValueError(f"{path} is not an .npz archive: pass a file that save_mlp wrote.")
     with np.load(path) as arrays:
         for name, array in arrays.items():
             layer, _, key = name.partition(".")

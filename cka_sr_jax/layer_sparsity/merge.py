@@ -1,13 +1,13 @@
 """Active layers, exact merging of the inactive ones, and dropping of small negative parts.
 
-Let h >= 0 be the input of a hidden layer with W >= 0 and b >= 0. Then h @ W + b >= 0, so its ReLU
-does nothing, and the layer and the one after it are one affine map:
+Let h >= 0 be the input of a hidden layer with W >= 0 and b >= 0. Then h @ W + b >= 0, so the ReLU
+does nothing, and the layer and the next one are a single affine map:
 
     relu(h @ W + b) @ V + c = h @ (W V) + (b @ V + c).
 
-The statement without biases is the idea of Hebiri and Lederer (arXiv 2006.15604; their text was not
-read, so the form is recalled); biases, convolutions and the bound are derived here. All is done on
-the host in float64, since the depth of the result depends on the values.
+The statement without biases is the idea of Hebiri and Lederer (arXiv 2006.15604), recalled, as
+their text was not read. Biases, convolutions and the bound are derived here. All is computed on the
+host in float64, since the depth of the result depends on the values.
 """
 
 from __future__ import annotations
@@ -35,6 +35,15 @@ def active_layers(
 
     On signed input the first hidden layer is active whatever its weights are.
 
+      >>> one, minus = Affine(np.ones((1, 1)), np.zeros(1)), Affine(-np.ones((1, 1)), np.zeros(1))
+      >>> active_layers((one, minus, one, one))
+      (0, 1)
+
+    Args:
+      chain: with values, outside of jit.
+      tol: largest norm of a negative part that counts as none, in the units of the weights.
+      nonnegative_input: no input of the chain is negative (pixels in [0, 1]).
+
     Raises:
       ValueError: as `check_chain`, with values; tol negative or NaN.
     """
@@ -50,12 +59,18 @@ def active_layers(
 def merge_layers(chain: Chain, nonnegative_input: bool = False) -> tuple[Affine, ...]:
     """The same function with every inactive layer merged into the next one.
 
-    Merged layers are looked at again until nothing merges, so the depth of the result is exactly
-    1 + len(active_layers(result)). That is 1 + len(active_layers(chain)), or less: an inactive
-    layer below an active one may cancel its negative part in the product of the two.
+    Merging goes on until no layer is inactive, so the depth of the result is exactly
+    1 + len(active_layers(result)). This is 1 + len(active_layers(chain)), or less where an inactive
+    layer below an active one cancels its negative part in the product of the two.
 
-    The result has fewer layers, not always fewer multiply-adds: merging over a bottleneck gives a
+    The result has fewer layers, but may cost more multiply-adds: merging over a bottleneck gives a
     larger matrix, and 3x3 after 3x3 is a 5x5.
+
+      >>> one = Affine(np.ones((1, 1)), np.zeros(1))
+      >>> len(merge_layers((one, one, one, one)))
+      2
+
+    Args: as `active_layers`.
 
     Raises:
       ValueError: as `check_chain`, with values.
@@ -85,31 +100,46 @@ def drop_negative_parts(
     """The chain with negative parts of norm <= tol set to 0, and a bound on the output's change.
 
     Each hidden layer that is not in `active_layers(chain, tol)` loses its negative parts N =
-    max(-W, 0) and n = max(-b, 0), and `merge_layers` then merges it. The bound (derived here):
-    replace these layers one by one, from the last to the first. Replacing layer j changes its
-    output by some d_j with ||d_j|| <= ||h_j N_j + n_j||, where h_j is its input in the old chain,
-    since ReLU is 1-Lipschitz. The layers above are new already; merged, their kernels are A_1,
-    ..., A_m, and
+    max(-W, 0) and n = max(-b, 0), so that `merge_layers` merges it.
+
+    The bound is derived here. Replace these layers one by one, from the last to the first. ReLU is
+    1-Lipschitz, so replacing layer j changes its output by some d_j with ||d_j|| <= ||h_j N_j +
+    n_j||, where h_j is its input in the old chain. The layers above have been replaced by then; let
+    A_1, ..., A_m be their kernels after merging. Then
 
       ||new(x) - old(x)||_2 <= sum_j ||d_j A_1||_2 ||A_2||_2 ... ||A_m||_2.
 
-    With `inputs`, the d_j are computed and the largest right side is returned: it holds for these
-    inputs. Without, it holds for all inputs of ||x||_2 <= `input_norm`:
+    With `inputs`, the d_j are computed and the largest right side is returned; it holds for these
+    inputs. Without, the bound holds for all inputs of ||x||_2 <= `input_norm`:
 
       ||d_j A_1||_2 <= (||N_j||_2 R_j + ||n_j||_2) ||A_1||_2,
 
-    where R_j >= ||h_j||_2 is the less of ||W_{j-1}||_2 R_{j-1} + ||max(b_{j-1}, 0)||_2 and of the
-    same over the merged new layers below j plus the change up to there. Products of spectral norms
-    are loose over many active layers, without `inputs` most. Both hold in exact arithmetic; the
-    rounding of a float32 network comes on top.
+    where R_j >= ||h_j||_2 is the smaller of two bounds: ||W_{j-1}||_2 R_{j-1} + ||max(b_{j-1},
+    0)||_2, and the same over the merged new layers below j plus the change up to there. Products of
+    spectral norms are loose over many active layers, above all without `inputs`. Both bounds hold
+    in exact arithmetic; the rounding of a float32 network comes on top.
+
+      >>> one = Affine(np.ones((1, 1)), np.zeros(1))
+      >>> almost = Affine(np.array([[1.0], [-0.1]]), np.zeros(1))
+      >>> chain = (Affine(np.ones((1, 2)), np.zeros(2)), almost, one)
+      >>> new, bound = drop_negative_parts(chain, 0.2, inputs=np.array([[-1.0], [2.0]]))
+      >>> len(merge_layers(new)), round(bound, 3)
+      (2, 0.2)
 
     Args:
+      chain: with values, outside of jit.
+      tol: as in `active_layers`.
+      input_norm: largest l2 norm of an input; unused with `inputs`.
       inputs: [n, in] or [n, h, w, in]; each image counts as one vector.
+      nonnegative_input: no input of the chain is negative.
+
+    Returns:
+      The new chain, and the bound on ||new(x) - old(x)||_2.
 
     Raises:
       ValueError: as `check_chain`, with values; tol or input_norm negative; convolutions without
-        `inputs`, since their biases count once for each position; inputs that do not fit, none, not
-        finite, or negative ones with `nonnegative_input`.
+        `inputs`, since their biases count once for each position; inputs that do not fit, are
+        empty, not finite, or negative with `nonnegative_input`.
     """
     if not (tol >= 0 and input_norm >= 0):
         raise ValueError(f"tol={tol} and input_norm={input_norm} must be numbers >= 0.")
@@ -169,12 +199,12 @@ def _summed_change(changes: list[float], new: Chain) -> float:
 
 
 def _gain(layers: Chain) -> float:
-    """Most that these layers stretch a difference."""
+    """The largest factor by which these layers can stretch a difference."""
     return math.prod(spectral_norm(layer.kernel) for layer in layers)
 
 
 def _size_after(layers: Chain, size: float) -> float:
-    """Most that the norm of these layers' output, after a ReLU each, is for inputs of norm `size`.
+    """A bound on the norm of these layers' output, with ReLUs, for inputs of norm `size`.
 
     relu(u + b) <= relu(u) + relu(b), so the negative part of a bias does not count.
     """
@@ -193,8 +223,8 @@ def _check_examples(inputs: ArrayLike, nonnegative: bool) -> None:
         )
     if nonnegative and values.min() < 0:
         raise ValueError(
-            f"an input is {values.min():g} and nonnegative_input says that none is below 0: leave "
-            "it False for these inputs."
+            f"an input is {values.min():g} and nonnegative_input says that none is below 0: set it "
+            "to False for these inputs."
         )
 
 
@@ -219,8 +249,12 @@ def _apply(layer: Affine, x: np.ndarray) -> np.ndarray:
 def spectral_norm(kernel: ArrayLike) -> float:
     """||W||_2 of a dense kernel; a bound on it for a VALID convolution on images of any size.
 
-    A tap K_a is a matrix applied to a shifted crop, so ||K||_2 <= sum_a ||K_a||_2; and with
-    |K_a| in place of K_a the largest gain is that of constant images, ||sum_a |K_a|||_2.
+    A tap K_a is a matrix applied to a shifted crop, so ||K||_2 <= sum_a ||K_a||_2. With |K_a| in
+    place of K_a the largest gain is that of constant images, so ||K||_2 <= ||sum_a |K_a|||_2. The
+    smaller of the two is returned.
+
+      >>> spectral_norm(np.diag([3.0, 4.0]))
+      4.0
     """
     values = to_float64(kernel)
     if values.ndim == 2:

@@ -1,9 +1,9 @@
 """The layer-sparsity penalty: the norm of each layer's negative part.
 
-Source: Hebiri and Lederer, "Layer Sparsity in Neural Networks" (arXiv 2006.15604). The form of
-their regularizer is recalled, not read: sum_j r_j ||W^j||_{2,-} over all weight matrices but the
-one next to the input and the one next to the output, not squared. The part of the biases and the
-scale-invariant form are derived here.
+Source: Hebiri and Lederer, "Layer Sparsity in Neural Networks" (arXiv 2006.15604). Their text was
+not read; the form of the regularizer is recalled: sum_j r_j ||W^j||_{2,-}, norms without squares,
+over all weight matrices but the first and the last. The part of the biases and the scale-invariant
+form are derived here.
 """
 
 from __future__ import annotations
@@ -15,23 +15,27 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cka_sr_jax._dtypes import float32_or_wider
 from cka_sr_jax.layer_sparsity.chain import Affine, Chain, candidate_layers, check_chain
 
 
 def negative_norm(group: Any) -> Float[Array, ""]:
     """||min(w, 0)||_F over all entries of an array, or of all arrays of a pytree (an `Affine`).
 
-    A group-lasso norm of the whole negative part: not squared, so that its proximal step sets all
-    of it to 0 at once. Where there is no negative entry, value and gradient are 0.
+    It is a group-lasso norm of the whole negative part. As it has no square, its proximal step sets
+    the whole part to 0 at once. Without a negative entry, value and gradient are 0.
+
+      >>> float(negative_norm(jnp.array([-3.0, -4.0, 5.0])))
+      5.0
     """
-    # Not `w < 0`, so that NaN stays NaN.
+    # `w >= 0` and not `w < 0`, so that NaN stays NaN.
     return safe_norm(jax.tree.map(lambda w: jnp.where(w >= 0, 0, w), group))
 
 
 def safe_norm(group: Any) -> Float[Array, ""]:
     """||group||_F in float32 or wider, with gradient 0 at 0, and no over- or underflow."""
     leaves = [jnp.asarray(leaf) for leaf in jax.tree.leaves(group)]
-    leaves = [leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)) for leaf in leaves]
+    leaves = [leaf.astype(float32_or_wider(leaf.dtype)) for leaf in leaves]
     # The norm does not depend on the scale it is computed at, so no gradient is lost here.
     scale = jax.lax.stop_gradient(
         jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0) for x in leaves]))
@@ -53,21 +57,33 @@ def layer_penalty(
     """sum_j r_j ||neg(W_j, b_j)||_F over the layers j that may become inactive.
 
     A hidden layer relu(h @ W + b) of an input h >= 0 is linear where W >= 0 and b >= 0, and then
-    merges with the next one (`merge_layers`). So the sum runs over `candidate_layers(chain)`: the
-    hidden layers but the first, which is applied to the signed input and counts only with
-    `nonnegative_input`; the output layer needs no condition. The bias is in its layer's group.
+    merges with the next one (`merge_layers`). So the sum runs over `candidate_layers(chain)`: all
+    hidden layers but the first, which is applied to the signed input. With `nonnegative_input` the
+    first counts as well. The output layer needs no condition. A bias is in its layer's group.
 
-    The plain form has a loophole: relu(c h) = c relu(h), so W_j can shrink while W_{j+1} grows
-    and the function stays. Use weight decay with it, or `scale_invariant`, whose group is
+    The plain form has a loophole. As relu(c h) = c relu(h), W_j can shrink while W_{j+1} grows, and
+    the function stays. Use it with weight decay, or use `scale_invariant`, whose groups are
 
-      ( neg(W_j) / ||W_j||_F,  neg(b_j) / (sqrt(out_j) prod_{i <= j} ||W_i||_F / sqrt(out_i)) ):
+      ( neg(W_j) / ||W_j||_F,  neg(b_j) / (sqrt(out_j) prod_{i <= j} ||W_i||_F / sqrt(out_i)) ).
 
-    no positive rescaling of layers against each other changes it, since b_j scales with all
-    layers up to j. (The product is the size of the layer's values for inputs of unit variance.)
+    Rescaling layers against each other by positive factors does not change these, since b_j scales
+    with all layers up to j. (The product is the size of the layer's values for inputs of unit
+    variance.)
+
+      >>> one = Affine(jnp.array([[1.0]]), jnp.zeros(1))
+      >>> middle = Affine(jnp.array([[-3.0]]), jnp.array([-4.0]))
+      >>> float(layer_penalty((one, middle, one)))
+      5.0
 
     Args:
+      chain: layers of dense or of convolution kernels.
       weights: r_j, one for each layer of `candidate_layers(chain, nonnegative_input)`, in that
         order; None: all 1.
+      nonnegative_input: no input of the chain is negative (pixels in [0, 1]).
+      scale_invariant: the groups above in place of (neg(W_j), neg(b_j)).
+
+    Returns:
+      A scalar in the units of the weights; without units if `scale_invariant`.
 
     Raises:
       ValueError: as `check_chain`; another number of weights.
@@ -89,7 +105,7 @@ def layer_penalty(
 
 
 def _normalized(chain: Chain) -> list[Affine]:
-    """The layers with kernel and bias divided by what a rescaling multiplies them with."""
+    """The layers with kernel and bias divided by the factors that a rescaling would multiply in."""
     groups = []
     size: Float[Array, ""] = jnp.ones(())
     for kernel, bias in chain:

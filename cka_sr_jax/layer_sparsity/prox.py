@@ -1,8 +1,18 @@
 """Proximal steps, which reach exactly 0: negative parts of layers, connections and units.
 
-A gradient step on a norm only shrinks it; the proximal step of the same norm reaches 0. The closed
-form for the layer penalty is derived here: it is that of the group lasso, on the negative part
-alone. Those of connections and units are the lasso's and the group lasso's own.
+A gradient step on a norm only shrinks it; the proximal step of the same norm reaches 0.
+
+  penalty                    proximal map of an array    Optax transform
+  layer_penalty              shrink_negative_part        layer_prox
+  l1_penalty, connections    shrink_weights              l1_prox
+  row_group_penalty, units   shrink_units                unit_prox
+
+A map `shrink_*(w, t)` is a pure function of weights. A transform `*_prox(strength, learning_rate,
+layers)` goes after the optimizer in `optax.chain` and applies its map to the new parameters.
+
+`shrink_weights` and `shrink_units` are the soft thresholds of the lasso and the group lasso (Parikh
+and Boyd 2014, "Proximal Algorithms", section 6.5). `shrink_negative_part` is derived here: it is
+the group lasso's on the negative part alone.
 """
 
 from __future__ import annotations
@@ -22,11 +32,14 @@ from cka_sr_jax._paths import leaf_paths, matches
 from cka_sr_jax.layer_sparsity.penalty import negative_norm, safe_norm
 
 
-def prox_negative_part(group: Any, t: float | Float[Array, ""]) -> Any:
+def shrink_negative_part(group: Any, t: float | Float[Array, ""]) -> Any:
     """argmin_v 1/2 ||v - w||_F^2 + t ||min(v, 0)||_F, for an array or a pytree as one group.
 
-    Positive entries stay; negative ones are multiplied by max(0, 1 - t / ||min(w, 0)||_F), so all
-    are exactly 0 where the norm is at most t.
+    Positive entries stay. Negative entries are multiplied by max(0, 1 - t / ||min(w, 0)||_F); all
+    become exactly 0 where this norm is at most t.
+
+      >>> print(shrink_negative_part(jnp.array([-3.0, -4.0, 5.0]), 2.5))
+      [-1.5 -2.   5. ]
 
     Raises:
       ValueError: t is negative or NaN.
@@ -37,14 +50,17 @@ def prox_negative_part(group: Any, t: float | Float[Array, ""]) -> Any:
     factor = 1 - t / jnp.where(keep, norm, 1)
 
     def shrink(w: Array) -> Array:
-        shrunk = jnp.where(keep, w * factor, 0).astype(w.dtype)
+        shrunk = jnp.where(keep, w.astype(factor.dtype) * factor, 0).astype(w.dtype)
         return jnp.where(w < 0, shrunk, w)
 
     return jax.tree.map(shrink, group)
 
 
-def prox_l1(w: Float[Array, "..."], t: float | Float[Array, ""]) -> Float[Array, "..."]:
-    """argmin_v 1/2 ||v - w||^2 + t ||v||_1: every entry moves by t towards 0, and not past it.
+def shrink_weights(w: Float[Array, "..."], t: float | Float[Array, ""]) -> Float[Array, "..."]:
+    """argmin_v 1/2 ||v - w||^2 + t ||v||_1: each entry moves by t towards 0 and stops there.
+
+    >>> print(shrink_weights(jnp.array([-3.0, 0.5, 2.0]), 1.0))
+    [-2.  0.  1.]
 
     Raises:
       ValueError: t is negative or NaN.
@@ -54,11 +70,17 @@ def prox_l1(w: Float[Array, "..."], t: float | Float[Array, ""]) -> Float[Array,
     return jnp.where(jnp.abs(w) > t, w - jnp.sign(w) * t, 0).astype(w.dtype)
 
 
-def prox_units(kernel: Float[Array, "*in out"], t: float | Float[Array, ""]) -> Float[Array, "..."]:
+def shrink_units(
+    kernel: Float[Array, "*inputs outputs"], t: float | Float[Array, ""]
+) -> Float[Array, "*inputs outputs"]:
     """argmin_v 1/2 ||v - w||_F^2 + t sum_u ||v_u||_2 over the units u, the kernel's last axis.
 
-    The incoming weights of a unit are multiplied by max(0, 1 - t / their norm), so those of a unit
-    whose norm is at most t are exactly 0.
+    The incoming weights of a unit are multiplied by max(0, 1 - t / their norm); all become exactly
+    0 where their norm is at most t.
+
+      >>> print(shrink_units(jnp.array([[3.0, 0.3], [4.0, 0.4]]), 2.5))
+      [[1.5 0. ]
+       [2.  0. ]]
 
     Raises:
       ValueError: t is negative or NaN.
@@ -68,16 +90,21 @@ def prox_units(kernel: Float[Array, "*in out"], t: float | Float[Array, ""]) -> 
     norms = jax.vmap(safe_norm, in_axes=-1)(kernel)
     keep = norms > t
     factors = jnp.where(keep, 1 - t / jnp.where(keep, norms, 1), 0)
-    return (kernel * jnp.broadcast_to(factors, kernel.shape)).astype(kernel.dtype)
+    factors = jnp.broadcast_to(factors, kernel.shape)
+    return (kernel.astype(factors.dtype) * factors).astype(kernel.dtype)
 
 
 def _check_threshold(t: Any) -> None:
     if not isinstance(t, jax.core.Tracer) and (np.ndim(t) or not t >= 0):
-        raise ValueError(f"t={t} is not one number >= 0.")
+        raise ValueError(f"t={t} is not one number >= 0: pass strength * learning_rate.")
 
 
 class LayerProxState(NamedTuple):
-    """State of `layer_prox` and the like: the step, for a learning-rate schedule."""
+    """State of `layer_prox`, `l1_prox` and `unit_prox`.
+
+    Attributes:
+      step: number of updates so far, for a schedule of the learning rate.
+    """
 
     step: Int[Array, ""]
 
@@ -89,76 +116,90 @@ def layer_prox(
 ) -> optax.GradientTransformation:
     """Proximal gradient steps for strength * sum_j ||neg(W_j, b_j)||_F, as an Optax transform.
 
-    Chained last, it changes the updates such that `optax.apply_updates(params, updates)` gives
-    prox_negative_part(params + updates, strength * learning_rate) in each of the layers: positive
-    weights as the optimizer wants them, the negative part shrunk, and exactly 0 once it is small.
+    Chain it after the optimizer. It changes the updates such that `optax.apply_updates(params,
+    updates)` gives, in each of the layers,
+
+      shrink_negative_part(params + updates, strength * learning_rate).
+
+    Positive weights become what the optimizer wants; the negative part shrinks, and is exactly 0
+    once it is small. Zeros stay 0, so `sparsify` goes around the chain:
 
       tx = optax.chain(optax.sgd(0.1), layer_prox(1e-3, 0.1, layers="hidden[1-9]*"))
-      tx = sparsify(tx, rst(density=0.1))   # pruned weights stay 0: the step keeps zeros
+      tx = sparsify(tx, rst(density=0.1))
 
-    With momentum or Adam the step is the usual approximation, one scalar step size for all.
-    Layers with strengths of their own get a `layer_prox` each.
+    The step is exact for SGD. For momentum and Adam it is the usual approximation, with one scalar
+    step size for all weights. Use one `layer_prox` for each strength.
+
+      >>> tx = optax.chain(optax.sgd(0.1), layer_prox(10.0, 0.1, layers="dense"))
+      >>> params = {"dense": {"kernel": jnp.array([[-0.5, 2.0]]), "bias": jnp.array([-0.3, 0.0])}}
+      >>> updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+      >>> print(optax.apply_updates(params, updates)["dense"]["kernel"])
+      [[0. 2.]]
 
     Args:
-      strength: r of `layer_penalty`, which then is not in the loss as well.
+      strength: r of `layer_penalty`; leave that penalty out of the loss.
       learning_rate: the optimizer's; a number or a schedule of the step.
-      layers: path patterns of the layers, not of their arrays: "hidden1", "block*/dense". Each
-        layer that matches, kernel and bias, is one group. In a chain the paths are the indices,
-        so `[str(j) for j in candidate_layers(chain)]`.
+      layers: path patterns of layers (not of their arrays): "hidden1", "block*/dense". Each layer
+        that matches, kernel and bias, is one group. The paths of a chain are its indices:
+        `[str(j) for j in candidate_layers(chain)]`.
 
     Raises:
       ValueError: a strength or learning rate that is negative or not a finite number; no layers;
         at `init`, a pattern that matches no layer; at `update`, no parameters.
     """
-    return _proximal(prox_negative_part, strength, learning_rate, layers)
+    return _proximal(shrink_negative_part, strength, learning_rate, layers)
 
 
 def l1_prox(
     strength: float, learning_rate: float | Callable[[Any], Any], layers: str | Sequence[str]
 ) -> optax.GradientTransformation:
-    """As `layer_prox`, for connection sparsity: `prox_l1` of the layers' kernels.
+    """As `layer_prox`, for connection sparsity: `shrink_weights` of the layers' kernels.
 
-    Kernels get weights of exactly 0; biases stay as they are. Before a `unit_prox` of the same
+    Kernels get weights of exactly 0; biases stay as they are. Followed by a `unit_prox` of the same
     layers it makes the proximal step of the sum of both penalties.
+
+    Args and Raises: as `layer_prox`, with the strength of `l1_penalty`.
     """
-    return _proximal(partial(_on_kernels, prox_l1), strength, learning_rate, layers)
+    return _proximal(partial(_on_kernels, shrink_weights), strength, learning_rate, layers)
 
 
 def unit_prox(
     strength: float, learning_rate: float | Callable[[Any], Any], layers: str | Sequence[str]
 ) -> optax.GradientTransformation:
-    """As `layer_prox`, for node sparsity: `prox_units` of the layers' kernels.
+    """As `layer_prox`, for node sparsity: `shrink_units` of the layers' kernels.
 
-    All incoming weights of a unit become exactly 0 at once; `drop_dead_units` then removes it. The
-    layers are hidden ones: the output layer's units are the network's outputs.
+    All incoming weights of a unit become exactly 0 at once; `drop_dead_units` then removes the
+    unit. Name hidden layers only: the output layer's units are the network's outputs.
+
+    Args and Raises: as `layer_prox`, with the strength of `row_group_penalty`.
     """
-    return _proximal(partial(_on_kernels, prox_units), strength, learning_rate, layers)
+    return _proximal(partial(_on_kernels, shrink_units), strength, learning_rate, layers)
 
 
-def _on_kernels(prox: Callable[[Array, Any], Array], group: list[Array], t: Any) -> list[Array]:
-    return [prox(w, t) if w.ndim >= 2 else w for w in group]
+def _on_kernels(shrink: Callable[[Array, Any], Array], group: list[Array], t: Any) -> list[Array]:
+    return [shrink(w, t) if w.ndim >= 2 else w for w in group]
 
 
 def _proximal(
-    prox: Callable[[list[Array], Any], list[Array]],
+    shrink: Callable[[list[Array], Any], list[Array]],
     strength: float,
     learning_rate: float | Callable[[Any], Any],
     layers: str | Sequence[str],
 ) -> optax.GradientTransformation:
-    """The transform whose updates lead to prox(params + updates, strength * learning_rate)."""
+    """The transform whose updates lead to shrink(params + updates, strength * learning_rate)."""
     numbers = {"strength": strength}
     if not callable(learning_rate):
         numbers["learning_rate"] = learning_rate
     for name, number in numbers.items():
         if np.ndim(number) or not (number >= 0 and math.isfinite(number)):
-            raise ValueError(f"{name}={number} is not a number >= 0.")
+            raise ValueError(f"{name}={number} is not a number >= 0: pass one finite number.")
     patterns = (layers,) if isinstance(layers, str) else tuple(layers)
     if not patterns:
         raise ValueError("layers is empty: name the layers to penalize, such as 'hidden[1-9]*'.")
 
     def init(params: Any) -> LayerProxState:
         if jax.tree.leaves(params):  # none: `optax.tree_map_params` asks for the state's structure
-            find_layers(params, patterns)
+            _find_layers(params, patterns)
         return LayerProxState(jnp.zeros((), jnp.int32))
 
     def update(
@@ -172,9 +213,9 @@ def _proximal(
         old = jax.tree.leaves(params)
         treedef: Any = jax.tree.structure(params)
         new = treedef.flatten_up_to(updates)
-        for places in find_layers(params, patterns).values():
+        for places in _find_layers(params, patterns).values():
             wanted = [old[i] + new[i] for i in places]
-            shrunk = prox(wanted, strength * step_size)
+            shrunk = shrink(wanted, strength * step_size)
             for i, aim, target in zip(places, wanted, shrunk, strict=True):
                 # x + (0 - x) is exactly 0; where nothing shrinks, the update stays as it is.
                 new[i] = jnp.where(aim == target, new[i], target - old[i])
@@ -183,7 +224,7 @@ def _proximal(
     return optax.GradientTransformation(init, update)
 
 
-def find_layers(params: Any, patterns: Sequence[str]) -> dict[str, list[int]]:
+def _find_layers(params: Any, patterns: Sequence[str]) -> dict[str, list[int]]:
     """path of each layer that matches -> the places of its arrays among the leaves of `params`.
 
     Raises:

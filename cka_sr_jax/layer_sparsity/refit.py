@@ -1,9 +1,8 @@
 """What the refit of a merged chain may add: node and connection sparsity, and a cold start.
 
-`l1_prox` and `unit_prox` train with these penalties such that weights become exactly 0.
-
-The refit is ordinary training of the merged layers without the layer penalty. That it comes in
-these variants is recalled from Hebiri and Lederer (arXiv 2006.15604), not read.
+The refit is ordinary training of the merged layers without the layer penalty. Its variants are
+those of Hebiri and Lederer (arXiv 2006.15604) as recalled; their text was not read. `l1_prox` and
+`unit_prox` train with the penalties here such that weights become exactly 0.
 """
 
 from __future__ import annotations
@@ -21,10 +20,16 @@ from cka_sr_jax.layer_sparsity.penalty import safe_norm
 
 
 def row_group_penalty(chain: Chain) -> Float[Array, ""]:
-    """Node sparsity: the sum over hidden units of the l2 norm of their incoming weights.
+    """Node sparsity: sum_u ||w_u||_2 over the hidden units u, w_u their incoming weights.
 
     A unit's weights are a row of the paper's W (y = W x) and a column of Flax's kernel. The output
-    layer's units are the network's outputs and do not count. Gradient 0 at units that are 0.
+    layer is left out, as its units are the network's outputs. The gradient is 0 at units that are
+    0.
+
+      >>> chain = [Affine(jnp.array([[3.0, 0.0], [4.0, 0.0]]), jnp.zeros(2)),
+      ...          Affine(jnp.ones((2, 1)), jnp.zeros(1))]
+      >>> float(row_group_penalty(chain)), float(l1_penalty(chain))
+      (5.0, 9.0)
 
     Raises:
       ValueError: as `check_chain`.
@@ -36,7 +41,7 @@ def row_group_penalty(chain: Chain) -> Float[Array, ""]:
 
 
 def l1_penalty(chain: Chain) -> Float[Array, ""]:
-    """Connection sparsity: the sum of |w| over all kernels.
+    """Connection sparsity: the sum of |w| over the entries w of all kernels.
 
     Raises:
       ValueError: as `check_chain`.
@@ -48,9 +53,14 @@ def l1_penalty(chain: Chain) -> Float[Array, ""]:
 def drop_dead_units(chain: Chain) -> tuple[Affine, ...]:
     """The same function without the hidden units that do nothing: narrower layers.
 
-    A unit whose incoming weights are all 0 has the value relu(b) on every input, which goes into
-    the next layer's bias; one whose outgoing weights are all 0 is not used. A layer keeps one unit
-    at least. On the host, with the biases summed in float64.
+    A unit whose incoming weights are all 0 has the value relu(b) on every input; this value goes
+    into the next layer's bias. A unit whose outgoing weights are all 0 is dropped as well. Each
+    layer keeps at least one unit. Computed on the host, with the biases summed in float64.
+
+      >>> chain = [Affine(np.array([[1.0, 0.0]]), np.array([0.0, 2.0])),
+      ...          Affine(np.array([[1.0], [3.0]]), np.zeros(1))]
+      >>> drop_dead_units(chain)[1]
+      Affine(kernel=array([[1.]]), bias=array([6.]))
 
     Raises:
       ValueError: as `check_chain`, with values.
@@ -82,6 +92,8 @@ def _one_at_least(keep: Any) -> np.ndarray:
 
 def random_like(chain: Chain, key: Array) -> tuple[Affine, ...]:
     """Fresh weights of the same shapes: He-normal kernels, N(0, 2 / fan_in), and biases of 0.
+
+    The fan-in of a kernel is the product of all its axes but the last.
 
     Raises:
       ValueError: as `check_chain`.

@@ -1,4 +1,4 @@
-"""Chains and merging, against a naive forward pass in NumPy."""
+"""Merging and its bounds, against a naive forward pass in NumPy."""
 
 import itertools
 
@@ -16,54 +16,19 @@ from cka_sr_jax.layer_sparsity import (
     active_layers,
     apply_chain,
     candidate_layers,
-    compose,
     drop_negative_parts,
     layer_prox,
     merge_layers,
     random_like,
+    spectral_norm,
 )
-from cka_sr_jax.layer_sparsity.merge import spectral_norm
-
-
-def conv(x, kernel):
-    """VALID cross-correlation of stride 1, position by position."""
-    kh, kw = kernel.shape[:2]
-    rows, columns = x.shape[1] - kh + 1, x.shape[2] - kw + 1
-    y = np.zeros((len(x), rows, columns, kernel.shape[3]), x.dtype)
-    for i in range(rows):
-        for j in range(columns):
-            y[:, i, j] = np.tensordot(x[:, i : i + kh, j : j + kw], kernel, 3)
-    return y
-
-
-def forward(chain, x):
-    for i, (kernel, bias) in enumerate(chain):
-        x = (x @ kernel if kernel.ndim == 2 else conv(x, kernel)) + bias
-        x = np.maximum(x, 0) if i < len(chain) - 1 else x
-    return x
-
-
-def relative_error(y, expected):
-    return np.linalg.norm(y - expected) / max(np.linalg.norm(expected), 1e-30)
-
-
-def random_chain(rng, dtype, sizes, taps=None, bias=True, clear=False):
-    """Gaussian layers, each made non-negative with probability 1/2.
-
-    clear: the others get a unit with negative weights only, which stays negative in any product
-    with non-negative weights below.
-    """
-    chain = []
-    for i, shape in enumerate(itertools.pairwise(sizes)):
-        shape = (*taps[i], *shape) if taps is not None else shape
-        kernel = rng.normal(size=shape) / np.sqrt(np.prod(shape[:-1]))
-        b = rng.normal(size=shape[-1]) * bias
-        if rng.random() < 0.5:
-            kernel, b = abs(kernel), abs(b)
-        elif clear:
-            kernel[..., 0] = -abs(kernel[..., 0])
-        chain.append(Affine(kernel.astype(dtype), b.astype(dtype)))
-    return tuple(chain)
+from tests.layer_sparsity.chains import (
+    conv,
+    forward,
+    in_float64,
+    random_chain,
+    relative_error,
+)
 
 
 def check_merged(chain, merged, nonnegative):
@@ -136,10 +101,6 @@ def small_chains(draw):
         chain.append(Affine(kernel, draw(hnp.arrays(np.float32, shape[1:], elements=elements))))
     x = draw(hnp.arrays(np.float32, (3, sizes[0]), elements=st.floats(-4, 4, width=32)))
     return tuple(chain), x, draw(st.booleans())
-
-
-def in_float64(chain):
-    return [Affine(*(array.astype(np.float64) for array in layer)) for layer in chain]
 
 
 @given(small_chains())
@@ -239,25 +200,6 @@ def test_the_bound_is_tight_on_trained_networks(hidden, strength, capsys):
         print(f"\n{hidden} hidden layers, strength {strength}: bound / change {', '.join(lines)}")
 
 
-def test_apply_chain_agrees_with_numpy():
-    rng = np.random.default_rng(4)
-    dense = random_chain(rng, np.float32, (5, 7, 3))
-    x = rng.normal(size=(4, 5)).astype(np.float32)
-    np.testing.assert_allclose(apply_chain(dense, x), forward(dense, x), rtol=1e-5, atol=1e-6)
-    convs = random_chain(rng, np.float32, (2, 4, 3), [(3, 2), (2, 3)])
-    x = rng.normal(size=(4, 6, 7, 2)).astype(np.float32)
-    np.testing.assert_allclose(apply_chain(convs, x), forward(convs, x), rtol=1e-5, atol=1e-5)
-
-
-def test_compose_keeps_jax_arrays_and_types():
-    first = Affine(jnp.ones((2, 3), jnp.bfloat16), jnp.ones(3, jnp.bfloat16))
-    second = Affine(jnp.ones((3, 4), jnp.bfloat16), jnp.zeros(4, jnp.bfloat16))
-    merged = compose(first, second)
-    assert isinstance(merged.kernel, jax.Array)
-    assert merged.kernel.dtype == merged.bias.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(merged.kernel, 3 * jnp.ones((2, 4), jnp.bfloat16))
-
-
 def test_a_product_may_cancel_the_negative_part_of_an_active_layer():
     one = Affine(np.ones((1, 1)), np.zeros(1))
     wide = Affine(np.ones((1, 2)), np.zeros(2))
@@ -275,35 +217,8 @@ def test_the_smallest_negative_number_keeps_a_layer_active():
     assert len(merge_layers((one, tiny, one))) == 3
 
 
-def layer(*shape):
-    return Affine(np.ones(shape), np.zeros(shape[-1]))
-
-
-@pytest.mark.parametrize(
-    ("chain", "message"),
-    [
-        ((), "a chain is a sequence"),
-        (layer(2, 2), "a chain is a sequence"),
-        (({"kernel": 1},), "layer 0 of the chain is a dict and not an Affine"),
-        ((Affine(np.ones(3), np.ones(3)),), r"the kernel of layer 0 has shape \(3,\)"),
-        ((Affine(np.ones((2, 3)), np.ones(2)),), "the bias of layer 0 has shape"),
-        ((layer(3, 3, 2, 4), layer(4, 2)), "a convolution and a dense layer, which do not merge"),
-        ((layer(2, 3), layer(4, 2)), "layer 1 takes 4 inputs and layer 0 gives 3"),
-        ((layer(2, 3), Affine(np.full((3, 1), np.nan), np.ones(1))), "layer 1 .* NaN or infinite"),
-    ],
-)
-def test_bad_chains_are_refused_with_a_sentence(chain, message):
-    for function in (merge_layers, active_layers):
-        with pytest.raises(ValueError, match=message):
-            function(chain)
-
-
 def test_bad_arguments_are_refused_with_a_sentence():
-    chain = (layer(2, 3), layer(3, 1))
-    with pytest.raises(ValueError, match=r"the input has shape \(4, 3\)"):
-        apply_chain(chain, np.ones((4, 3)))
-    with pytest.raises(ValueError, match="need images of 5 x 3 or more"):
-        apply_chain((layer(3, 1, 1, 1), layer(3, 3, 1, 1)), np.ones((1, 4, 9, 1)))
+    chain = tuple(Affine(np.ones(shape), np.zeros(shape[1])) for shape in ((2, 3), (3, 1)))
     with pytest.raises(ValueError, match="must be numbers >= 0"):
         drop_negative_parts(chain, -1.0)
     for tol in (-1.0, float("nan")):

@@ -14,11 +14,8 @@ from cka_sr_jax import workflows
 from cka_sr_jax.layer_sparsity import (
     Affine,
     active_layers,
-    apply_chain,
-    from_mlp,
     load_mlp,
     merge_layers,
-    save_mlp,
 )
 from cka_sr_jax.models import MLP
 from cka_sr_jax.training import ConfigError, default_config
@@ -221,31 +218,6 @@ def test_choice_is_the_shallowest_within_standard_errors():
     assert choose(path, 1.0).strength == 2
     assert choose(path, 0.0).strength == 1
     assert choose(path, 10.0).strength == 3
-
-
-def test_saved_chain_is_a_plain_mlp(tmp_path):
-    chain = random_chain((5, 7, 6, 6, 3), nonnegative=(1, 2))
-    merged = merge_layers(chain)
-    assert len(merged) == 2
-    save_mlp(tmp_path / "merged.npz", merged)
-    inputs = jax.random.normal(jax.random.key(0), (20, 5))
-    outputs = outputs_of(tmp_path / "merged.npz", inputs)
-    np.testing.assert_array_equal(outputs, apply_chain(merged, inputs))
-    np.testing.assert_allclose(outputs, apply_chain(chain, inputs), rtol=1e-3, atol=1e-3)
-    hidden, params = load_mlp(tmp_path / "merged.npz")
-    assert hidden == (7,)
-    for layer, loaded in zip(merged, from_mlp(params), strict=True):
-        np.testing.assert_array_equal(layer.kernel, loaded.kernel)
-    save_mlp(tmp_path / "plain", jax.tree.map(lambda a: jnp.asarray(a, jnp.bfloat16), merged))
-    _, params = load_mlp(tmp_path / "plain")
-    expected = jnp.asarray(merged[0].kernel, jnp.bfloat16)
-    np.testing.assert_array_equal(params["hidden0"]["kernel"], np.asarray(expected, np.float32))
-    (tmp_path / "junk.npz").write_bytes(b"junk")
-    with pytest.raises(ValueError, match=r"junk.npz is no file of save_mlp"):
-        load_mlp(tmp_path / "junk.npz")
-    np.savez(tmp_path / "other.npz", weights=np.zeros(3))
-    with pytest.raises(ValueError, match="not the parameters of an MLP"):
-        load_mlp(tmp_path / "other.npz")
 
 
 @pytest.mark.parametrize(
