@@ -7,7 +7,6 @@ The fields, with what they mean, are in docs/config.md.
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
 import sys
@@ -18,7 +17,6 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "quickstart" / "digits.py"
-_CONFIG = re.compile(r"--?config=(.*)")
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
     "workdir", None, "Where the run is kept; by default runs/ and the config file's name."
@@ -46,7 +44,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     if not any(re.match(r"--?config(=|$)", argument) for argument in argv):
         argv = [argv[0], f"--config={DEFAULT_CONFIG}", *argv[1:]]
     rest, unset = command_line.take_unset(argv)
-    for path in _config_files(rest):
+    for path in command_line.config_files(rest):
         if problem := command_line.config_file_problem(path):
             fail(problem)
     try:
@@ -62,12 +60,6 @@ def parse_flags(argv: list[str]) -> list[str]:
         if problem := command_line.axis_problem(FLAGS.config, overrides):
             fail(problem)
     return rest
-
-
-def _config_files(argv: list[str]) -> list[str]:
-    """What --config names, as `--config=FILE` or `--config FILE`."""
-    joined = [argument[1] for argument in map(_CONFIG.match, argv) if argument]
-    return joined + [b for a, b in itertools.pairwise(argv) if a in ("-config", "--config")]
 
 
 def main(argv: list[str]) -> None:

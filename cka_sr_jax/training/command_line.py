@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import runpy
 import traceback
@@ -12,6 +13,12 @@ from ml_collections import ConfigDict
 from cka_sr_jax._errors import unknown
 from cka_sr_jax.training.config import flatten, is_free
 from cka_sr_jax.training.fields import FIELDS
+
+
+def config_files(argv: Sequence[str]) -> list[str]:
+    """The files that --config names, as `--config=FILE` or `--config FILE`."""
+    joined = [match[1] for argument in argv if (match := re.match(r"--?config=(.*)", argument))]
+    return joined + [b for a, b in itertools.pairwise(argv) if a in ("-config", "--config")]
 
 
 def config_file_problem(path: str) -> str | None:

@@ -14,6 +14,12 @@ def data_config(**fields):
     )
 
 
+def test_a_pad_is_smaller_than_the_images():
+    assert load_dataset(data_config(pad=7)).train_images.shape[1:] == (8, 8, 1)
+    with pytest.raises(ValueError, match=r"data.pad=8: expected fewer pixels than the 8 of the im"):
+        load_dataset(data_config(pad=8))
+
+
 def test_the_digits_are_scikit_learns():
     (train, train_labels), (test, test_labels), num_classes = load_digits()
     images = np.concatenate([train, test])

@@ -124,6 +124,11 @@ def test_a_config_file_that_gives_one():
     assert command_line.config_file_problem(str(DIGITS)) is None
 
 
+def test_a_config_file_is_named_in_either_way():
+    assert command_line.config_files(["launch.py", "--config=a.py", "--config.seed=1"]) == ["a.py"]
+    assert command_line.config_files(["launch.py", "--config", "b.py", "--grid"]) == ["b.py"]
+
+
 def test_only_a_field_that_may_be_none_is_unset():
     arguments = ["--config.sparsity.update_every=none", "--config.data.name=none", "--grid"]
     assert command_line.take_unset(arguments) == (arguments[1:], ["sparsity.update_every"])
