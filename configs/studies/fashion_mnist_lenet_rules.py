@@ -1,6 +1,6 @@
 """Fashion-MNIST, LeNet-5 at density 0.02 under six methods.
 
-Not in the paper: the second comparison of methods in docs/results.md, without the penalty.
+Not in the paper: the second comparison of methods in docs/results/rules.md, without the penalty.
 
   python launch.py --config=configs/studies/fashion_mnist_lenet_rules.py --grid \\
     --config.data.dir=TFDS_FOLDER

@@ -7,10 +7,10 @@ Not in the paper: its claim, tried on a network that a CPU can train many times 
     --rows=sparsity.rule,sparsity.density
 
 Expected: no gain that these runs can show. The differences at the chosen beta lie between -0.37 and
-+0.05 points, and every interval contains 0 (docs/results.md).
++0.05 points, and every interval contains 0 (docs/results/mlp.md).
 Cost: 180 runs of 5,000 steps, about 45 seconds each on two CPU cores.
 
-The beta is chosen on validation data among three. docs/results.md also has the following, each with
+The beta is chosen on validation data among three. docs/results/ also has the following, each with
 a --workdir of its own.
 
 Dense training, where beta may change the share of small weights, by AdamW (with 8 seeds) and SGD:

@@ -1,10 +1,10 @@
 """Fashion-MNIST, an MLP of six hidden layers under ten methods at four densities.
 
-Not in the paper: the comparison of methods in docs/results.md, without the penalty.
+Not in the paper: the comparison of methods in docs/results/rules.md, without the penalty.
 
   python launch.py --config=configs/studies/fashion_mnist_mlp_rules.py --grid --config.data.dir=TFDS_FOLDER
 
-Expected: the tables of docs/results.md.
+Expected: the tables of docs/results/rules.md.
 Cost: 120 runs of 10,000 steps, 1 to 2 minutes each on two CPU cores.
 
 The dense network, into the same folder, and variants of four methods, each with a --workdir of its
