@@ -100,7 +100,7 @@ def run(plan: PathPlan, workdir: str | Path, console: Console | None = None) -> 
     for name in ("fitted", "merged", "refitted"):
         save_mlp(workdir / f"{name}.npz", getattr(chosen, name))
     (workdir / "tables.md").write_text(
-        "\n".join(to_markdown(*table(result)) for table in (path_table, networks_table))
+        "\n".join(to_markdown(table(result)) for table in (path_table, networks_table))
     )
     write_json(workdir / "result.json", result)  # last: it says that all is done
     _print(result, workdir, console)
@@ -135,7 +135,7 @@ def _path_row(plan: PathPlan, point: Point) -> dict[str, Any]:
 
 def _print(result: Mapping[str, Any], workdir: Path, console: Console) -> None:
     for table in (path_table, networks_table):
-        print_table(*table(result), console)
+        print_table(table(result), console)
     if not result["chosen_merged"]:
         console.print(
             "No layer of the chosen network merged, so the three networks are one: raise "

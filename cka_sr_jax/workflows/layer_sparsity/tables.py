@@ -38,6 +38,14 @@ class Network(NamedTuple):
     relative_time: float
 
 
+class TextTable(NamedTuple):
+    """A table of text, for the terminal and for Markdown."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+
+
 def inference_seconds(
     chains: Mapping[str, Chain], inputs: Float[Array, "b in"]
 ) -> dict[str, float]:
@@ -52,8 +60,8 @@ def inference_seconds(
     return interleaved_seconds(calls, TIMINGS, dict.fromkeys(calls, CALLS))
 
 
-def path_table(result: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
-    """(title, columns, rows) of the path of strengths; a star marks the chosen one."""
+def path_table(result: Mapping[str, Any]) -> TextTable:
+    """The path of strengths; a star marks the chosen one."""
     columns = [
         "strength", "depth", "active", "MACs", "fitted", "warm", "cold", "s.e.",
     ]  # fmt: skip
@@ -73,11 +81,11 @@ def path_table(result: Mapping[str, Any]) -> tuple[str, list[str], list[list[str
         for row in result["path"]
     ]
     title = f"Path: validation {result['error']}, fitted and refitted (warm, cold start)"
-    return title, columns, rows
+    return TextTable(title, columns, rows)
 
 
-def networks_table(result: Mapping[str, Any]) -> tuple[str, list[str], list[list[str]]]:
-    """(title, columns, rows) of the networks before and after; a star marks the refit to keep."""
+def networks_table(result: Mapping[str, Any]) -> TextTable:
+    """The networks before and after; a star marks the refit to keep."""
     columns = [
         "network", "depth", "params", "MACs", "non-zero", "valid.", "test", "µs", "ratio",
     ]  # fmt: skip
@@ -100,17 +108,17 @@ def networks_table(result: Mapping[str, Any]) -> tuple[str, list[str], list[list
         f"Strength {result['chosen_strength']:g}{merged}: {result['error']}, and time for a "
         f"batch of {result['inference_batch']} on {result['device']}"
     )
-    return title, columns, rows
+    return TextTable(title, columns, rows)
 
 
-def print_table(title: str, columns: list[str], rows: list[list[str]], console: Console) -> None:
-    """To the terminal, in full: where it is too narrow, lines get too long and nothing is cut."""
+def print_table(text: TextTable, console: Console) -> None:
+    """To the terminal, in full: on a narrow one the lines get too long, and nothing is cut."""
     table = Table(
-        title=title, box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False
+        title=text.title, box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False
     )
-    for i, column in enumerate(columns):
+    for i, column in enumerate(text.columns):
         table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
-    for row in rows:
+    for row in text.rows:
         table.add_row(*row)
     needed = console.measure(table, options=console.options.update(width=1000)).maximum
     table.width = needed if needed > console.width else None
@@ -118,6 +126,6 @@ def print_table(title: str, columns: list[str], rows: list[list[str]], console: 
     console.print()
 
 
-def to_markdown(title: str, columns: list[str], rows: list[list[str]]) -> str:
+def to_markdown(text: TextTable) -> str:
     """As Markdown, with a blank line at the end."""
-    return f"{title}:\n\n{markdown_table(columns, rows)}\n\n"
+    return f"{text.title}:\n\n{markdown_table(text.columns, text.rows)}\n\n"

@@ -200,9 +200,9 @@ def test_no_number_of_the_tables_is_cut(width):
     }  # fmt: skip
     console = Console(width=width, file=io.StringIO())
     for table in (path_table, networks_table):
-        _, columns, rows = table(result)
-        print_table("", columns, rows, console)
-        for cell in [*columns, *rows[0]]:
+        text = table(result)._replace(title="")
+        print_table(text, console)
+        for cell in [*text.columns, *text.rows[0]]:
             assert cell in console.file.getvalue()
     if width == 80:
         assert max(map(len, console.file.getvalue().splitlines())) <= 80
