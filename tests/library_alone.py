@@ -1,6 +1,6 @@
-"""Imports every library module and runs the README's blocks, in a process without the lab.
+"""Imports every library module and runs the pages' blocks, in a process without the lab.
 
-  python library_alone.py REPOSITORY imports|readme
+  python library_alone.py REPOSITORY imports|blocks
 
 `test_library.py` runs it. An import statement of the package may name the library's own modules,
 the standard library and what `pip install .` brings; all else is refused, even where it is
@@ -19,6 +19,8 @@ LIBRARY = (
 )
 LAB = ("models", "data", "training", "workflows", "sweeps", "analysis", "report")
 DEPENDENCIES = {"flax", "jax", "jaxlib", "jaxtyping", "numpy", "optax"}
+PAGES = ("README.md", "docs/own_models.md", "docs/methods.md")
+RAN = "this block ran"
 ALLOWED = {"__future__", *sys.stdlib_module_names, *DEPENDENCIES}
 
 import_any = builtins.__import__
@@ -51,12 +53,12 @@ def library_modules() -> list[str]:
     return [name for name in names if name.count(".") == 0 or name.split(".")[1] in LIBRARY]
 
 
-def readme_blocks(repository: Path) -> list[str]:
-    """The README's Python blocks that use the library alone."""
-    readme = (repository / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+def blocks(repository: Path) -> list[str]:
+    """The Python blocks of the library's pages, but those that use the lab."""
+    text = "".join((repository / page).read_text(encoding="utf-8") for page in PAGES)
     lab = re.compile(rf"cka_sr_jax\.({'|'.join(LAB)})\b")
-    return [block for block in blocks if not lab.search(block)]
+    found = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    return [block for block in found if not lab.search(block)]
 
 
 def main() -> None:
@@ -68,9 +70,9 @@ def main() -> None:
             importlib.import_module(name)
             print(name)
     else:
-        for block in readme_blocks(repository):
-            exec(compile(block, "README.md", "exec"), {"__name__": "__main__"})
-            print(block.count("\n"), "lines ran")
+        for i, block in enumerate(blocks(repository)):
+            exec(compile(block, f"block {i}", "exec"), {"__name__": "__main__"})
+            print(RAN)
 
 
 if __name__ == "__main__":
