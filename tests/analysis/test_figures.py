@@ -1,46 +1,14 @@
 """Figures of a grid of hand-made runs: what they show, and the errors of the command."""
 
-import csv
 import json
 
 import numpy as np
 import pytest
 
 from cka_sr_jax.analysis import figures
-from cka_sr_jax.analysis.commands import in_order
 from cka_sr_jax.analysis.runs import load_runs, write_jsonl
-from cka_sr_jax.training import Checkpoints
 
 NAMES = ("stage1.0", "stage1.1", "stage2.0")
-
-
-@pytest.fixture
-def grid(tmp_path):
-    """Two betas with two seeds each, as finished runs of made-up figures."""
-    for beta in (0.0, 0.01):
-        for seed in (0, 1):
-            run = tmp_path / "grid" / f"beta={beta},seed={seed}"
-            (run / "report").mkdir(parents=True)
-            config = {
-                "seed": seed,
-                "penalty": {"beta": beta},
-                "eval": {"select": "last"},
-                "sparsity": {"rule": "rst"},
-            }
-            (run / "config.json").write_text(json.dumps(config))
-            (run / "result.json").write_text("{}")
-            with (run / "report" / "cka_matrix.csv").open("w", newline="") as file:
-                matrix = np.eye(3) * (1 - beta)
-                rows = ([name, *row] for name, row in zip(NAMES, matrix, strict=True))
-                csv.writer(file).writerows([["feature", *NAMES], *rows])
-            record = {"split": "validation", "epoch": 1.0, "cka_within_stage": 0.5}
-            record["cka_cross_stage"] = 0.25
-            (run / "metrics.jsonl").write_text(json.dumps(record) + "\n")
-            checkpoints = Checkpoints(run)
-            kernel = np.array([[0.0, 0.5], [-0.25, 0.0]], np.float32)
-            checkpoints.save(1, {"state": {"params": {"head": {"kernel": kernel}}}})
-            checkpoints.close()
-    return tmp_path / "grid"
 
 
 @pytest.fixture
@@ -52,9 +20,9 @@ def written(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", figures.DRAW)
-def test_each_figure_from_the_command_line(grid, capsys, kind, written):
-    figures.main([kind, str(grid), "figure.png"])
-    shown = f"{grid}/beta=0.0,seed=0, {grid}/beta=0.01,seed=0"
+def test_each_figure_from_the_command_line(featured, capsys, kind, written):
+    figures.main([kind, str(featured), "figure.png"])
+    shown = f"{featured}/beta=0.0,seed=0, {featured}/beta=0.01,seed=0"
     assert capsys.readouterr().out == f"figure.png shows {shown}\n"
     axes = written["figure.png"].axes
     if kind == "curves":
@@ -64,17 +32,17 @@ def test_each_figure_from_the_command_line(grid, capsys, kind, written):
     assert labels == ["beta 0", "beta 0.01"]
 
 
-def test_a_figure_is_written_into_a_new_folder(grid, tmp_path):
+def test_a_figure_is_written_into_a_new_folder(featured, tmp_path):
     png = tmp_path / "new" / "figure.png"
-    figures.main(["curves", str(grid), str(png)])
+    figures.main(["curves", str(featured), str(png)])
     assert png.exists()
 
 
-def test_figures_of_a_json_lines_file_are_those_of_the_folders(grid, tmp_path, written):
+def test_figures_of_a_json_lines_file_are_those_of_the_folders(featured, tmp_path, written):
     file = tmp_path / "runs.jsonl"
-    write_jsonl(load_runs([grid]), file)
+    write_jsonl(load_runs([featured]), file)
     for kind in ("curves", "heatmaps"):
-        figures.main([kind, str(grid), "folders.png"])
+        figures.main([kind, str(featured), "folders.png"])
         figures.main([kind, str(file), "file.png"])
         for a, b in zip(written["folders.png"].axes, written["file.png"].axes, strict=True):
             assert a.get_title() == b.get_title()
@@ -86,8 +54,8 @@ def test_figures_of_a_json_lines_file_are_those_of_the_folders(grid, tmp_path, w
         figures.main(["histograms", str(file), "x.png"])
 
 
-def test_where_chooses_among_the_runs(grid, written, capsys):
-    command = ["heatmaps", str(grid), "x.png", "--field=seed"]
+def test_where_chooses_among_the_runs(featured, written, capsys):
+    command = ["heatmaps", str(featured), "x.png", "--field=seed"]
     figures.main([*command, "--where", "penalty.beta=0.01", "--where", "sparsity.rule=rst"])
     assert [axes.get_title() for axes in written["x.png"].axes[:2]] == ["seed 0", "seed 1"]
     assert capsys.readouterr().out.count("beta=0.01") == 2
@@ -97,8 +65,8 @@ def test_where_chooses_among_the_runs(grid, written, capsys):
         figures.main([*command, "--where", "penalty.betta=0.5"])
 
 
-def test_histograms_count_the_kept_weights(grid):
-    runs = {str(k): v for k, v in figures.runs_by_value([grid], "penalty.beta").items()}
+def test_histograms_count_the_kept_weights(featured):
+    runs = {str(k): v for k, v in figures.runs_by_value([featured], "penalty.beta").items()}
     panels = figures.draw_histograms(runs).axes
     assert [axes.get_title() for axes in panels] == ["0.0", "0.01"]
     for axes in panels:
@@ -110,40 +78,35 @@ def test_histograms_count_the_kept_weights(grid):
         assert axes.get_xlabel() == "weight"
 
 
-def test_one_run_for_each_value(grid):
-    runs = figures.runs_by_value([grid], "penalty.beta")
+def test_one_run_for_each_value(featured):
+    runs = figures.runs_by_value([featured], "penalty.beta")
     assert {beta: run.folder.name for beta, run in runs.items()} == {
         0.0: "beta=0.0,seed=0",
         0.01: "beta=0.01,seed=0",
     }
-    only = figures.runs_by_value([grid / "beta=0.01,seed=1"], "seed")
+    only = figures.runs_by_value([featured / "beta=0.01,seed=1"], "seed")
     assert list(only) == [1]
     np.testing.assert_array_equal(figures.kept_weights(runs[0.0]), [0.5, -0.25])
 
 
-def test_the_lowest_seed_is_the_first_as_a_number(grid):
-    for run in grid.glob("*seed=0"):
+def test_the_lowest_seed_is_the_first_as_a_number(featured):
+    for run in featured.glob("*seed=0"):
         config = json.loads((run / "config.json").read_text())
         (run / "config.json").write_text(json.dumps(config | {"seed": 10}))
         run.rename(run.with_name(run.name.replace("seed=0", "seed=10")))
     assert {
-        run.folder.name[-6:] for run in figures.runs_by_value([grid], "penalty.beta").values()
+        run.folder.name[-6:] for run in figures.runs_by_value([featured], "penalty.beta").values()
     } == {"seed=1"}
 
 
 @pytest.mark.parametrize("run", ["beta=0.01,seed=0", "beta=0.01,seed=1"])  # drawn, and not
-def test_runs_that_differ_in_another_field_are_refused(grid, run):
-    path = grid / run / "config.json"
+def test_runs_that_differ_in_another_field_are_refused(featured, run):
+    path = featured / run / "config.json"
     config = json.loads(path.read_text())
     config["sparsity"]["density"] = 0.5
     path.write_text(json.dumps(config))
     with pytest.raises(SystemExit, match=r"density \(0.05, 0.5\): choose runs that agree"):
-        figures.main(["curves", str(grid), "x.png"])
-
-
-def test_values_are_in_order():
-    values = [1e-3, "b", 0.0, 1e-5, "a", 1e-4]
-    assert sorted(values, key=in_order) == ["a", "b", 0.0, 1e-5, 1e-4, 1e-3]
+        figures.main(["curves", str(featured), "x.png"])
 
 
 def test_lines_show_means_and_deviations():
@@ -169,8 +132,8 @@ def test_differences_show_intervals_and_single_pairs_as_open_circles():
     assert single[0].get_markerfacecolor() == "white"
 
 
-def test_heat_maps_and_curves_show_what_was_stored(grid):
-    runs = {str(k): v for k, v in figures.runs_by_value([grid], "penalty.beta").items()}
+def test_heat_maps_and_curves_show_what_was_stored(featured):
+    runs = {str(k): v for k, v in figures.runs_by_value([featured], "penalty.beta").items()}
     panels = figures.draw_heatmaps(runs).axes[:2]
     assert [axes.get_title() for axes in panels] == ["0.0", "0.01"]
     np.testing.assert_allclose(panels[1].images[0].get_array(), 0.99 * np.eye(3))
@@ -180,15 +143,15 @@ def test_heat_maps_and_curves_show_what_was_stored(grid):
     np.testing.assert_allclose(cross.lines[0].get_xydata(), [[1.0, 0.25]])
 
 
-def test_what_is_missing_is_one_sentence(grid, tmp_path):
+def test_what_is_missing_is_one_sentence(featured, tmp_path):
     with pytest.raises(SystemExit, match="holds no finished run"):
         figures.main(["curves", str(tmp_path), "x.png"])
     with pytest.raises(SystemExit, match=r"did you mean 'penalty\.beta'"):
-        figures.main(["curves", str(grid), "x.png", "--field=penalty.betta"])
-    for run in grid.glob("*"):
+        figures.main(["curves", str(featured), "x.png", "--field=penalty.betta"])
+    for run in featured.glob("*"):
         (run / "metrics.jsonl").unlink()
         (run / "report" / "cka_matrix.csv").unlink()
     with pytest.raises(SystemExit, match="logged no CKA"):
-        figures.main(["curves", str(grid), "x.png"])
+        figures.main(["curves", str(featured), "x.png"])
     with pytest.raises(SystemExit, match=r"has no CKA matrix"):
-        figures.main(["heatmaps", str(grid), "x.png"])
+        figures.main(["heatmaps", str(featured), "x.png"])

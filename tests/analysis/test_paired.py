@@ -1,137 +1,15 @@
-"""Paired comparisons against hand-computed values."""
-
-import math
+"""The command that compares pairs: its tables, notes, figure and errors."""
 
 import numpy as np
 import pytest
 
-from cka_sr_jax.analysis import comparison, paired
+from cka_sr_jax.analysis import paired
 from cka_sr_jax.analysis.comparison import (
-    CHOOSE,
-    choose_and_compare,
-    choose_by_others,
-    compare,
     comparisons,
 )
 from cka_sr_jax.analysis.paired import main, paired_table
 from cka_sr_jax.analysis.runs import write_csv
-
-
-def rows_of(table, density=0.05):
-    """{beta: [(validation, test) of seed 0, 1, ...]} as rows."""
-    return [
-        {
-            "seed": seed,
-            "penalty.beta": beta,
-            "sparsity.density": density,
-            "validation.accuracy": validation,
-            "test.accuracy": test,
-        }
-        for beta, results in table.items()
-        for seed, (validation, test) in enumerate(results)
-    ]
-
-
-TABLE = {
-    0.0: [(0.5, 0.80), (0.5, 0.82), (0.5, 0.84)],
-    1e-4: [(0.6, 0.81), (0.6, 0.82), (0.6, 0.83)],  # best on validation data
-    1e-3: [(0.5, 0.99), (0.5, 0.99), (0.5, 0.99)],  # best on test data: must not be chosen
-}
-
-
-def test_intervals():
-    mean, half_width, (low, high) = compare([1.0, 2.0, 3.0, 6.0])
-    assert mean == 3.0
-    # Student's t at 3 degrees of freedom is 3.182; the sample deviation is sqrt(14 / 3).
-    assert half_width == pytest.approx(3.182446 * math.sqrt(14 / 3) / 2, rel=1e-6)
-    rng = np.random.default_rng(1)
-    means = [np.mean(rng.choice([1.0, 2.0, 3.0, 6.0], 4)) for _ in range(20_000)]
-    np.testing.assert_allclose([low, high], np.percentile(means, [2.5, 97.5]), atol=0.26)
-    assert compare([0.5, 0.5, 0.5]) == (0.5, 0.0, (0.5, 0.5))
-    assert math.isnan(compare([0.5])[1])
-    with pytest.raises(ValueError, match="no pairs to compare"):
-        compare([])
-
-
-def test_the_choice_is_by_validation_data_and_pairs_are_by_seed():
-    found = choose_and_compare(rows_of(TABLE), "penalty.beta", 0.0)
-    assert (found.chosen, found.candidates, found.pairs) == ({1e-4: 3}, 2, 3)
-    assert found.difference == pytest.approx(0.0, abs=1e-9)
-    assert (found.wins, found.losses) == (1, 1)
-    assert (found.baseline, found.changed) == (pytest.approx(82), pytest.approx(82))
-    # A seed that one side lacks is no pair.
-    fewer = [row for row in rows_of(TABLE) if (row["penalty.beta"], row["seed"]) != (0.0, 0)]
-    assert choose_and_compare(fewer, "penalty.beta", 0.0).difference == pytest.approx(-0.5)
-    assert choose_and_compare(rows_of(TABLE), "penalty.beta", 0.0, value=1e-3).changed == 99
-    # And so is one that a value lacks which might have been chosen.
-    fewer = [row for row in rows_of(TABLE) if (row["penalty.beta"], row["seed"]) != (1e-3, 2)]
-    found = choose_and_compare(fewer, "penalty.beta", 0.0)
-    assert (found.pairs, found.left_out) == (2, 1)
-    assert choose_and_compare(fewer, "penalty.beta", 0.0, value=1e-4).pairs == 3
-    assert comparisons(rows_of(TABLE), [], "penalty.beta", 0.5) == {(): None}
-
-
-def test_each_seed_has_the_value_that_the_others_choose():
-    table = {
-        0.0: [(0.5, 0.80), (0.5, 0.80), (0.5, 0.80)],
-        1e-4: [(0.9, 0.81), (0.5, 0.82), (0.5, 0.83)],  # its best seed alone has it elsewhere
-        1e-3: [(0.6, 0.91), (0.6, 0.92), (0.6, 0.93)],
-    }
-    found = choose_and_compare(rows_of(table), "penalty.beta", 0.0)
-    assert found.chosen == {1e-4: 2, 1e-3: 1}
-    assert found.changed == pytest.approx((91 + 82 + 83) / 3)
-    assert found.difference == pytest.approx((11 + 2 + 3) / 3)
-    # Of equals the first, in whatever order they are added up.
-    equals = np.array([[0.5, 0.1, 0.2, 0.3], [0.5, 0.3, 0.2, 0.1]])
-    assert choose_by_others(equals)[0] == choose_by_others(equals[::-1])[0] == 0
-    # A single seed has no others.
-    assert choose_by_others(np.array([[0.5], [0.7], [0.7]])).tolist() == [1]
-
-
-def test_a_field_that_does_nothing_gains_nothing():
-    """Grids of noise: chosen by the very networks that are tested, the best of 5 seems to gain."""
-    rng = np.random.default_rng(0)
-    gains, own = [], []
-    for _ in range(2000):
-        skill = rng.normal(size=(6, 3))  # of each network: in both of its accuracies
-        validation = skill + 0.1 * rng.normal(size=skill.shape)
-        choice = choose_by_others(validation[1:])
-        gains.append(np.mean(skill[1:][choice, range(3)] - skill[0]))
-        own.append(np.mean(skill[1:][validation[1:].mean(axis=1).argmax()] - skill[0]))
-    assert np.mean(own) > 0.5
-    assert abs(np.mean(gains)) < 4 * np.std(gains) / np.sqrt(len(gains))
-
-
-@pytest.mark.parametrize(
-    ("seeds", "spread", "said"), [(3, 1, 0.93), (5, 1, 0.92), (20, 1, 0.86), (5, 0, 0.88)]
-)
-def test_intervals_of_a_choice_cover_what_is_said(seeds, spread, said, monkeypatch):
-    """The figures of `choose_and_compare`: three values that do nothing, one accuracy for both."""
-    monkeypatch.setattr(comparison, "BOOTSTRAP_SAMPLES", 1)  # which are not looked at
-    rng, covered = np.random.default_rng(seeds), {CHOOSE: 0, 1: 0}
-    for _ in range(2000):
-        skill = rng.normal(size=(4, seeds))
-        skill[0] *= spread  # of the baseline, against that of the others
-        rows = rows_of({value: [(s, s) for s in line] for value, line in enumerate(skill)})
-        for value in covered:
-            found = choose_and_compare(rows, "penalty.beta", 0, value)
-            covered[value] += abs(found.difference) < found.t_interval
-    assert covered[CHOOSE] / 2000 == pytest.approx(said, abs=0.02)
-    assert covered[1] / 2000 == pytest.approx(0.95, abs=0.02)
-
-
-def test_runs_without_an_accuracy_are_named():
-    rows = rows_of(TABLE)
-    rows[4]["validation.accuracy"] = None
-    with pytest.raises(ValueError, match=r"with penalty.beta = 0.0001 have no validation.accuracy"):
-        choose_and_compare(rows, "penalty.beta", 0.0)
-    assert choose_and_compare(rows, "penalty.beta", 0.0, value=1e-4).pairs == 3
-
-
-def test_runs_that_differ_in_something_else_are_no_pairs():
-    rows = rows_of(TABLE) + rows_of(TABLE, density=0.01)
-    with pytest.raises(ValueError, match=r"differ in sparsity.density \(0.01, 0.05\): name it"):
-        choose_and_compare(rows, "penalty.beta", 0.0)
+from tests.analysis.accuracies import TABLE, rows_of
 
 
 def test_command_line(tmp_path, capsys):

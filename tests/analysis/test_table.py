@@ -1,4 +1,4 @@
-"""Tables from stored results: hand-made runs, and back from a CSV."""
+"""Tables from stored results, of hand-made runs."""
 
 import json
 
@@ -6,33 +6,10 @@ import numpy as np
 import pytest
 
 from cka_sr_jax.analysis import table
-from cka_sr_jax.analysis.commands import check_alike
-from cka_sr_jax.analysis.runs import RESULTS, config_row, read_runs, write_csv
+from cka_sr_jax.analysis.runs import RESULTS, read_runs, write_csv
 from cka_sr_jax.analysis.table import cell_values, main, summary_table
 from cka_sr_jax.training import default_config
 from cka_sr_jax.training.config import RESUMABLE, flatten
-
-
-@pytest.fixture
-def grid(tmp_path):
-    """Four finished runs of made-up accuracies, and one that is not finished."""
-    accuracies = {("rst", 0.05): (0.5, 0.7), ("rigl", 0.05): (0.8,), ("rigl", 0.01): (0.4,)}
-    for (rule, density), values in accuracies.items():
-        for seed, accuracy in enumerate(values):
-            folder = tmp_path / "grid" / f"{rule}{density}{seed}"
-            folder.mkdir(parents=True)
-            config = {
-                "seed": seed,
-                "data": {"dir": f"somewhere{seed}"},
-                "sparsity": {"rule": rule, "density": density, "exclude": []},
-            }
-            (folder / "config.json").write_text(json.dumps(config))
-            result = {"test": {"accuracy": accuracy, "loss": 1.0}, "density": density}
-            (folder / "result.json").write_text(json.dumps(result))
-    (tmp_path / "grid" / "begun").mkdir()
-    (tmp_path / "grid" / "begun" / "config.json").write_text("{}")
-    return tmp_path / "grid"
-
 
 TABLE = """\
 | rule | 0.01 | 0.05 |
@@ -71,15 +48,6 @@ def test_shares_are_in_percent_and_losses_are_not(grid, capsys):
     assert "| rst | 0.05 | 10.00 ± 0.00 (2) |" in capsys.readouterr().out
 
 
-def test_a_csv_without_a_newer_field_has_its_default(grid, tmp_path):
-    rows = read_runs([grid])
-    older = [{name: row[name] for name in row if name != "penalty.similarity"} for row in rows]
-    write_csv(older, tmp_path / "older.csv")
-    assert read_runs([tmp_path / "older.csv"]) == rows
-    with pytest.raises(ValueError, match="have one config, seed included"):
-        read_runs([grid, tmp_path / "older.csv"])
-
-
 def test_refusals(grid, tmp_path):
     with pytest.raises(SystemExit, match="holds no finished run"):
         main([str(tmp_path)])
@@ -88,12 +56,6 @@ def test_refusals(grid, tmp_path):
     assert not (tmp_path / "runs.csv").exists()
     with pytest.raises(SystemExit, match=r"figure of a run: 'test.acuracy': did you mean 'te"):
         main([str(grid), "--value=test.acuracy"])
-
-
-def test_a_run_is_named_by_its_folder_or_a_grid_s(grid):
-    every = read_runs([grid])
-    runs = sorted({path.parent for path in grid.glob("*/result.json")})
-    assert [read_runs([run])[0] for run in runs] == every
 
 
 def test_csvs_pool_where_their_configs_agree(grid, tmp_path):
@@ -117,39 +79,6 @@ def test_csvs_pool_where_their_configs_agree(grid, tmp_path):
     main([*map(str, files), "--rows=penalty.samples"])
 
 
-def test_a_run_that_occurs_twice_is_refused(grid, tmp_path):
-    file = tmp_path / "runs.csv"
-    write_csv(read_runs([grid])[-1:], file)
-    with pytest.raises(
-        SystemExit, match=r"rst0.051 and .*runs.csv, line 2 have one config, seed incl"
-    ):
-        main([str(grid), str(file)])
-    with pytest.raises(ValueError, match="have one config"):
-        read_runs([file, file])
-
-
-def test_values_are_the_same_from_a_folder_and_from_a_csv(tmp_path):
-    config = {
-        "penalty": {"sync": True},
-        "optimizer": {"decay_at": [0.5], "learning_rate": 1e-05},
-        "model": {
-            "options": {"hidden": [300, 100], "none": None, "empty": "", "nan": float("nan")}
-        },
-        "sparsity": {"exclude": ["head/kernel"]},
-    }
-    row = config_row(config) | {"test.accuracy": 0.5}
-    assert row["penalty.sync"] is True
-    assert row["optimizer.decay_at"] == (0.5,)
-    assert row["model.options.none"] is row["model.options.empty"] is None
-    write_csv([row], tmp_path / "runs.csv")
-    (again,) = read_runs([tmp_path / "runs.csv"])
-    assert {name: str(again[name]) for name in row} == {
-        name: str(value) for name, value in row.items()
-    }
-    assert {type(again[name]) for name in row} == {type(value) for value in row.values()}
-    check_alike([row, again], allowed=[])
-
-
 def test_what_is_not_in_the_table_is_said(grid, capsys, tmp_path):
     """One of the folders was begun and has no result."""
     main([str(grid), "--columns=sparsity.density", f"--csv={tmp_path / 'runs.csv'}"])
@@ -164,17 +93,6 @@ def test_what_is_not_in_the_table_is_said(grid, capsys, tmp_path):
     )
     main([str(grid), "--columns=sparsity.density"])
     assert "test loss that is not finite: 1 of these runs." in capsys.readouterr().out
-
-
-def test_a_file_that_is_no_csv_of_runs_is_refused(tmp_path):
-    (tmp_path / "README.md").write_text("# Title\n\na, b\n")
-    with pytest.raises(
-        SystemExit, match=r"README.md is not a CSV of runs, since it has no column test.acc"
-    ):
-        main([str(tmp_path / "README.md")])
-    (tmp_path / "table.png").write_bytes(b"\x89PNG")
-    with pytest.raises(SystemExit, match=r"table.png is not a CSV of runs"):
-        main([str(tmp_path / "table.png")])
 
 
 def test_a_place_that_cannot_be_written_to_is_named(grid, tmp_path):
@@ -193,22 +111,6 @@ def test_runs_on_other_numbers_of_devices_are_not_alike(grid):
         file.write_text(json.dumps(json.loads(file.read_text()) | {"devices": devices}))
     with pytest.raises(SystemExit, match=r"differ in devices \(1, 8\)"):
         main([str(grid), "--columns=sparsity.density"])
-
-
-def test_small_weights_among_the_kept(grid, tmp_path):
-    """Of 1,000 weights 50 are kept, and of those 10 are small: 960 with the pruned ones."""
-    file = grid / "rst0.050" / "result.json"
-    result = json.loads(file.read_text()) | {"epsilon_sparsity": {"0.01": 0.96}}
-    file.write_text(json.dumps(result))
-    (row,) = (row for row in read_runs([grid]) if row["epsilon_sparsity.0.01"])
-    assert row["kept_below.0.01"] == pytest.approx(10 / 50)
-    assert row["kept_below.0.001"] is None
-    write_csv([row], tmp_path / "runs.csv")
-    assert read_runs([tmp_path / "runs.csv"]) == [row]
-    assert "kept_below" not in (tmp_path / "runs.csv").read_text()  # it might go out of date
-    for other in ({"sparsity.exclude": ("head/kernel",)}, {"test.loss": None}):
-        write_csv([row | other], tmp_path / "runs.csv")
-        assert read_runs([tmp_path / "runs.csv"])[0]["kept_below.0.01"] is None
 
 
 def test_a_picture_without_columns_has_the_rows_side_by_side(grid, tmp_path, monkeypatch):
