@@ -56,7 +56,9 @@ def runs_by_value(
     rows = [(row, run) for row, run in rows if all(row[name] == where[name] for name in where)]
     if not rows:
         wanted = " and ".join(f"{name} = {value}" for name, value in where.items())
-        raise ValueError(f"{', '.join(map(str, paths))} has no run with {wanted}.")
+        raise ValueError(
+            f"{', '.join(map(str, paths))} has no run with {wanted}: change or drop --where."
+        )
     rows.sort(key=lambda pair: pair[0]["seed"])
     found: dict[Any, tuple[dict[str, Any], Run]] = {}
     for row, run in rows:

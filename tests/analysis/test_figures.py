@@ -59,7 +59,7 @@ def test_where_chooses_among_the_runs(featured, written, capsys):
     figures.main([*command, "--where", "penalty.beta=0.01", "--where", "sparsity.rule=rst"])
     assert [axes.get_title() for axes in written["x.png"].axes[:2]] == ["seed 0", "seed 1"]
     assert capsys.readouterr().out.count("beta=0.01") == 2
-    with pytest.raises(SystemExit, match=r"has no run with penalty.beta = 0.5\."):
+    with pytest.raises(SystemExit, match=r"has no run with penalty.beta = 0.5: change or drop"):
         figures.main([*command, "--where", "penalty.beta=0.5"])
     with pytest.raises(SystemExit, match=r"did you mean 'penalty.beta'"):
         figures.main([*command, "--where", "penalty.betta=0.5"])
