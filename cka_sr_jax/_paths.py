@@ -1,23 +1,4 @@
-"""Paths of a tree's leaves, the patterns that select them, and their natural order.
-
-A path joins the names and indices that lead to a leaf: "stage1_block0/conv1/kernel", "layers/3/w".
-
-A pattern is a shell glob of such a path, part by part: `*`, `?` and `[1-9]` stay between two
-slashes. It matches wherever its parts follow one another in the path, so it may name a layer, the
-layer's parent or the end of the path alone; a leading "/" ties it to the start.
-
-  pattern           matches
-  head/kernel       head/kernel, decoder/head/kernel
-  head              everything in any `head`: head/kernel, head/bias, decoder/head/kernel
-  kernel            every kernel
-  stage1_*          everything in stage1_block0, stage1_block1, ...
-  blocks/*/conv     blocks/0/conv/kernel, but not blocks/0/attention/conv/kernel
-  /Dense_0/kernel   Dense_0/kernel, but not Block_3/Dense_0/kernel
-  *                 everything
-
-Every option of this project that takes patterns (`exclude`, `include`, `layers`, a mapping as
-`distribution`) takes these. Upper and lower case differ.
-"""
+"""Paths of a tree's leaves, the patterns that select them, and their natural order."""
 
 from __future__ import annotations
 
@@ -31,7 +12,11 @@ import jax
 def leaf_paths(tree: Any) -> list[tuple[str, Any]]:
     """(path, leaf) of every leaf, in the tree's order.
 
-    The array inside an `nnx.Variable` has the path of the variable.
+    A path joins the names and indices that lead to the leaf. The array inside an `nnx.Variable` has
+    the path of the variable.
+
+    >>> leaf_paths({"head": {"kernel": 1, "bias": 2}, "blocks": [3]})
+    [('blocks/0', 3), ('head/bias', 2), ('head/kernel', 1)]
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
@@ -41,9 +26,23 @@ def leaf_paths(tree: Any) -> list[tuple[str, Any]]:
 
 
 def matches(pattern: str, path: str) -> bool:
-    """Whether the path, or a run of consecutive parts of it, matches the pattern.
+    """Whether a path, or a run of consecutive parts of it, matches a pattern.
 
-    >>> matches("head", "head/kernel"), matches("stage*/kernel", "stage1/conv/kernel")
+    Every option that takes path patterns (`exclude`, `include`, `layers`, a mapping as
+    `distribution`) takes these. A pattern is a shell glob, part by part: `*`, `?` and `[1-9]` stay
+    between two slashes. It may name a layer, the layer's parent, or the end of a path alone. A
+    leading "/" ties it to the start of the path. Upper and lower case differ.
+
+      pattern           matches
+      head/kernel       head/kernel, decoder/head/kernel
+      head              all in any `head`: head/kernel, head/bias, decoder/head/kernel
+      kernel            every kernel
+      stage1_*          all in stage1_block0, stage1_block1, ...
+      blocks/*/conv     blocks/0/conv/kernel, but not blocks/0/attention/conv/kernel
+      /Dense_0/kernel   Dense_0/kernel, but not Block_3/Dense_0/kernel
+      *                 everything
+
+    >>> matches("head", "decoder/head/kernel"), matches("stage*/kernel", "stage1/conv/kernel")
     (True, False)
     """
     globs, parts = pattern.removeprefix("/").split("/"), path.split("/")

@@ -1,6 +1,22 @@
-"""Sparse training: masks, layer-wise densities, rules, and `sparsify` to plug them into Optax."""
+"""Sparse training: masks, rules, and `sparsify` to plug them into an Optax optimizer.
 
-from cka_sr_jax._paths import leaf_paths
+Where things are:
+
+- `sparsify`, and `get_masks` and `mask_metrics` of its state: sparsify.py.
+- Rules by name (`make_rule`, `RULES`): registry.py. What a rule is, and how to write one: rule.py.
+- Rules: random or given masks (fixed.py), drop and grow (dynamic.py), gradual pruning (gradual.py),
+  channels and N:M (structured.py).
+- Pruning before training, whose masks go into `static`: SNIP, GraSP and SynFlow
+  (before_training.py), NTT (tangent_transfer.py).
+- Methods that learn their masks: `learn_masks` (reparametrization.py), STR and DST
+  (learned_thresholds.py), SR-STE (structured.py).
+- What rules are made of: masks.py, distributions.py, schedules.py, scores.py, selection.py,
+  replacement.py.
+
+A new rule goes into the file of its kind and into `RULES`.
+"""
+
+from cka_sr_jax._paths import leaf_paths, matches
 from cka_sr_jax.sparsity.before_training import grasp, snip, synflow
 from cka_sr_jax.sparsity.distributions import (
     DISTRIBUTIONS,
@@ -82,6 +98,7 @@ __all__ = [
     "maskable_leaves",
     "maskable_shapes",
     "masks_from_paths",
+    "matches",
     "mest",
     "n_m_masks",
     "ntt",

@@ -1,7 +1,7 @@
-"""Pruning before training: masks from the untrained weights, to train with `static(masks)`.
+"""Pruning before training by a score: SNIP, GraSP and SynFlow give masks for `static(masks)`.
 
-Each function ranks all weights together and keeps round(density * N) of them, or as `shuffle` only
-takes each layer's count from that and puts it at random places.
+Each ranks all weights of the untrained network together and keeps round(density * N) of them, or
+takes each layer's count from that and draws the places at random (`shuffle`).
 """
 
 from __future__ import annotations
@@ -42,16 +42,27 @@ def snip(
     exclude: Sequence[str] = (),
     shuffle: Array | None = None,
 ) -> Masks:
-    """SNIP (Lee et al. 2019): keep the largest |w dL/dw|, the loss's sensitivity to the mask.
+    """SNIP (Lee et al. 2019, arXiv 1810.02340): keep the largest |w dL/dw|.
+
+    The score is the loss's sensitivity to the weight's mask.
+
+    >>> import optax
+    >>> from cka_sr_jax.sparsity import snip, sparsify, static
+    >>> params = {"kernel": jnp.arange(4.0).reshape(4, 1)}
+    >>> loss = lambda params, x: jnp.mean((x @ params["kernel"]) ** 2)
+    >>> masks = snip(loss, params, jnp.ones((3, 4)), density=0.5)
+    >>> masks["kernel"].ravel().tolist()
+    [False, False, True, True]
+    >>> tx = sparsify(optax.sgd(0.1), static(masks))
 
     Args:
       loss: `(params, batch) -> scalar`.
       params: untrained; the authors score freshly drawn Xavier-normal weights.
-      batch: what `loss` takes; a batch of the training data or several.
-      density: share of weights kept among all that are pruned, in (0, 1].
-      exclude: path patterns of parameters that stay dense, such as "head/kernel".
-      shuffle: a random key: keep the layers' counts and draw the places at random, as the authors
-        of random pruning do (Liu et al. 2022); None: the best places.
+      batch: what `loss` takes: a batch of the training data, or several.
+      density: share of weights kept among all that are pruned, in (0, 1]: 1 - sparsity.
+      exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
+      shuffle: a random key keeps each layer's count and draws the places at random, as the authors
+        of random pruning do (Liu et al. 2022, arXiv 2202.02643); None keeps the best places.
 
     Raises:
       ValueError: density outside (0, 1]; a pattern that matches nothing; outside jit, scores that
@@ -71,12 +82,29 @@ def grasp(
     exclude: Sequence[str] = (),
     shuffle: Array | None = None,
 ) -> Masks:
-    """GraSP (Wang et al. 2020): keep the largest w * Hg, so that the gradient norm stays large.
+    """GraSP (Wang et al. 2020, arXiv 2002.07376): keep the largest w * Hg.
 
-    H is the Hessian and g the gradient of the loss over the weights that are pruned. The authors
-    divide the logits by 200 inside the loss and use 10 samples of each class.
+    H is the Hessian and g the gradient of the loss over the weights that are pruned: what is kept
+    is what holds the gradient's norm up. The authors divide the logits by 200 inside the loss and
+    use 10 samples of each class.
 
-    Arguments and errors as for `snip`.
+    >>> from cka_sr_jax.sparsity import grasp
+    >>> params = {"kernel": jnp.arange(8.0).reshape(4, 2)}
+    >>> loss = lambda params, x: jnp.mean((x @ params["kernel"]) ** 2)
+    >>> masks = grasp(loss, params, jnp.ones((3, 4)), density=0.5)
+
+    Args:
+      loss: `(params, batch) -> scalar`, twice differentiable.
+      params: untrained.
+      batch: what `loss` takes.
+      density: share of weights kept among all that are pruned, in (0, 1]: 1 - sparsity.
+      exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
+      shuffle: a random key keeps each layer's count and draws the places at random, as the authors
+        of random pruning do (Liu et al. 2022, arXiv 2202.02643); None keeps the best places.
+
+    Raises:
+      ValueError: density outside (0, 1]; a pattern that matches nothing; outside jit, scores that
+        are not finite.
     """
     check_density(density)
     scores = grasp_scores(loss, params, batch, exclude=exclude)
@@ -93,24 +121,37 @@ def synflow(
     exclude: Sequence[str] = (),
     shuffle: Array | None = None,
 ) -> Masks:
-    """SynFlow (Tanaka et al. 2020): keep the largest synaptic flow, over many rounds and no data.
+    """SynFlow (Tanaka et al. 2020, arXiv 2006.05467): keep the largest synaptic flow, without data.
 
-    Round k of n keeps round(density^(k/n) N) weights of those left, scored anew. Iterating is what
-    keeps every layer alive at densities where one-shot pruning empties some.
+    Round k of n keeps round(density^(k/n) N) of the weights that remain, scored anew by
+    `synflow_scores`. The rounds keep every layer alive at densities where pruning at once would
+    empty some.
 
-    The flow grows with each layer and soon leaves float32's range: ResNet-32 needs float64, as the
-    authors use. Under `jax.enable_x64(True)` give it float64 parameters and inputs, and a model
+    The flow grows with each layer and soon leaves float32's range. ResNet-32 needs float64, which
+    the authors use: under `jax.enable_x64(True)` pass float64 parameters and inputs, and a model
     that computes in float64 (Flax's `dtype`).
+
+    >>> from cka_sr_jax.sparsity import density, synflow
+    >>> params = {"kernel": jnp.arange(8.0).reshape(4, 2)}
+    >>> model = lambda params, x: x @ params["kernel"]
+    >>> masks = synflow(model, params, jnp.ones((1, 4)), density=0.5, rounds=3)
+    >>> float(density(masks))
+    0.5
 
     Args:
       model: `(params, inputs) -> outputs`, with BatchNorm in evaluation mode.
-      inputs: an array of the model's input shape (one sample is enough); only its shape and type
-        count.
-      rounds: n above; each is one forward and backward pass.
-      params, density, exclude, shuffle: as for `snip`.
+      params: untrained.
+      inputs: an array of the model's input shape, of which only shape and type count; one sample is
+        enough.
+      density: share of weights kept among all that are pruned, in (0, 1]: 1 - sparsity.
+      rounds: n above, 1 or more; each takes one forward and one backward pass.
+      exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
+      shuffle: a random key keeps each layer's count and draws the places at random, as the authors
+        of random pruning do (Liu et al. 2022, arXiv 2202.02643); None keeps the best places.
 
     Raises:
-      ValueError: as `snip`; `rounds` below 1; a flow beyond the range of its type.
+      ValueError: density outside (0, 1]; a pattern that matches nothing; `rounds` below 1; outside
+        jit, a flow beyond the range of its type.
     """
     check_density(density)
     if rounds < 1:
@@ -118,14 +159,14 @@ def synflow(
     shapes = maskable_shapes(params, exclude)
     size = sum(map(math.prod, shapes.values()))
 
-    @jax.jit  # one compilation for all rounds; a scan would slow convolutions down on CPUs
+    @jax.jit  # one compilation for all rounds; in a scan, convolutions are slow on CPUs
     def next_round(
         masks: dict[str, Array], count: Int[Array, ""]
     ) -> tuple[dict[str, Array], Float[Array, ""]]:
         masked = apply_masks(params, masks_from_paths(params, masks))
         scores = synflow_scores(model, masked, inputs, exclude=exclude)
         largest = jnp.max(jnp.stack([score.max() for score in scores.values()]))
-        # To at most 1, by a power of two: scores are ranked in float32.
+        # Scaled to at most 1 by a power of two, since scores are ranked in float32.
         _, exponent = jnp.frexp(largest)
         scores = {path: jnp.ldexp(score, -exponent) for path, score in scores.items()}
         return top_k_masks(scores, count, where=masks), largest
@@ -152,7 +193,7 @@ def snip_scores(loss: Loss, params: Params, batch: Any, *, exclude: Sequence[str
 
 
 def grasp_scores(loss: Loss, params: Params, batch: Any, *, exclude: Sequence[str] = ()) -> Scores:
-    """{path: w * Hg} of the weights that are pruned; the paper's score with its sign turned."""
+    """{path: w * Hg} of the weights that are pruned: the paper's score with its sign turned."""
     weights = maskable_leaves(params, exclude)
 
     def loss_of(weights: Mapping[str, Array]) -> Array:
@@ -167,9 +208,9 @@ def grasp_scores(loss: Loss, params: Params, batch: Any, *, exclude: Sequence[st
 def synflow_scores(
     model: Model, params: Params, inputs: Array, *, exclude: Sequence[str] = ()
 ) -> Scores:
-    """{path: w dR/dw at |w|}, R being the sum of the outputs of |params| on all-ones inputs.
+    """{path: |w dR/dw| at |w|}, R being the sum of the outputs of |params| on inputs of ones.
 
-    In a network of linear layers and ReLUs without bias the scores of each layer sum to R.
+    In a network of linear layers and ReLUs without bias, the scores of each layer sum to R.
     """
     positive = jax.tree.map(jnp.abs, params)
     ones = jnp.ones(jnp.shape(inputs), jnp.result_type(inputs))
@@ -186,8 +227,8 @@ def _keep_best(params: Params, scores: Scores, density: float, shuffle: Array | 
     for path, score in scores.items():
         if not isinstance(score, jax.core.Tracer) and not jnp.isfinite(score).all():
             raise ValueError(
-                f"the scores of {path} are not finite: check that the loss of the untrained model "
-                "is, and that its gradients are."
+                f"the scores of {path} are not finite: check the loss of the untrained model and "
+                "its gradients."
             )
     masks = top_k_masks(scores, max(1, round(density * size)))
     return masks_from_paths(params, _shuffled(shuffle, masks))

@@ -1,7 +1,7 @@
-"""Layer-wise density: how a global density is shared among the layers.
+"""Layer-wise density: how the layers share a global density.
 
-A distribution maps {path: shape} and the global density to {path: density}. Shapes are Flax's,
-with the input and output channels last; all formulas are symmetric in the spatial axes.
+A distribution is a function `({path: shape}, density) -> {path: density}`. Shapes are Flax's, with
+the input and output channels last; all formulas are symmetric in the spatial axes.
 """
 
 from __future__ import annotations
@@ -22,10 +22,14 @@ def uniform(shapes: Shapes, density: float) -> dict[str, float]:
 
 
 def erk(shapes: Shapes, density: float) -> dict[str, float]:
-    """Erdos-Renyi-Kernel: d_l proportional to sum(shape_l) / prod(shape_l), capped at 1.
+    """Erdos-Renyi-Kernel: d_l proportional to sum(shape_l) / prod(shape_l), at most 1.
 
-    Layers whose share exceeds 1 become dense, all tied at the largest together, and the rest is
-    shared again until the global density is met (Evci et al. 2020, RigL).
+    Layers whose share exceeds 1 become dense, those tied at the largest share together; the rest is
+    shared again until the global density is met (RigL; Evci et al. 2020, arXiv 1911.11134).
+
+    >>> shapes = {"conv": (3, 3, 16, 32), "head": (32, 10)}
+    >>> {path: round(share, 3) for path, share in erk(shapes, 0.1).items()}
+    {'conv': 0.06, 'head': 0.674}
     """
     return _proportional(
         {path: sum(shape) / math.prod(shape) for path, shape in shapes.items()}, shapes, density
@@ -33,7 +37,7 @@ def erk(shapes: Shapes, density: float) -> dict[str, float]:
 
 
 def er(shapes: Shapes, density: float) -> dict[str, float]:
-    """Erdos-Renyi: d_l proportional to (in + out) / (in * out), capped at 1 (Mocanu 2018, SET)."""
+    """Erdos-Renyi: d_l proportional to (in + out) / (in * out), at most 1 (Mocanu et al. 2018)."""
     return _proportional(
         {path: sum(shape[-2:]) / math.prod(shape[-2:]) for path, shape in shapes.items()},
         shapes,
@@ -42,12 +46,16 @@ def er(shapes: Shapes, density: float) -> dict[str, float]:
 
 
 def erk_plus(head: str | None = None, head_density: float = 1.0) -> Distribution:
-    """ERK with the classifier at a density of its own (Liu et al. 2022, random pruning).
+    """ERK with a fixed density of the classifier (Liu et al. 2022, arXiv 2202.02643).
 
     The other layers share what remains of the global density.
 
     Args:
-      head: path pattern of the classifier; None: the one rank-2 parameter, if there is just one.
+      head: path pattern (`sparsity.matches`) of the classifier; None: the only parameter of rank 2.
+      head_density: of the classifier.
+
+    Raises:
+      ValueError: when called, a classifier that is not clear, or a density that it exceeds alone.
     """
 
     def distribution(shapes: Shapes, density: float) -> dict[str, float]:
@@ -59,14 +67,18 @@ def erk_plus(head: str | None = None, head_density: float = 1.0) -> Distribution
 
 
 def uniform_plus(first: str | None = None, head: str | None = None) -> Distribution:
-    """Uniform with the first convolution dense and the classifier at 0.2 or more.
+    """Uniform, with the first convolution dense and the classifier at 0.2 or more.
 
-    The rest is uniform at what meets the global density (Gale et al. 2019; Liu et al. 2022, whose
-    code divides by the size of all layers instead and so ends below the global density).
+    The other layers are uniform, at the density that meets the global one (Gale et al. 2019, arXiv
+    1902.09574; Liu et al. 2022, whose code divides by the size of all layers and so ends below it).
 
     Args:
-      first, head: path patterns; None: the convolution with the fewest input channels, and the one
-        rank-2 parameter.
+      first: path pattern (`sparsity.matches`) of the first layer; None: the convolution with the
+        fewest input channels.
+      head: path pattern of the classifier; None: the only parameter of rank 2.
+
+    Raises:
+      ValueError: when called, layers that are not clear, or a density that they exceed alone.
     """
 
     def distribution(shapes: Shapes, density: float) -> dict[str, float]:
@@ -88,10 +100,17 @@ DISTRIBUTIONS: dict[str, Callable[[], Distribution]] = {
 def layer_densities(
     shapes: Shapes, density: float, distribution: str | Mapping[str, float] | Distribution = "erk"
 ) -> dict[str, float]:
-    """{path: density} of a distribution given by name, by function, or as a mapping.
+    """{path: density} of a distribution given by name, as a mapping, or as a function.
 
-    A mapping goes from path patterns to densities; the first pattern that matches a layer counts
-    and `density` is not used.
+    >>> layer_densities({"conv/kernel": (9, 9), "head/kernel": (9, 2)}, 0.1, {"head": 1, "*": 0.2})
+    {'conv/kernel': 0.2, 'head/kernel': 1.0}
+
+    Args:
+      shapes: {path: shape} of the layers.
+      density: global density, in (0, 1].
+      distribution: a name in DISTRIBUTIONS; a mapping from path patterns (`sparsity.matches`) to
+        densities, of which the first that matches a layer counts, while `density` is not used; or a
+        function `(shapes, density) -> {path: density}`.
 
     Raises:
       ValueError: density outside (0, 1]; an unknown name; a layer that no pattern matches; a
@@ -110,17 +129,24 @@ def layer_densities(
 def layer_counts(
     shapes: Shapes, density: float, distribution: str | Mapping[str, float] | Distribution = "erk"
 ) -> dict[str, int]:
-    """{path: weights kept}: each layer's density times its size, rounded, and at least one."""
+    """{path: weights kept}: each layer's density times its size, rounded, and at least one.
+
+    Arguments and errors as for `layer_densities`.
+    """
     densities = layer_densities(shapes, density, distribution)
     return {path: max(1, round(densities[path] * math.prod(shapes[path]))) for path in shapes}
 
 
 def check_density(density: float, name: str = "density") -> None:
-    """Raise ValueError unless `density` lies in (0, 1]."""
+    """Check that `density` lies in (0, 1].
+
+    Raises:
+      ValueError: it does not.
+    """
     if isinstance(density, str) or not 0 < density <= 1:
         raise ValueError(
-            f"{name}={density!r} is not in (0, 1]: it is the share of weights that is kept, "
-            "for example 0.05 for 95 % sparsity."
+            f"{name}={density!r} is not in (0, 1]: pass the share of weights to keep, for example "
+            "0.05 for 95 % sparsity."
         )
 
 
@@ -149,10 +175,10 @@ def _share_rest(
     available = sum(sizes[path] for path in rest)
     if not rest or budget <= 0:
         raise ValueError(
-            f"distribution {name!r} cannot reach density {density}: the layers it keeps "
-            f"({', '.join(fixed)}) hold more than that alone; raise the density or use 'erk'."
+            f"distribution {name!r} cannot reach density {density}, which its fixed layers "
+            f"({', '.join(fixed)}) exceed alone: raise the density or use 'erk'."
         )
-    # Rounding may put a budget that fills the rest exactly just above 1.
+    # Rounding may put a budget that just fills the rest above 1.
     shared = share(rest, min(1.0, budget / available))
     return {path: fixed.get(path, shared.get(path, 0.0)) for path in shapes}
 
@@ -187,7 +213,8 @@ def _from_patterns(shapes: Shapes, patterns: Mapping[str, float]) -> dict[str, f
         found = [patterns[pattern] for pattern in patterns if matches(pattern, path)]
         if not found:
             raise ValueError(
-                f"no pattern of the distribution matches layer {path!r}: add one, or '*' last."
+                f"no pattern of the distribution matches layer {path!r}: add one for it, or '*' as "
+                "the last."
             )
         check_density(found[0], f"density of {path}")
         densities[path] = float(found[0])

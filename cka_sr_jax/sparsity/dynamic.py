@@ -1,29 +1,18 @@
 """Dynamic sparse training: drop some weights of a layer and grow as many, every so often.
 
-The rules differ in four choices: the layer-wise distribution of the random initial masks, the
-schedule of the drop fraction, the score to drop by and the score to grow by.
+SET, RigL, SNFS and MEST differ in the scores that they drop and grow by; each starts from random
+masks. `replacement.py` has the update that they share.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
-
-from cka_sr_jax.sparsity.distributions import layer_counts
 from cka_sr_jax.sparsity.fixed import random_start
-from cka_sr_jax.sparsity.masks import (
-    Masks,
-    Params,
-    mask_shapes,
-    masks_from_paths,
-)
-from cka_sr_jax.sparsity.rule import Distributed, Rule, Update, map_layers
+from cka_sr_jax.sparsity.replacement import grow_first, replace_share
+from cka_sr_jax.sparsity.rule import Distributed, Rule
 from cka_sr_jax.sparsity.schedules import Schedule, drop_schedule, periodic
 from cka_sr_jax.sparsity.scores import Score, get_score, magnitude_and_gradient
-from cka_sr_jax.sparsity.selection import top_k_mask
 
 
 def sparse_evolutionary(
@@ -39,26 +28,43 @@ def sparse_evolutionary(
     grow: str | Score = "random",
     exclude: Sequence[str] = (),
 ) -> Rule:
-    """Sparse Evolutionary Training (Mocanu et al. 2018): drop by |w|, grow at random.
+    """Sparse Evolutionary Training (SET; Mocanu et al. 2018, arXiv 1707.04780).
 
-    At each update every layer drops floor(f(t) n) of its n weights, those with the lowest drop
-    score, and grows as many among all its pruned ones, those with the highest grow score. A weight
-    that is dropped and grown in the same update keeps its value; the others start at 0.
+    At each update a layer drops the floor(f(t) n) of its n weights with the lowest |w|, and grows
+    as many at random places. Its count stays n. A weight that is dropped and grown in one update
+    keeps its value; other new weights start at 0.
 
-    ITOP (Liu et al. 2021) is `sparse_evolutionary` or `rigl` with a long `update_every` (1500 and
-    4000 steps at batch 128), `drop_fraction=0.5` and `final_drop_fraction=0.005`.
+    With rare updates this is ITOP (Liu et al. 2021, arXiv 2102.02887): its authors take
+    `drop_fraction=0.5`, `final_drop_fraction=0.005`, and `update_every` 1500 here and 4000 in
+    `rigl`, at batch 128.
+
+    >>> import optax
+    >>> from cka_sr_jax.sparsity import sparse_evolutionary, sparsify
+    >>> tx = sparsify(optax.sgd(0.1, momentum=0.9), sparse_evolutionary(0.05, end_step=7500))
 
     Args:
-      density, distribution, exclude: as for `rst`.
-      end_step: last step that may change the masks; also the length of the schedule.
-      update_every: steps between updates.
-      drop_fraction: f(0), or a function of the step, traced, to use as f; clipped to [0, 1].
-      final_drop_fraction: f(end_step), unless f is constant or a function of yours.
-      schedule: "cosine", "linear" or "constant".
-      drop, grow: a name in SCORES or a function (key, mask, param, grad) -> array.
+      density: share of weights kept among all that are pruned, in (0, 1]: 1 - sparsity.
+      distribution: how the layers share the density: "uniform", "uniform_plus", "er", "erk",
+        "erk_plus"; a mapping from path patterns to the layers' densities, which replaces `density`;
+        or a function `({path: shape}, density) -> {path: density}`.
+      end_step: last step, counted from 0, that may change the masks; f ends there. Three quarters
+        of the run is a sensible value: 7500 of 10,000 steps. It must come before the run's last
+        step, so that the weights it grows are trained.
+      update_every: steps from one change of the masks to the next; the first is at this step.
+      drop_fraction: share of its weights that a layer replaces at first, f(0), in (0, 1); or f
+        itself, a traceable function of the step, whose values are clipped to [0, 1].
+      final_drop_fraction: f(end_step), in [0, drop_fraction]. A constant schedule or an f of your
+        own does not use it.
+      schedule: course of f between the two: "cosine", "linear" or "constant".
+      drop: score of the weights in the mask; the lowest are dropped. A name ("magnitude",
+        "gradient", "random", "sensitivity") or a function `(key, mask, param, grad) -> array` of
+        the parameter's shape.
+      grow: score of the weights outside the mask, likewise; the highest are grown.
+      exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
 
     Raises:
-      ValueError: a density, fraction or schedule that cannot work; an unknown name.
+      ValueError: a density, fraction, step or name that cannot work; at `init`, an unknown
+        distribution or a pattern that matches nothing.
     """
     share = drop_schedule(drop_fraction, schedule, end_step, final_drop_fraction)
     return Rule(
@@ -81,9 +87,39 @@ def rigl(
     grow: str | Score = "gradient",
     exclude: Sequence[str] = (),
 ) -> Rule:
-    """RigL (Evci et al. 2020): drop by |w|, grow by the dense gradient |dL/dw|.
+    """RigL, the rigged lottery (Evci et al. 2020, arXiv 1911.11134).
 
-    Arguments, update and errors as for `sparse_evolutionary`.
+    At each update a layer drops the floor(f(t) n) of its n weights with the lowest |w|, and grows
+    as many where the dense gradient |dL/dw| is largest. Its count stays n. A weight that is dropped
+    and grown in one update keeps its value; other new weights start at 0.
+
+    >>> import optax
+    >>> from cka_sr_jax.sparsity import rigl, sparsify
+    >>> tx = sparsify(optax.sgd(0.1, momentum=0.9), rigl(density=0.05, end_step=7500))
+
+    Args:
+      density: share of weights kept among all that are pruned, in (0, 1]: 1 - sparsity.
+      distribution: how the layers share the density: "uniform", "uniform_plus", "er", "erk",
+        "erk_plus"; a mapping from path patterns to the layers' densities, which replaces `density`;
+        or a function `({path: shape}, density) -> {path: density}`.
+      end_step: last step, counted from 0, that may change the masks; f ends there. Three quarters
+        of the run is a sensible value: 7500 of 10,000 steps. It must come before the run's last
+        step, so that the weights it grows are trained.
+      update_every: steps from one change of the masks to the next; the first is at this step.
+      drop_fraction: share of its weights that a layer replaces at first, f(0), in (0, 1); or f
+        itself, a traceable function of the step, whose values are clipped to [0, 1].
+      final_drop_fraction: f(end_step), in [0, drop_fraction]. A constant schedule or an f of your
+        own does not use it.
+      schedule: course of f between the two: "cosine", "linear" or "constant".
+      drop: score of the weights in the mask; the lowest are dropped. A name ("magnitude",
+        "gradient", "random", "sensitivity") or a function `(key, mask, param, grad) -> array` of
+        the parameter's shape.
+      grow: score of the weights outside the mask, likewise; the highest are grown.
+      exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
+
+    Raises:
+      ValueError: a density, fraction, step or name that cannot work; at `init`, an unknown
+        distribution or a pattern that matches nothing.
     """
     share = drop_schedule(drop_fraction, schedule, end_step, final_drop_fraction)
     return Rule(
@@ -106,15 +142,43 @@ def snfs(
     momentum: float = 0.9,
     exclude: Sequence[str] = (),
 ) -> Rule:
-    """Sparse networks from scratch (Dettmers & Zettlemoyer 2019): grow by |momentum|.
+    """Sparse networks from scratch (SNFS; Dettmers & Zettlemoyer 2019, arXiv 1907.04840).
 
-    The momentum is an exponential average of the dense gradients, which `sparsify` keeps at every
-    step: the optimizer's own is 0 at pruned weights. As in RigL's comparison each layer keeps its
-    count; the paper also moves weights between layers.
+    As `rigl`, but a layer grows where the average of its dense gradients is largest:
+
+      a_t = momentum a_(t-1) + (1 - momentum) dL/dw,   grow by |a_t|
+
+    `sparsify` keeps this average at every step, since the optimizer's own momentum is 0 at pruned
+    weights. Each layer keeps its count, as in RigL's comparison; the paper also moves weights
+    between layers.
+
+    >>> import optax
+    >>> from cka_sr_jax.sparsity import snfs, sparsify
+    >>> tx = sparsify(optax.sgd(0.1, momentum=0.9), snfs(density=0.05, end_step=7500))
 
     Args:
+      density: share of weights kept among all that are pruned, in (0, 1]: 1 - sparsity.
+      distribution: how the layers share the density: "uniform", "uniform_plus", "er", "erk",
+        "erk_plus"; a mapping from path patterns to the layers' densities, which replaces `density`;
+        or a function `({path: shape}, density) -> {path: density}`.
+      end_step: last step, counted from 0, that may change the masks; f ends there. Three quarters
+        of the run is a sensible value: 7500 of 10,000 steps. It must come before the run's last
+        step, so that the weights it grows are trained.
+      update_every: steps from one change of the masks to the next; the first is at this step.
+      drop_fraction: share of its weights that a layer replaces at first, f(0), in (0, 1); or f
+        itself, a traceable function of the step, whose values are clipped to [0, 1].
+      final_drop_fraction: f(end_step), in [0, drop_fraction]. A constant schedule or an f of your
+        own does not use it.
+      schedule: course of f between the two: "cosine", "linear" or "constant".
+      drop: score of the weights in the mask; the lowest are dropped. A name ("magnitude",
+        "gradient", "random", "sensitivity") or a function `(key, mask, param, grad) -> array` of
+        the parameter's shape.
       momentum: decay of the average, in (0, 1).
-      density, ...: the others, the update and the errors as for `sparse_evolutionary`.
+      exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
+
+    Raises:
+      ValueError: a density, fraction, step or name that cannot work; at `init`, an unknown
+        distribution or a pattern that matches nothing.
     """
     if not 0 < momentum < 1:
         raise ValueError(
@@ -143,14 +207,45 @@ def mest(
     soft: bool = False,
     exclude: Sequence[str] = (),
 ) -> Rule:
-    """MEST (Yuan et al. 2021): drop by |w| + gradient_weight * |dL/dw|, grow at random.
+    """Memory-economic sparse training (MEST; Yuan et al. 2021, arXiv 2110.14032).
 
-    Elastic mutation (EM) drops first and then grows back to the layer's count. With `soft`
-    (EM&S, a soft memory bound) it grows first: between updates a layer holds floor(f(t) n) weights
-    more than its n, and the next update, which knows the new weights' worth, drops down to n
-    before it grows again. The update at `end_step` only drops.
+    A layer drops the weights with the lowest |w| + gradient_weight |dL/dw| and grows at random
+    places. There are two orders:
 
-    Arguments and errors as for `sparse_evolutionary`.
+    - Elastic mutation (EM, the default) drops floor(f(t) n) of the layer's n weights, then grows as
+      many.
+    - With a soft memory bound (EM&S, `soft=True`) the layer holds floor(f(t) n) weights more than n
+      between updates. Each update, which by then knows what the new weights are worth, drops down
+      to n and grows the next ones. The update at `end_step` only drops.
+
+    >>> import optax
+    >>> from cka_sr_jax.sparsity import mest, sparsify
+    >>> tx = sparsify(optax.sgd(0.1, momentum=0.9), mest(0.05, end_step=7500, soft=True))
+
+    Args:
+      density: share of weights kept among all that are pruned, in (0, 1]: 1 - sparsity.
+      distribution: how the layers share the density: "uniform", "uniform_plus", "er", "erk",
+        "erk_plus"; a mapping from path patterns to the layers' densities, which replaces `density`;
+        or a function `({path: shape}, density) -> {path: density}`.
+      end_step: last step, counted from 0, that may change the masks; f ends there. Three quarters
+        of the run is a sensible value: 7500 of 10,000 steps. It must come before the run's last
+        step, so that the weights it grows are trained.
+      update_every: steps from one change of the masks to the next; the first is at this step.
+      drop_fraction: share of its weights that a layer replaces at first, f(0), in (0, 1); or f
+        itself, a traceable function of the step, whose values are clipped to [0, 1].
+      final_drop_fraction: f(end_step), in [0, drop_fraction]. A constant schedule or an f of your
+        own does not use it.
+      schedule: course of f between the two: "cosine", "linear" or "constant".
+      gradient_weight: weight of |dL/dw| in the score to drop by, 0 or more.
+      grow: score of the weights outside the mask; the highest are grown. A name ("magnitude",
+        "gradient", "random", "sensitivity") or a function `(key, mask, param, grad) -> array` of
+        the parameter's shape.
+      soft: grow before dropping (EM&S).
+      exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
+
+    Raises:
+      ValueError: a density, fraction, step or name that cannot work; at `init`, an unknown
+        distribution or a pattern that matches nothing.
     """
     if not gradient_weight >= 0:
         raise ValueError(
@@ -167,72 +262,3 @@ def mest(
         update=update,
         due=periodic(update_every, end_step),
     )
-
-
-def replace_share(share: Schedule, drop: Score, grow: Score) -> Update:
-    """An `update` that replaces floor(share(step) n) of the n weights of each layer."""
-    replace = drop_and_grow(drop, grow)
-
-    def update(
-        key: Array, step: Int[Array, ""], masks: Masks, params: Params, grads: Params
-    ) -> Masks:
-        fraction = share(step)
-
-        def layer(path: str, key: Array, mask: Array, param: Array, grad: Array) -> Array:
-            count = jnp.sum(mask, dtype=jnp.int32)
-            # Clipped, for a schedule of the user's own may leave [0, 1].
-            moved = jnp.clip(jnp.floor(fraction * count).astype(jnp.int32), 0, count)
-            return replace(key, mask, param, grad, count - moved, moved)
-
-        return masks_from_paths(params, map_layers(layer, key, masks, params, grads))
-
-    return update
-
-
-def grow_first(
-    share: Schedule,
-    drop: Score,
-    grow: Score,
-    end_step: int,
-    density: float,
-    distribution: Distributed,
-) -> Update:
-    """An `update` that drops to each layer's n weights, then grows floor(share(step) n) more."""
-    replace = drop_and_grow(drop, grow)
-
-    def update(
-        key: Array, step: Int[Array, ""], masks: Masks, params: Params, grads: Params
-    ) -> Masks:
-        targets = layer_counts(mask_shapes(masks), density, distribution)
-        fraction = jnp.where(step >= end_step, 0, share(step))
-
-        def layer(path: str, key: Array, mask: Array, param: Array, grad: Array) -> Array:
-            extra = jnp.maximum(jnp.floor(fraction * targets[path]).astype(jnp.int32), 0)
-            return replace(key, mask, param, grad, targets[path], extra)
-
-        return masks_from_paths(params, map_layers(layer, key, masks, params, grads))
-
-    return update
-
-
-def drop_and_grow(drop: Score, grow: Score) -> Callable[..., Bool[Array, "..."]]:
-    """`(key, mask, param, grad, keep, add) -> mask` of one layer, for a drop and a grow score.
-
-    It keeps the `keep` weights of the mask with the highest drop score, and adds the `add` weights
-    outside them with the highest grow score. A weight just dropped may grow again at once, as in
-    the reference codes.
-    """
-
-    def layer(
-        key: Array,
-        mask: Bool[Array, "..."],
-        param: Array,
-        grad: Array,
-        keep: int | Int[Array, ""],
-        add: Int[Array, ""],
-    ) -> Bool[Array, "..."]:
-        drop_key, grow_key = jax.random.split(key)
-        kept = top_k_mask(drop(drop_key, mask, param, grad), keep, where=mask)
-        return kept | top_k_mask(grow(grow_key, kept, param, grad), add, where=~kept)
-
-    return layer

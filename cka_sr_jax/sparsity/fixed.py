@@ -1,4 +1,4 @@
-"""Rules whose masks never change: none at all, given ones, random ones."""
+"""Rules whose masks never change: no masks, given masks, random masks."""
 
 from __future__ import annotations
 
@@ -24,19 +24,30 @@ from cka_sr_jax.sparsity.rule import Distributed, Rule
 
 
 def dense() -> Rule:
-    """No masks at all: `sparsify` with it trains as the inner optimizer does."""
+    """Keep every weight: `sparsify(optimizer, dense())` trains as `optimizer` does.
+
+    >>> import optax
+    >>> from cka_sr_jax.sparsity import dense, density, get_masks, sparsify
+    >>> opt_state = sparsify(optax.sgd(0.1), dense()).init({"kernel": jnp.ones((20, 30))})
+    >>> float(density(get_masks(opt_state)))
+    1.0
+    """
     return Rule(lambda key, params: masks_from_paths(params, {}))
 
 
 def static(masks: Masks) -> Rule:
-    """Fixed masks from anywhere: pruning at initialization, a lottery ticket, a file.
+    """Keep given masks: those of a pruner, a lottery ticket, a file.
+
+    >>> from cka_sr_jax.sparsity import n_m_masks, static
+    >>> params = {"kernel": jax.random.normal(jax.random.key(0), (8, 4))}
+    >>> rule = static(n_m_masks(params, n=2, m=4))
 
     Args:
-      masks: pytree like the parameters, with an array of bools (or zeros and ones) at each leaf to
-        prune and `optax.MaskedNode()` at each that stays dense.
+      masks: pytree like the parameters. A leaf to prune has an array of bools (or zeros and ones)
+        of the parameter's shape, a leaf that stays dense has `optax.MaskedNode()`.
 
     Raises:
-      ValueError: at `init`, where the masks do not have the parameters' structure and shapes, or
+      ValueError: at `init`, masks that lack the structure or the shapes of the parameters, or that
         hold other values than 0 and 1.
     """
 
@@ -62,18 +73,29 @@ def rst(
     exclude: Sequence[str] = (),
     exact: bool = True,
 ) -> Rule:
-    """Random static masks (Liu et al. 2022, "The Unreasonable Effectiveness of Random Pruning").
+    """Keep random masks (RST; Liu et al. 2022, arXiv 2202.02643).
+
+    >>> import optax
+    >>> from cka_sr_jax.sparsity import apply_masks, density, get_masks, rst, sparsify
+    >>> params = {"mid": jnp.ones((20, 30)), "head": jnp.ones((30, 5)), "bias": jnp.ones(5)}
+    >>> tx = sparsify(optax.sgd(0.1), rst(density=0.1, exclude="head"))
+    >>> opt_state = tx.init(params)
+    >>> params = apply_masks(params, get_masks(opt_state))
+    >>> int((params["mid"] != 0).sum()), int((params["head"] != 0).sum())
+    (60, 150)
 
     Args:
-      density: share of weights kept among all that are pruned, in (0, 1].
-      distribution: layer-wise density: "uniform", "uniform_plus", "er", "erk", "erk_plus", a
-        mapping from path patterns to densities, or a function of `distributions`.
-      exclude: path patterns of parameters that stay dense, such as "head/kernel".
-      exact: keep exactly round(density * size) weights of each layer, at random places; False
-        draws each weight on its own, as the reference code does.
+      density: share of weights kept among all that are pruned, in (0, 1]: 1 - sparsity.
+      distribution: how the layers share the density: "uniform", "uniform_plus", "er", "erk",
+        "erk_plus"; a mapping from path patterns to the layers' densities, which replaces `density`;
+        or a function `({path: shape}, density) -> {path: density}`.
+      exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
+      exact: True keeps exactly round(layer density * layer size) weights of each layer. False draws
+        each weight on its own, as the reference code does.
 
     Raises:
-      ValueError: density outside (0, 1]; at `init`, unknown names and patterns.
+      ValueError: density outside (0, 1]; at `init`, an unknown distribution or a pattern that
+        matches nothing.
     """
     if exact:
         return Rule(random_start(density, distribution, exclude))
@@ -94,7 +116,11 @@ def rst(
 def random_start(
     density: float, distribution: Distributed, exclude: Sequence[str]
 ) -> Callable[[Array, Params], Masks]:
-    """An `init` with exactly the distribution's count of each layer, at random places."""
+    """A rule's `init`: the distribution's count of each layer, exactly, at random places.
+
+    Raises:
+      ValueError: density outside (0, 1]; at `init`, an unknown distribution or pattern.
+    """
     check_density(density)
 
     def init(key: Array, params: Params) -> Masks:

@@ -1,4 +1,4 @@
-"""Gradual pruning: from dense, or nearly, down to the target along a cubic schedule."""
+"""Gradual pruning: from dense, or nearly dense, to the target along a cubic schedule."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from jaxtyping import Array, Int
 
 from cka_sr_jax._paths import leaf_paths
 from cka_sr_jax.sparsity.distributions import Shapes, check_density, layer_counts
-from cka_sr_jax.sparsity.dynamic import replace_share
 from cka_sr_jax.sparsity.fixed import random_start
 from cka_sr_jax.sparsity.masks import (
     Masks,
@@ -21,6 +20,7 @@ from cka_sr_jax.sparsity.masks import (
     maskable_shapes,
     masks_from_paths,
 )
+from cka_sr_jax.sparsity.replacement import replace_share
 from cka_sr_jax.sparsity.rule import Distributed, Rule, map_layers
 from cka_sr_jax.sparsity.schedules import (
     Schedule,
@@ -43,25 +43,42 @@ def gmp(
     drop: str | Score = "magnitude",
     exclude: Sequence[str] = (),
 ) -> Rule:
-    """Gradual magnitude pruning (Zhu & Gupta 2017; Gale et al. 2019).
+    """Gradual magnitude pruning (GMP; Zhu & Gupta 2017, arXiv 1710.01878; Gale et al. 2019).
 
-    Starts dense. Each update keeps the weights with the highest drop score: of all N weights,
+    Starts dense. The update at step t keeps, of all N weights, the
 
-      n_t = n_f + (N - n_f) (1 - (t - start) / (end - start))^3,   n_f = density N,
+      n_t = n_f + (N - n_f) (1 - (t - start_step) / (end_step - start_step))^3,   n_f = density N,
 
-    ranked over all layers together, or of each layer its own N and n_f. Pruned weights never
-    return. With end = start it prunes once, at that step (one-shot pruning). Global ranking may
-    empty a layer at very low densities; a distribution does not.
+    with the highest drop score. All layers are ranked together; with a distribution each layer is
+    ranked alone, with its own N and n_f. Pruned weights never return.
+
+    With end_step = start_step it prunes once, at that step (one-shot pruning). Ranking all layers
+    together may empty a layer at very low densities; a distribution does not.
+
+    >>> import optax
+    >>> from cka_sr_jax.sparsity import gmp, sparsify
+    >>> tx = sparsify(optax.sgd(0.1, momentum=0.9), gmp(density=0.05, end_step=7500))
+    >>> one_shot = gmp(density=0.05, start_step=5000, end_step=5000)
 
     Args:
-      density, exclude: as for `rst`.
-      distribution: "global", or as for `rst`: the layers' final densities.
-      start_step, end_step: first and last step of the schedule.
-      update_every: steps between updates.
-      drop: a name in SCORES or a function (key, mask, param, grad) -> array.
+      density: share of weights kept among all that are pruned, in (0, 1]: 1 - sparsity.
+      distribution: "global" ranks all layers together. Others set the layers' final densities:
+        "uniform", "uniform_plus", "er", "erk", "erk_plus"; a mapping from path patterns to
+        densities, which replaces `density`; or a function
+        `({path: shape}, density) -> {path: density}`.
+      start_step: first step, counted from 0, that may prune.
+      end_step: step of the final density; no later step changes the masks. Three quarters of the
+        run is a sensible value: 7500 of 10,000 steps. It must come before the run's last step, so
+        that the pruned network is trained.
+      update_every: steps from one pruning to the next.
+      drop: score of the weights in the mask; the lowest are pruned. A name ("magnitude",
+        "gradient", "random", "sensitivity") or a function `(key, mask, param, grad) -> array` of
+        the parameter's shape.
+      exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
 
     Raises:
-      ValueError: a density or schedule that cannot work; an unknown name.
+      ValueError: a density, step or name that cannot work; at `init`, an unknown distribution or a
+        pattern that matches nothing.
     """
     check_density(density)
     steps = {"start_step": start_step, "end_step": end_step, "update_every": update_every}
@@ -109,27 +126,48 @@ def granet(
     grow: str | Score = "gradient",
     exclude: Sequence[str] = (),
 ) -> Rule:
-    """GraNet (Liu et al. 2021): gradual pruning with zero-cost neuroregeneration.
+    """GraNet, gradual pruning with regrowth (Liu et al. 2021, arXiv 2106.10404).
 
-    Each update prunes globally to n_t weights as `gmp` does, from those of the initial masks to
-    density * N, then drops floor(f(t) n) of the n weights left in each layer by the drop score and
-    grows as many by the grow score. The total is n_t after each update.
+    Starts from random masks of `initial_density`. The update at step t
+
+    1. prunes all layers together to the n_t weights with the highest drop score, where n_t follows
+       the schedule of `gmp` from the initial count to density * N;
+    2. drops, of the n weights that a layer then has, the floor(f(t) n) with the lowest drop score,
+       and grows as many with the highest grow score.
+
+    The total after each update is n_t.
+
+    >>> import optax
+    >>> from cka_sr_jax.sparsity import granet, sparsify
+    >>> tx = sparsify(optax.sgd(0.1, momentum=0.9), granet(density=0.05, end_step=7500))
 
     Args:
-      density, exclude: as for `rst`.
-      distribution: layer-wise density of the initial masks.
-      end_step: last step that may change the masks.
-      initial_density: of the initial masks; 1 starts dense.
-      start_step: first step of the schedule.
-      prune_end_step: step at which the final density is met; None: `end_step`.
-      update_every: steps between updates.
-      drop_fraction: f(0), or a function of the step to use as f.
-      final_drop_fraction: f(end_step), unless f is constant or a function of yours.
-      schedule: "cosine", "linear" or "constant".
-      drop, grow: a name in SCORES or a function (key, mask, param, grad) -> array.
+      density: share of weights kept among all that are pruned, in (0, 1]: 1 - sparsity.
+      distribution: how the layers share the initial density: "uniform", "uniform_plus", "er",
+        "erk", "erk_plus"; a mapping from path patterns to densities, which replaces
+        `initial_density`; or a function `({path: shape}, density) -> {path: density}`.
+      end_step: last step, counted from 0, that may change the masks; f ends there. Three quarters
+        of the run is a sensible value: 7500 of 10,000 steps. It must come before the run's last
+        step, so that the weights it grows are trained.
+      initial_density: of the initial masks, in [density, 1]; 1 starts dense.
+      start_step: first step that may change the masks.
+      prune_end_step: step of the final density, at most `end_step`; after it the masks change by
+        drop and growth alone. None: `end_step`.
+      update_every: steps from one change of the masks to the next.
+      drop_fraction: share of its weights that a layer replaces at first, f(0), in (0, 1); or f
+        itself, a traceable function of the step, whose values are clipped to [0, 1].
+      final_drop_fraction: f(end_step), in [0, drop_fraction]. A constant schedule or an f of your
+        own does not use it.
+      schedule: course of f between the two: "cosine", "linear" or "constant".
+      drop: score of the weights in the mask; the lowest are dropped. A name ("magnitude",
+        "gradient", "random", "sensitivity") or a function `(key, mask, param, grad) -> array` of
+        the parameter's shape.
+      grow: score of the weights outside the mask, likewise; the highest are grown.
+      exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
 
     Raises:
-      ValueError: a density, fraction or schedule that cannot work; an unknown name.
+      ValueError: a density, fraction, step or name that cannot work; at `init`, an unknown
+        distribution or a pattern that matches nothing.
     """
     check_density(density)
     check_density(initial_density, "initial_density")

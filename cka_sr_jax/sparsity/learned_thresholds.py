@@ -1,6 +1,6 @@
-"""Thresholds learned with the weights: STR, one for each layer, and DST, one for each unit.
+"""Thresholds learned with the weights: STR has one for each layer, DST one for each unit.
 
-The trained tree is {"weights": params, "thresholds": tree}; the second is shaped like the first,
+The trained tree is {"weights": params, "thresholds": tree}. The second is shaped like the first,
 with one array for each pruned layer and `optax.MaskedNode()` at leaves that stay dense.
 """
 
@@ -30,23 +30,28 @@ Threshold = Callable[[Array, Array], Array]  # (threshold, weight) -> an array l
 
 
 def soft_threshold(*, initial: float = -10.0, exclude: Sequence[str] = ()) -> Reparametrization:
-    """Soft threshold reparametrization (Kusupati et al. 2020): one learned threshold per layer.
+    """Soft threshold reparametrization (STR; Kusupati et al. 2020, arXiv 2002.03231).
 
       w_eff = sign(w) max(|w| - sigmoid(s), 0),   masks |w| > sigmoid(s)
 
-    The scalar s of each layer is trained with the weights. Weight decay pulls s towards 0, which
-    prunes, and the loss holds it back, so more decay gives more sparsity and none hardly any. Let
-    the optimizer decay the whole trained tree:
-    `optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, momentum=0.9))`.
+    Each layer has one scalar s, which is trained with the weights. Weight decay pulls s towards 0,
+    which prunes; the loss holds it back. More decay gives more sparsity, and no decay hardly any.
+    Let the optimizer decay the whole trained tree, as below.
 
-    The loss has a say once s is above about -10, where the slope of the sigmoid is no longer
-    negligible. Further down decay alone moves s, by about -learning_rate * decay * s / (1 -
-    momentum) a step, and nothing is pruned. The authors' ImageNet runs start at -3200, for 500,000
-    steps at decay 2.25e-5 (ResNet-50, 90 % sparse); a short run from there stays dense.
+    The loss can hold s back once s is above about -10, where the sigmoid's slope counts. Further
+    down decay alone moves s, by about -learning_rate * decay * s / (1 - momentum) a step, and
+    nothing is pruned. The authors' ImageNet runs start at -3200 and take 500,000 steps at decay
+    2.25e-5 (ResNet-50, 90 % sparse); a short run from there stays dense.
+
+    >>> from cka_sr_jax.sparsity import learn_masks, soft_threshold
+    >>> method = soft_threshold()
+    >>> trained = method.init({"kernel": jnp.ones((4, 3))})
+    >>> decay = optax.add_decayed_weights(1e-4)
+    >>> tx = learn_masks(optax.chain(decay, optax.sgd(0.1, momentum=0.9)), method)
 
     Args:
       initial: s at the start; sigmoid(-10) = 4.5e-5.
-      exclude: path patterns of parameters that stay dense, such as "head/kernel".
+      exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
 
     Raises:
       ValueError: `initial` is not finite; at `init`, a pattern that matches nothing.
@@ -68,20 +73,28 @@ def soft_threshold(*, initial: float = -10.0, exclude: Sequence[str] = ()) -> Re
 
 
 def dst(alpha: float, *, exclude: Sequence[str] = ()) -> Reparametrization:
-    """Dynamic sparse training (Liu et al. 2020): one learned threshold per output unit.
+    """Dynamic sparse training (DST; Liu et al. 2020, arXiv 2005.06870).
 
       w_eff = w step(|w| - t),   loss + alpha sum_t exp(-t),   masks |w| >= t
 
-    t has one entry for each index of the kernel's last axis (neuron, filter) and starts at 0, where
-    all is kept. The step's slope, which is 0 almost everywhere, is replaced by `step_slope`, so
-    that t learns and a pruned weight may come back. A layer that keeps 1 % of its weights or less
-    has its thresholds reset to 0, exactly; the optimizer's slots stay.
+    The threshold t has an entry for each output unit (neuron, filter), that is each index of the
+    kernel's last axis. It starts at 0, where all is kept. The step's slope is 0 almost everywhere
+    and is replaced by `step_slope`, so that t learns and a pruned weight may come back. A layer
+    that keeps 1 % of its weights or less has its thresholds reset to exactly 0; the optimizer's
+    slots stay.
+
+    >>> from cka_sr_jax.sparsity import dst, learn_masks
+    >>> method = dst(alpha=5e-4)
+    >>> trained = method.init({"kernel": jnp.ones((4, 3))})
+    >>> trained["thresholds"]["kernel"].tolist()
+    [0.0, 0.0, 0.0]
+    >>> tx = learn_masks(optax.sgd(0.1, momentum=0.9), method)
 
     Args:
-      alpha: strength of the term that raises the thresholds; the authors use 5e-6 for VGG-16 on
-        CIFAR-10 and 5e-4 for LeNet on MNIST. `learn_masks` adds its gradient, so the loss that
-        you log does not contain it.
-      exclude: path patterns of parameters that stay dense, such as "head/kernel".
+      alpha: strength of the term that raises the thresholds, 0 or more. The authors use 5e-6 for
+        VGG-16 on CIFAR-10 and 5e-4 for LeNet on MNIST. `learn_masks` adds the term's gradient, so
+        the loss that you log does not contain the term.
+      exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
 
     Raises:
       ValueError: `alpha` is not a number >= 0; at `init`, a pattern that matches nothing.
@@ -123,7 +136,7 @@ def dst(alpha: float, *, exclude: Sequence[str] = ()) -> Reparametrization:
 
 @jax.custom_jvp
 def unit_step(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """1 where x >= 0, else 0; its derivative is taken to be `step_slope`."""
+    """1 where x >= 0, else 0, with `step_slope` as its derivative."""
     return (x >= 0).astype(x.dtype)
 
 
@@ -134,7 +147,7 @@ def _unit_step_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array
 
 
 def step_slope(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The long-tailed estimator: 2 - 4|x| up to |x| = 0.4, then 0.4 up to |x| = 1, then 0."""
+    """The long-tailed estimator of DST: 2 - 4|x| up to |x| = 0.4, 0.4 up to |x| = 1, then 0."""
     size = jnp.abs(x)
     return jnp.where(size <= 0.4, 2 - 4 * size, jnp.where(size <= 1, 0.4, 0))
 
@@ -142,7 +155,7 @@ def step_slope(x: Float[Array, "..."]) -> Float[Array, "..."]:
 def _thresholded(
     start: Callable[[Array], Array], kept: Threshold, effective: Threshold, exclude: Sequence[str]
 ) -> Reparametrization:
-    """The method whose thresholds begin as start(weight) and prune layer by layer."""
+    """The method whose thresholds start as start(weight) and prune layer by layer."""
 
     def init(params: Params) -> Params:
         leaves = maskable_leaves(params, exclude)
@@ -174,5 +187,5 @@ def _map_thresholds(function: Threshold, trained: Params) -> Any:
 
 
 def _precise(weight: Array) -> Any:
-    """At least float32: a bfloat16 threshold would stand still under small updates."""
+    """At least float32: a bfloat16 threshold would lose small updates to rounding."""
     return float32_or_wider(weight.dtype)

@@ -1,8 +1,8 @@
-"""Masks: pytrees shaped like the parameters, with a bool array at each leaf that is pruned.
+"""Masks: pytrees like the parameters, with a bool array at each leaf that is pruned.
 
-Leaves that stay dense hold `optax.MaskedNode()`, which is a pytree without leaves, so masks pass
-through jit, pmap and checkpoints as ordinary state. Densities are counted on masks, never on
-`params != 0`: a kept weight may well be 0.
+Leaves that stay dense hold `optax.MaskedNode()`, a pytree without leaves, so masks pass through
+jit, pmap and checkpoints as ordinary state. Densities are counted on masks and never on
+`params != 0`: a kept weight may be 0.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ def is_dense(mask: Any) -> bool:
 
 
 def map_masked(function: Callable[..., Any], masks: Masks, tree: Any, *rest: Any) -> Any:
-    """`function(mask, leaf, *rest)` at each masked leaf of `tree`; dense leaves stay as is."""
+    """`function(mask, leaf, *rest)` at each masked leaf of `tree`; dense leaves as they are."""
 
     def at_leaf(leaf: Any, mask: Any, *others: Any) -> Any:
         return leaf if is_dense(mask) else function(mask, leaf, *others)
 
-    # is_leaf: optimizer states may hold MaskedNode themselves (optax.masked).
+    # is_leaf, since optimizer states may hold MaskedNode too (optax.masked).
     return jax.tree.map(at_leaf, tree, masks, *rest, is_leaf=is_dense)
 
 
 def check_masks(params: Params, masks: Masks) -> dict[str, Any]:
-    """{path: mask or optax.MaskedNode()} of all parameters.
+    """{path: mask, or `optax.MaskedNode()` where dense} of all parameters.
 
     Raises:
-      ValueError: the masks do not have the structure and the shapes of the parameters.
+      ValueError: the masks lack the structure or the shapes of the parameters.
     """
     treedef: Any = jax.tree.structure(params)
     try:
@@ -62,7 +62,7 @@ def check_masks(params: Params, masks: Masks) -> dict[str, Any]:
         if not is_dense(mask) and np.shape(mask) != np.shape(leaf):
             raise ValueError(
                 f"the mask of {path} has shape {np.shape(mask)} and the parameter "
-                f"{np.shape(leaf)}: masks are bool arrays of their parameter's shape."
+                f"{np.shape(leaf)}: pass a bool array of the parameter's shape."
             )
     return {path: mask for (path, _), mask in zip(leaves, entries, strict=True)}
 
@@ -70,25 +70,35 @@ def check_masks(params: Params, masks: Masks) -> dict[str, Any]:
 def apply_masks(params: Params, masks: Masks) -> Params:
     """`params` with exactly 0 wherever the mask is False.
 
+    >>> masks = {"w": jnp.array([True, False]), "b": optax.MaskedNode()}
+    >>> masked = apply_masks({"w": jnp.array([3.0, 4.0]), "b": jnp.array([5.0])}, masks)
+    >>> masked["w"].tolist(), masked["b"].tolist()
+    ([3.0, 0.0], [5.0])
+
     Raises:
-      ValueError: the masks have another structure than the parameters, or other shapes.
+      ValueError: the masks lack the structure or the shapes of the parameters.
     """
     check_masks(params, masks)
     return map_masked(lambda mask, leaf: jnp.where(mask, leaf, 0), masks, params)
 
 
 def rescale_kept(params: Params, masks: Masks) -> Params:
-    """`params` masked, and each output unit's kept weights scaled to the norm that all had.
+    """`params` masked, with each output unit's kept weights scaled to the norm that all had.
 
-      w_kept * ||w|| / ||w_kept||  over the weights into a unit, the last axis in Flax's kernels.
+      w_kept ||w|| / ||w_kept||,   norms over the weights into a unit: all axes but the last
 
-    A unit's output then varies as in the dense network. Deep networks without normalization need it
-    at low densities, where else the signal fades in every layer. With random masks the factor is
-    about 1 / sqrt(the unit's density) (Evci et al. 2022, "Gradient Flow in Sparse Neural
-    Networks"); masks that keep large weights, as SNIP's do, need less.
+    A unit's output then varies as in the dense network. Deep networks without normalization need
+    this at low densities, where the signal otherwise fades layer by layer. With random masks the
+    factor is about 1 / sqrt(density of the unit) (Evci et al. 2022, "Gradient Flow in Sparse Neural
+    Networks and How Lottery Tickets Win", arXiv 2010.03533); masks that keep large weights, such as
+    SNIP's, need less.
+
+    >>> scaled = rescale_kept({"w": jnp.ones((4, 1))}, {"w": jnp.array([[True]] + [[False]] * 3)})
+    >>> scaled["w"].ravel().tolist()
+    [2.0, 0.0, 0.0, 0.0]
 
     Raises:
-      ValueError: as `apply_masks`.
+      ValueError: the masks lack the structure or the shapes of the parameters.
     """
     check_masks(params, masks)
 
@@ -97,7 +107,7 @@ def rescale_kept(params: Params, masks: Masks) -> Params:
         squares = jnp.square(leaf.astype(jnp.float32))
         whole = jnp.sum(squares, axis=inputs, keepdims=True)
         kept = jnp.sum(jnp.where(mask, squares, 0), axis=inputs, keepdims=True)
-        # A unit that keeps nothing is 0 whatever the factor.
+        # A unit that keeps no weight is 0 whatever the factor.
         factor = jnp.sqrt(whole / jnp.where(kept > 0, kept, 1)).astype(leaf.dtype)
         return jnp.where(mask, leaf * factor, 0)
 
@@ -105,7 +115,11 @@ def rescale_kept(params: Params, masks: Masks) -> Params:
 
 
 def density(masks: Masks) -> Float[Array, ""]:
-    """Kept weights divided by all weights of the masked leaves; 1 where nothing is masked."""
+    """Kept weights / all weights of the masked leaves; 1 where nothing is masked.
+
+    >>> float(density({"w": jnp.array([True, False]), "b": optax.MaskedNode()}))
+    0.5
+    """
     leaves = jax.tree.leaves(masks)
     if not leaves:
         return jnp.ones(())
@@ -116,15 +130,20 @@ def density(masks: Masks) -> Float[Array, ""]:
 def epsilon_sparsity(
     params: Params, epsilon: float, exclude: Sequence[str] = ()
 ) -> Float[Array, ""]:
-    """Share of the weights of rank 2 or more with |w| < `epsilon`, pruned ones included.
+    """Share of the weights that a rule may prune with |w| < `epsilon`, pruned ones included.
 
-    Of the CKA-SR paper's theorem 1 (appendix): weights far below the others do as much as zeros.
+    Theorem 1 of the CKA-SR paper (appendix) is on this share: weights far below the others act as
+    zeros do.
+
+    >>> float(epsilon_sparsity({"kernel": jnp.array([[0.0, 0.5], [1e-4, 1.0]])}, 1e-3))
+    0.5
 
     Args:
-      exclude: path patterns of parameters to leave out.
+      epsilon: above 0, for example 1e-3.
+      exclude: path patterns (`sparsity.matches`) of parameters to leave out.
 
     Raises:
-      ValueError: epsilon not positive; no weight of rank 2 or more; a pattern that matches none.
+      ValueError: epsilon not positive; no weight of rank 2 or more; a pattern that matches nothing.
     """
     if not epsilon > 0:
         raise ValueError(f"epsilon={epsilon} is not positive: try 1e-3.")
@@ -134,10 +153,14 @@ def epsilon_sparsity(
 
 
 def churn(before: Masks, after: Masks) -> Float[Array, ""]:
-    """How much of the masks changed: |before xor after| / (|before| + |after|), |.| being counts.
+    """How much of the masks changed: |before xor after| / (|before| + |after|), |.| a count.
 
-    Where as many weights are grown as are dropped this is the share of new ones; 1 where nothing is
-    left of the masks before, and 0 where nothing is masked.
+    Where as many weights grow as are dropped, this is the share of new ones: 1 where no old weight
+    stays, 0 where none changes or nothing is masked.
+
+    >>> before, after = jnp.array([True, True, False]), jnp.array([True, False, True])
+    >>> float(churn({"w": before}, {"w": after}))
+    0.5
     """
     pairs = list(zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
     changed = [jnp.sum(a ^ b, dtype=jnp.float32) for a, b in pairs]
@@ -146,19 +169,25 @@ def churn(before: Masks, after: Masks) -> Float[Array, ""]:
 
 
 def explored(so_far: Masks, masks: Masks) -> Masks:
-    """Which weights were ever kept: the union over time, started with the masks of step 0.
+    """Which weights were ever kept: the union over time. Start with the masks of step 0.
 
-    Its `density` is the exploration rate R_s of in-time over-parametrization (ITOP, Liu et al.
-    2021): the share of weights that were active at least once.
+    Its `density` is the exploration rate R_s of in-time over-parametrization (ITOP; Liu et al.
+    2021, arXiv 2102.02887): the share of weights that were active at least once.
     """
     return jax.tree.map(jnp.logical_or, so_far, masks)
 
 
 def maskable_leaves(params: Params, exclude: Sequence[str] = ()) -> dict[str, Any]:
-    """path -> leaf for the leaves that a rule prunes: rank >= 2 and not excluded by a pattern.
+    """{path: leaf} of the leaves that a rule prunes: those of rank 2 or more, less `exclude`.
+
+    >>> list(maskable_leaves({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}))
+    ['kernel']
+
+    Args:
+      exclude: path patterns (`sparsity.matches`) of leaves that stay dense.
 
     Raises:
-      ValueError: no leaf is left, or an `exclude` pattern matches none.
+      ValueError: no leaf remains; a pattern that matches nothing.
     """
     if isinstance(exclude, str):
         exclude = (exclude,)
@@ -167,8 +196,8 @@ def maskable_leaves(params: Params, exclude: Sequence[str] = ()) -> dict[str, An
         excluded = [path for path in leaves if matches(pattern, path)]
         if not excluded:
             raise ValueError(
-                f"exclude pattern {pattern!r} matches no parameter of rank 2 or more: "
-                f"those left are {', '.join(leaves) or 'none'}."
+                f"exclude pattern {pattern!r} matches no parameter of rank 2 or more: use a path "
+                f"such as {', '.join(leaves) or 'none'}."
             )
         for path in excluded:
             del leaves[path]
@@ -195,7 +224,12 @@ def mask_shapes(masks: Masks) -> dict[str, tuple[int, ...]]:
 
 
 def masks_from_paths(params: Params, masks: dict[str, Any]) -> Masks:
-    """The mask tree of `params` with `masks[path]` at the named leaves and the rest dense."""
+    """The mask tree of `params` with `masks[path]` at these leaves and the others dense.
+
+    >>> params = {"kernel": jnp.ones((1, 2)), "bias": jnp.ones(2)}
+    >>> masks_from_paths(params, {"kernel": jnp.array([[True, False]])})["bias"]
+    MaskedNode()
+    """
     paths = iter([path for path, _ in leaf_paths(params)])
     return jax.tree.map(lambda _: masks.get(next(paths), optax.MaskedNode()), params)
 

@@ -1,7 +1,7 @@
 """Methods that train a dense tree and compute the model's sparse weights from it.
 
-`sparsify` holds pruned parameters at 0. A reparametrization trains all of them, with thresholds
-perhaps, and the model runs on a sparse function of them, so a pruned weight may come back.
+`sparsify` holds pruned parameters at 0. A reparametrization trains all of them, perhaps with
+thresholds, and the model runs on a sparse function of them, so a pruned weight may come back.
 """
 
 from __future__ import annotations
@@ -30,14 +30,36 @@ class Reparametrization(NamedTuple):
     """A method that computes the model's sparse weights from a dense trained tree.
 
     The trained tree is {"weights": params}, with "thresholds" beside it for methods that learn
-    them, so that the dense weights are never taken for the model's: those are `weights(trained)`.
+    them. The model's own weights are `weights(trained)`, never the tree itself.
+
+    A method of your own, in full: of every leaf of rank 2 or more the model sees the weights above
+    a fixed size, and the gradient reaches all weights (a straight-through estimate):
+
+    >>> from cka_sr_jax.sparsity import learn_masks, masks_from_paths, maskable_leaves
+    >>> def above(size):
+    ...     def masks(trained):
+    ...         leaves = maskable_leaves(trained["weights"])
+    ...         kept = {path: jnp.abs(leaf) > size for path, leaf in leaves.items()}
+    ...         return {"weights": masks_from_paths(trained["weights"], kept)}
+    ...     def weights(trained):
+    ...         def at_leaf(leaf):
+    ...             pruned = (leaf.ndim >= 2) & (jnp.abs(leaf) <= size)
+    ...             return leaf + jax.lax.stop_gradient(jnp.where(pruned, -leaf, 0))
+    ...         return jax.tree.map(at_leaf, trained["weights"])
+    ...     return Reparametrization(lambda params: {"weights": params}, weights, masks)
+    >>> method = above(0.5)
+    >>> trained = method.init({"kernel": jnp.array([[0.2, 1.0]]), "bias": jnp.array([0.1, 0.1])})
+    >>> method.weights(trained)["kernel"].tolist()
+    [[0.0, 1.0]]
+    >>> tx = learn_masks(optax.sgd(0.1), method)
 
     Attributes:
       init: `(params) -> trained`, from a model's parameters.
       weights: `(trained) -> params`, the model's sparse parameters; differentiable.
-      masks: `(trained) -> masks` like the trained tree, `optax.MaskedNode()` at the thresholds.
-      regularize: `(grads, trained) -> grads`, adds the gradient of the method's own loss term.
-      restart: `(trained) -> trained`, run after each update.
+      masks: `(trained) -> masks` like the trained tree, `optax.MaskedNode()` at the thresholds and
+        at leaves that stay dense.
+      regularize: `(grads, trained) -> grads`, adds the gradient of a loss term of the method.
+      restart: `(trained) -> trained`, applied after each update.
     """
 
     init: Callable[[Params], Params]
@@ -52,29 +74,36 @@ def learn_masks(
 ) -> optax.GradientTransformationExtraArgs:
     """`inner` on the trained tree of a reparametrization, with the masks in its state.
 
-      method = dst(alpha=5e-6)
-      trained = method.init(params)
-      tx = learn_masks(optax.sgd(0.1, momentum=0.9), method)
-      opt_state = tx.init(trained)
-      grads = jax.grad(lambda trained: loss(method.weights(trained)))(trained)
-      updates, opt_state = tx.update(grads, opt_state, trained)
-      trained = optax.apply_updates(trained, updates)
+    >>> from cka_sr_jax.sparsity import dst, get_masks, learn_masks
+    >>> method = dst(alpha=1e-3)
+    >>> trained = method.init({"kernel": jnp.ones((4, 3))})
+    >>> tx = learn_masks(optax.sgd(0.1, momentum=0.9), method)
+    >>> opt_state = tx.init(trained)
+    >>> loss = lambda trained: jnp.sum(method.weights(trained)["kernel"] ** 2)
+    >>> updates, opt_state = tx.update(jax.grad(loss)(trained), opt_state, trained)
+    >>> trained = optax.apply_updates(trained, updates)
+    >>> masks = get_masks(opt_state)["weights"]  # of the model's parameters
 
-    `get_masks` and `mask_metrics` work as after `sparsify`; the masks of the model's parameters are
-    `get_masks(opt_state)["weights"]`. Like `sparsify` it is the outermost transform, but for
-    `optax.MultiSteps`: another one after it would change the updates that the masks tell of.
+    `get_masks` and `mask_metrics` work as after `sparsify`. Like `sparsify` it is the outermost
+    transform, which only `optax.MultiSteps` may wrap: another one after it would change the trained
+    tree that the masks are computed from.
 
     Args:
-      inner: any Optax transform that ends in a parameter update.
-      method: `soft_threshold`, `dst` or `sr_ste`, or a Reparametrization of yours.
+      inner: any Optax transform whose result is added to the parameters.
+      method: `soft_threshold`, `dst`, `sr_ste`, or a Reparametrization of yours.
+
+    Returns:
+      A transform whose `update(updates, state, params)` takes the gradients of the trained tree as
+      `updates` and the trained tree as `params`; its state is a `SparseState`.
 
     Raises:
       TypeError: `method` is not a Reparametrization.
-      ValueError: `update` is called without the trained tree, or `init` with another tree.
+      ValueError: from `init`, another tree than `method.init` gives; from `update`, no trained
+        tree.
     """
     if not isinstance(method, Reparametrization):
         raise TypeError(
-            f"method={method!r} is no Reparametrization: pass one, for example dst(alpha=5e-6)."
+            f"method={method!r} is not a Reparametrization: pass one, such as dst(alpha=5e-6)."
         )
     inner = optax.with_extra_args_support(inner)
 
@@ -108,7 +137,7 @@ def learn_masks(
 
 
 def _land(update: Array, aim: Array, target: Array, value: Array) -> Array:
-    """The update that takes `value` to `target`: the optimizer's own where that was its aim."""
+    """The update from `value` to `target`: the optimizer's own where it aims there."""
     # value + (0 - value) is exactly 0.
     return jnp.where(aim == target, update, target - value)
 
@@ -117,11 +146,11 @@ def part(trained: Params, name: str) -> Params:
     """`trained[name]`.
 
     Raises:
-      ValueError: this is no trained tree.
+      ValueError: `trained` is another tree.
     """
     if not isinstance(trained, Mapping) or name not in trained:
         raise ValueError(
-            f"this is no trained tree, for it has no {name!r}: make it with "
-            "trained = method.init(params), and pass it where the parameters would go."
+            f"the trained tree has no {name!r}: make it with trained = method.init(params), and "
+            "pass it where the parameters would go."
         )
     return trained[name]

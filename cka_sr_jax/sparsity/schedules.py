@@ -1,6 +1,7 @@
-"""Schedules over the steps of training: how many weights to move, how many to keep, and when.
+"""Schedules over the steps of training: how many weights to move or keep, and when.
 
-Each builder checks its arguments and gives a pure function of the step, traced or not.
+Each function checks its arguments and returns a pure function of the step, counted from 0, which
+may be traced.
 """
 
 from __future__ import annotations
@@ -18,10 +19,21 @@ Schedule = Callable[[Step], Float[Array, ""]]
 
 
 def cosine(initial: float, end_step: int, floor: float = 0.0) -> Schedule:
-    """floor + (initial - floor) / 2 (1 + cos(pi t / end_step)), RigL's (Evci et al. 2020).
+    """floor + (initial - floor) / 2 (1 + cos(pi t / end_step)): RigL's (Evci et al. 2020).
+
+    Stays at `floor` after `end_step`.
+
+    >>> share = cosine(0.3, end_step=7500)
+    >>> [round(float(share(step)), 3) for step in (0, 3750, 7500, 10_000)]
+    [0.3, 0.15, 0.0, 0.0]
+
+    Args:
+      initial: share at step 0, in (0, 1).
+      end_step: step at which `floor` is reached, 1 or more.
+      floor: in [0, initial].
 
     Raises:
-      ValueError: `initial` outside (0, 1), `floor` outside [0, initial], or `end_step` < 1.
+      ValueError: an argument outside its range.
     """
     _check_decay(initial, end_step, floor)
     return lambda step: (
@@ -30,10 +42,9 @@ def cosine(initial: float, end_step: int, floor: float = 0.0) -> Schedule:
 
 
 def linear(initial: float, end_step: int, floor: float = 0.0) -> Schedule:
-    """initial + (floor - initial) t / end_step.
+    """initial + (floor - initial) t / end_step, and `floor` after `end_step`.
 
-    Raises:
-      ValueError: as `cosine`.
+    Arguments and errors as for `cosine`.
     """
     _check_decay(initial, end_step, floor)
     return lambda step: initial + (floor - initial) * _progress(step, end_step)
@@ -52,10 +63,10 @@ def constant(initial: float) -> Schedule:
 def drop_schedule(
     fraction: float | Schedule, name: str, end_step: int, floor: float = 0.0
 ) -> Schedule:
-    """The drop-fraction schedule of this name; a `fraction` that is a function is one already.
+    """The schedule called `name` from `fraction` to `floor`; or `fraction`, if it is a function.
 
     Raises:
-      ValueError: an unknown name, or what the schedule refuses.
+      ValueError: an unknown name; an argument outside its range.
     """
     if callable(fraction):
         return fraction
@@ -72,16 +83,20 @@ def drop_schedule(
 def cubic_counts(
     initial: int, final: int, *, start_step: int, end_step: int, update_every: int
 ) -> Callable[[Step], Int[Array, ""]]:
-    """How many weights to keep at each update of gradual pruning (Zhu & Gupta 2017, GMP).
+    """How many weights gradual pruning keeps (GMP; Zhu & Gupta 2017, arXiv 1710.01878).
 
-      round(final + (initial - final) (1 - (t - start) / (end - start))^3)
+      round(final + (initial - final) (1 - (t - start_step) / (end_step - start_step))^3)
 
-    at the updates t = start, start + every, ...; `initial` before `start_step` and `final` from
-    `end_step` on, also where they are one step. Exact for counts beyond float32's 2^24: NumPy
-    computes them beforehand.
+    at the updates t = start_step, start_step + update_every, ...; between two updates as at the
+    earlier one. Before `start_step` it is `initial`, from `end_step` on `final`, also where the two
+    steps are one. The counts are exact beyond float32's 2^24, since NumPy computes them beforehand.
+
+    >>> count = cubic_counts(1000, 100, start_step=0, end_step=20, update_every=5)
+    >>> [int(count(step)) for step in (0, 5, 9, 10, 20)]
+    [1000, 480, 480, 212, 100]
 
     Raises:
-      ValueError: as `check_steps`, one step being allowed.
+      ValueError: as `check_steps` with `one_shot`.
     """
     check_steps(update_every, start_step, end_step, one_shot=True)
     length = end_step - start_step
@@ -101,15 +116,19 @@ def cubic_counts(
 def periodic(
     update_every: int, end_step: int, start_step: int = 0, *, also: int | None = None
 ) -> Callable[[Step], Bool[Array, ""]]:
-    """Whether a step is one of start, start + every, start + 2 every, ... up to `end_step`.
+    """Whether the masks change at a step: start_step, start_step + update_every, ... to `end_step`.
 
-    `end_step` is always one of them and step 0 never is: the masks of step 0 are the initial ones.
+    `end_step` is always one of these steps. Step 0 never is, since its masks are the initial ones.
+
+    >>> due = periodic(update_every=4, end_step=10)
+    >>> [step for step in range(20) if due(step)]
+    [4, 8, 10]
 
     Args:
       also: one more step.
 
     Raises:
-      ValueError: as `check_steps`, one step being allowed.
+      ValueError: as `check_steps` with `one_shot`.
     """
     check_steps(update_every, start_step, end_step, one_shot=True)
 
@@ -125,10 +144,13 @@ def periodic(
 def check_steps(
     update_every: int, start_step: int, end_step: int, *, one_shot: bool = False
 ) -> None:
-    """Raise ValueError unless updates every `update_every` steps fit between start and end.
+    """Check that there is an update every `update_every` steps between `start_step` and `end_step`.
 
     Args:
-      one_shot: whether start and end may be one step, at which there is one update.
+      one_shot: allow `end_step` = `start_step`, a single update.
+
+    Raises:
+      ValueError: steps that are not whole numbers, or leave no update.
     """
     steps = {"update_every": update_every, "start_step": start_step, "end_step": end_step}
     for name, value in steps.items():
@@ -142,8 +164,8 @@ def check_steps(
         return
     if end_step <= start_step:
         raise ValueError(
-            f"end_step={end_step} does not come after start_step={start_step}: the masks would "
-            "never change."
+            f"end_step={end_step} does not come after start_step={start_step}, so the masks would "
+            "never change: pass a later end_step, such as three quarters of the run."
         )
     if update_every > end_step - start_step:
         raise ValueError(
@@ -160,8 +182,8 @@ def _check_decay(initial: float, end_step: int, floor: float) -> None:
         )
     if not 0 <= floor <= initial:
         raise ValueError(
-            f"final_drop_fraction={floor} is not in [0, {initial}]: the share falls from "
-            f"drop_fraction={initial} to it."
+            f"final_drop_fraction={floor} is not in [0, {initial}]: it is what the share falls to "
+            f"from drop_fraction={initial}, for example 0."
         )
     if end_step < 1:
         raise ValueError(f"end_step={end_step} is not a number of steps: pass 1 or more.")

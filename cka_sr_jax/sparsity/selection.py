@@ -1,4 +1,4 @@
-"""The k largest of N scores, with k traced: the one primitive that every pruning rule needs."""
+"""The k largest of N scores, with k traced: the primitive that every pruning rule needs."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 
-# By a search for the threshold, bit by bit on the scores' integer image: at most 32 counts of N
-# values, where sorts take ten times as long (benchmarks/selection.py).
+# It searches the threshold bit by bit, on integers in the order of the scores: at most 32 counts of
+# N values. A sort takes ten times as long (benchmarks/selection.py).
 def top_k_mask(
     scores: Float[Array, "..."],
     k: int | Int[Array, ""],
     where: Bool[Array, "..."] | None = None,
 ) -> Bool[Array, "..."]:
-    """A mask of the k largest scores, k of them exactly.
+    """A mask of exactly k scores, the largest.
 
-    Equal scores are taken in index order, lowest first (0.0 and -0.0 are equal). NaN ranks below
-    -inf, so it is chosen last. Scores of another type are compared as float32.
+    Of equal scores those of the lowest index are taken first (0.0 and -0.0 are equal). NaN ranks
+    below -inf. Scores of another type than float32 are compared as float32.
+
+    >>> top_k_mask(jnp.array([3.0, 1.0, 2.0, 2.0]), 2).tolist()
+    [True, False, True, False]
 
     Args:
-      scores: any shape; ranked as a whole.
-      k: how many, traced or not; below 0 counts as 0, above the number of candidates as all.
-      where: which entries are candidates, of the scores' shape; None: all.
+      scores: of any shape; ranked as a whole.
+      k: how many, traced or not. Below 0 counts as 0, above the number of candidates as all.
+      where: bool array of the scores' shape, the candidates; None: all.
     """
     masks = {"": where} if where is not None else None
     return top_k_masks({"": scores}, k, masks)[""]
@@ -37,7 +40,12 @@ def top_k_masks(
     k: int | Int[Array, ""],
     where: Mapping[str, Bool[Array, "..."]] | None = None,
 ) -> dict[str, Bool[Array, "..."]]:
-    """`top_k_mask` of layers ranked together: k weights in all, ties in the layers' order."""
+    """`top_k_mask` of several layers ranked together: k weights in all, ties in the layers' order.
+
+    >>> masks = top_k_masks({"a": jnp.array([5.0, 1.0]), "b": jnp.array([4.0, 3.0])}, 3)
+    >>> masks["a"].tolist(), masks["b"].tolist()
+    ([True, False], [True, True])
+    """
     ranks = {path: _monotone_image(score) for path, score in scores.items()}
     if where is not None:
         ranks = {path: jnp.where(where[path], rank, 0) for path, rank in ranks.items()}
@@ -50,15 +58,15 @@ def top_k_masks(
         return ranks[path] >= t
 
     def early(path: str, t: UInt32[Array, ""]) -> Bool[Array, "..."]:
-        # The higher t, the fewer indices. Adding t keeps the indices out of memory: XLA would
-        # move a comparison's constant side out of the search loop.
+        # The higher t, the fewer indices. With t in the sum XLA computes the indices on the fly;
+        # a side of the comparison that is constant in the loop would be stored.
         rank = ranks[path]
         index = start_of[path] + jax.lax.iota(jnp.uint32, rank.size).reshape(rank.shape)
         return (rank == threshold) & (index + t <= size)
 
     threshold, count = _threshold(partial(_count, reaches, ranks), k, size)
     above = _count(reaches, ranks, threshold + 1)
-    # Without ties all at the threshold come, and the second search ends before its first round.
+    # Without ties all at the threshold are chosen, and the second search ends at once.
     missing = jnp.where(count == k, size, k - above)
     last, _ = _threshold(partial(_count, early, ranks), missing, size)
     chosen = {path: (rank > threshold) | early(path, last) for path, rank in ranks.items()}
@@ -86,7 +94,8 @@ def _count(
     """How many entries of all layers are chosen at t."""
     total = jnp.int32(0)
     for path in paths:
-        # One layer after another, for each adds a 0 from the last: XLA may write out what it sums.
+        # Each layer adds a 0 from the last one, so that XLA takes them one after another: it may
+        # write out what it sums.
         zero = (total >> 31).astype(jnp.uint32)
         total += jnp.sum(chosen(path, t + zero), dtype=jnp.int32)
     return total
@@ -97,8 +106,8 @@ def _threshold(
 ) -> tuple[UInt32[Array, ""], Int[Array, ""]]:
     """(t, at_least(t)) for a t where that count is k or, with ties, the next above k.
 
-    Built from the highest bit down: a bit stays where still k or more values lie above. The search
-    ends at the first threshold with exactly k, or else at the largest with k or more.
+    t is built from the highest bit down; a bit is set where k or more values still reach t. The
+    search ends at the first t with exactly k values, else at the largest t with k or more.
     """
 
     def unfinished(state: tuple[Array, Array, Array]) -> Bool[Array, ""]:

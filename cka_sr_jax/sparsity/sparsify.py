@@ -25,15 +25,15 @@ from cka_sr_jax.sparsity.rule import Rule
 
 
 class SparseState(NamedTuple):
-    """Optimizer state of `sparsify`.
+    """Optimizer state of `sparsify` and `learn_masks`.
 
     Attributes:
       step: updates so far.
       masks: bool arrays, and `optax.MaskedNode()` at leaves that stay dense.
       inner_state: the inner optimizer's.
-      gradient_average: of the dense gradients at masked leaves, for the rules that need it.
-      kept_before: weights that earlier masks kept, for rules that change them.
-      churn: of the last change, see `masks.churn`.
+      gradient_average: of the dense gradients at masked leaves, for rules that need it, else ().
+      kept_before: which weights earlier masks kept, for rules that change the masks, else ().
+      churn: how much the last change changed (`churn`), for the same rules, else ().
     """
 
     step: Int[Array, ""]
@@ -47,39 +47,50 @@ class SparseState(NamedTuple):
 def sparsify(
     inner: optax.GradientTransformation, rule: Rule, *, seed: int | Int[Array, ""] = 0
 ) -> optax.GradientTransformationExtraArgs:
-    """`inner` on masked parameters, with masks that the rule sets and changes.
+    """`inner` on masked parameters, under masks that the rule sets and changes.
 
-    Each update hands `inner` the masked gradients, and returns -param wherever the mask is False,
-    so that `optax.apply_updates` leaves exactly 0 there. The forward pass then needs no masking and
+    Each update gives `inner` the masked gradients, and returns -param wherever the mask is False,
+    so that `optax.apply_updates` puts exactly 0 there. The forward pass then needs no masking, and
     `jax.grad` still gives the dense gradient, which some rules grow from. Where the rule changes
-    the masks, new weights start at 0 with every slot of the inner state (momentum, second moment)
-    set to 0. Everything stays on the device; equal seeds and inputs give equal masks everywhere.
+    the masks, new weights start at 0, with 0 in every slot of the inner state (momentum, second
+    moment). All stays on the device; equal seeds and inputs give equal masks on every device.
 
-      tx = sparsify(optax.sgd(0.1, momentum=0.9), rst(density=0.05))
-      opt_state = tx.init(params)
-      params = apply_masks(params, get_masks(opt_state))   # pruned from the first step on
+    >>> from cka_sr_jax.sparsity import apply_masks, get_masks, rst, sparsify
+    >>> params = {"kernel": jnp.ones((20, 10)), "bias": jnp.zeros(10)}
+    >>> tx = sparsify(optax.sgd(0.1, momentum=0.9), rst(density=0.05))
+    >>> opt_state = tx.init(params)
+    >>> params = apply_masks(params, get_masks(opt_state))  # pruned from the first step on
+    >>> grads = jax.grad(lambda p: jnp.sum((p["kernel"] + p["bias"]) ** 2))(params)
+    >>> updates, opt_state = tx.update(grads, opt_state, params)
+    >>> params = optax.apply_updates(params, updates)
+    >>> int((params["kernel"] != 0).sum())
+    10
 
-    It is the outermost transform, but for `optax.MultiSteps`: another one after it would change
-    the updates that hold pruned weights at 0 (`get_masks` raises an error for that).
+    `sparsify` is the outermost transform; only `optax.MultiSteps` may wrap it. Another transform
+    after it would change the updates that hold pruned weights at 0, and `get_masks` raises an error
+    for that.
 
     Args:
-      inner: any Optax transform that ends in a parameter update.
-      rule: from `make_rule` or one of the rules themselves.
-      seed: of the random choices of the rule.
+      inner: any Optax transform whose result is added to the parameters: `optax.adam(1e-3)`.
+      rule: from `make_rule`, a rule's function, or a `Rule` of yours.
+      seed: of the rule's random choices.
+
+    Returns:
+      A transform whose `update(updates, state, params)` takes the dense gradients as `updates`, and
+      whose state is a `SparseState`.
 
     Raises:
       TypeError: `rule` is not a Rule.
-      ValueError: `update` is called without `params`, with a state of another transform, with that
-        of a rule that keeps less or more (none, fixed or changing masks, averages of gradients), or
-        with masks that do not fit the parameters.
+      ValueError: from `update`, when it gets no `params`, the state of another transform or of
+        another kind of rule, or masks that do not fit the parameters.
     """
     if not isinstance(rule, Rule):
         raise TypeError(
-            f"the rule is a {type(rule).__name__}: pass a Rule such as make_rule('rst', "
+            f"the rule is a {type(rule).__name__}: pass a Rule, such as make_rule('rst', "
             "density=0.05), or static(masks) for masks that you have."
         )
     inner = optax.with_extra_args_support(inner)
-    # A plain False: masks that never change, so nothing to compile or to keep count of.
+    # A plain False says that the masks never change: nothing to compile, nothing to count.
     changes = rule.due(jnp.zeros((), jnp.int32)) is not False
 
     def init(params: Params) -> SparseState:
@@ -129,7 +140,7 @@ def sparsify(
             kept, state = jax.lax.cond(
                 rule.due(state.step - 1), change, lambda state: (state.masks, state), state
             )
-        # -param in its own type: rounded to a narrower update's it would not lead to exactly 0.
+        # -param in its own type: rounded to the type of narrower updates it would miss exactly 0.
         updates = map_masked(
             lambda mask, update, param: jnp.where(mask, update, -param), kept, updates, params
         )
@@ -139,7 +150,7 @@ def sparsify(
 
 
 def _check_state(state: Any, params: Params, rule: Rule, changes: bool) -> None:
-    """Raise ValueError for a state that this rule did not make: better than training dense."""
+    """Raise ValueError for a state of another rule, which might train dense without a word."""
     made_by_it = isinstance(state, SparseState) and (
         bool(jax.tree.leaves(state.kept_before)) == bool(changes and jax.tree.leaves(state.masks))
         and bool(jax.tree.leaves(state.gradient_average))
@@ -150,7 +161,7 @@ def _check_state(state: Any, params: Params, rule: Rule, changes: bool) -> None:
     if not made_by_it:
         raise ValueError(
             "this optimizer state is not one of this sparsify: make it with tx.init(params), or "
-            "put masks that you have into static(masks)."
+            "train under masks that you have with static(masks)."
         )
     check_masks(params, state.masks)
 
@@ -170,7 +181,7 @@ def _reset_slots(inner: optax.GradientTransformation, inner_state: Any, kept: Ma
     """The inner state with 0 in every parameter-shaped slot where `kept` is False."""
 
     def reset(slot: Any, mask: Any) -> Any:
-        # Optimizers leave parameters out of a slot (muon) or factor it (adafactor).
+        # Optimizers may leave a parameter out of a slot (muon) or factor the slot (adafactor).
         if is_dense(mask) or is_dense(slot) or slot.shape != mask.shape:
             return slot
         return jnp.where(mask, slot, jnp.zeros_like(slot))
@@ -181,7 +192,7 @@ def _reset_slots(inner: optax.GradientTransformation, inner_state: Any, kept: Ma
 def with_masks(
     inner: optax.GradientTransformation, state: SparseState, masks: Masks
 ) -> SparseState:
-    """The state of `sparsify(inner, ...)` with other masks, and 0 in every slot that they prune."""
+    """The state of `sparsify(inner, ...)` under other masks, with 0 in the slots they prune."""
     return state._replace(masks=masks, inner_state=_reset_slots(inner, state.inner_state, masks))
 
 
@@ -189,19 +200,20 @@ def get_masks(opt_state: Any) -> Masks:
     """The masks inside an optimizer state, however deep `sparsify` was wrapped.
 
     Raises:
-      ValueError: the state has no masks, or several; or `sparsify` is followed by another
-        transform in an `optax.chain`, which would undo the pruning. The order inside an
-        `optax.named_chain` is not seen: its state is a dict, which keeps none under jit.
+      ValueError: the state holds no masks, or several sets; or another transform follows `sparsify`
+        in an `optax.chain` and would undo the pruning. In an `optax.named_chain` this goes unseen:
+        its state is a dict, which loses the order under jit.
     """
     return _find_state(opt_state).masks
 
 
 def mask_metrics(opt_state: Any) -> dict[str, Float[Array, ""]]:
-    """Scalars that say how the masks inside an optimizer state fare.
+    """Scalars on the masks inside an optimizer state.
 
-    "density"; and where the rule changes the masks, "churn", how much of them the last change
-    changed (`masks.churn`), and "explored", the share of weights that were kept at least once:
-    R_s, the exploration rate of in-time over-parametrization (ITOP, Liu et al. 2021).
+    Returns:
+      "density"; and for a rule that changes the masks "churn", how much the last change changed
+      (`churn`), and "explored", the share of weights that were kept at least once: R_s, the
+      exploration rate of in-time over-parametrization (ITOP; Liu et al. 2021, arXiv 2102.02887).
 
     Raises:
       ValueError: as `get_masks`.
@@ -224,16 +236,16 @@ def _find_state(opt_state: Any) -> SparseState:
     ]
     if len(found) != 1:
         raise ValueError(
-            f"the optimizer state holds {len(found)} sets of masks: make it with "
+            f"the optimizer state holds {len(found)} sets of masks and should hold 1: make it with "
             "tx = sparsify(optimizer, rule), once."
         )
     path, state = found[0]
     node = opt_state
     for entry in path:
-        # A chain's state is a plain tuple with one entry for each of its transforms.
+        # The state of a chain is a plain tuple, with an entry for each of its transforms.
         if type(node) is tuple and entry.idx != len(node) - 1:
             raise ValueError(
-                "sparsify is followed by another transform, which changes the updates that keep "
+                "sparsify is followed by another transform, which changes the updates that hold "
                 "pruned weights at 0: write sparsify(optax.chain(...), rule)."
             )
         node = _child(node, entry)

@@ -1,7 +1,7 @@
 """Structured sparsity: N of every M consecutive weights, and whole output channels.
 
-Kernels are those of Flax's `Dense` and `Conv`: the last axis is the output, the one before the
-input. Exclude others, such as those of `DenseGeneral`, where that is not so.
+Kernels are laid out as those of Flax's `Dense` and `Conv`: the last axis is the output, the one
+before it the input. Exclude kernels of another layout, such as those of `DenseGeneral`.
 """
 
 from __future__ import annotations
@@ -28,16 +28,24 @@ from cka_sr_jax.sparsity.selection import top_k_mask
 
 
 def n_m_masks(params: Params, n: int, m: int, *, exclude: Sequence[str] = ()) -> Masks:
-    """Masks of the n largest |w| in every m consecutive weights along the input axis.
+    """Masks that keep the n largest |w| of every m consecutive weights along the input axis.
 
-    The pattern that sparse tensor cores run is 2:4. Each group keeps exactly n: of equal weights
-    those of the lowest index, and NaN last. Train with them as `static(n_m_masks(params, 2, 4))`,
-    or see `sr_ste` for masks that move.
+    Sparse tensor cores run the pattern 2:4. Each group keeps exactly n weights: of equal ones those
+    of the lowest index, and NaN last. These masks stay fixed while training; see `sr_ste` for masks
+    that move.
+
+    >>> import optax
+    >>> from cka_sr_jax.sparsity import n_m_masks, sparsify, static
+    >>> masks = n_m_masks({"kernel": jnp.arange(8.0).reshape(8, 1)}, n=2, m=4)
+    >>> masks["kernel"].ravel().astype(int).tolist()
+    [0, 0, 1, 1, 0, 0, 1, 1]
+    >>> tx = sparsify(optax.sgd(0.1), static(masks))
 
     Args:
       params: pytree; kernels have shape [..., in, out].
-      n, m: whole numbers with 0 < n < m; m divides every layer's input axis.
-      exclude: path patterns of parameters that stay dense, such as "conv_init/kernel".
+      n: weights kept in each group, 0 < n < m.
+      m: size of a group; it divides the input axis of every layer.
+      exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "stem".
 
     Raises:
       ValueError: n and m that cannot work; an input axis that m does not divide; a pattern that
@@ -53,21 +61,32 @@ def n_m_masks(params: Params, n: int, m: int, *, exclude: Sequence[str] = ()) ->
 def sr_ste(
     n: int = 2, m: int = 4, *, decay: float = 2e-4, exclude: Sequence[str] = ()
 ) -> Reparametrization:
-    """N:M sparsity learned from scratch with SR-STE (Zhou et al. 2021).
+    """N:M sparsity learned from scratch with SR-STE (Zhou et al. 2021, arXiv 2102.04010).
 
       w_eff = mask(w) w,   gradient of w: dL/dw_eff + decay (1 - mask(w)) w
 
     The mask is that of `n_m_masks`, computed anew at each step. The gradient passes straight
-    through it to all weights, so a pruned weight may come back; the decay, added by `learn_masks`,
-    shrinks the pruned ones, which keeps masks from flipping to and fro. decay=0 is the plain
-    straight-through estimator.
+    through it to all weights, so a pruned weight may come back. The decay, which `learn_masks`
+    adds, shrinks the pruned weights, so that masks flip less. decay=0 is the plain straight-through
+    estimator.
+
+    >>> import optax
+    >>> from cka_sr_jax.sparsity import learn_masks, sr_ste
+    >>> method = sr_ste(n=2, m=4)
+    >>> trained = method.init({"kernel": jnp.arange(8.0).reshape(8, 1)})
+    >>> method.weights(trained)["kernel"].ravel().tolist()
+    [0.0, 0.0, 2.0, 3.0, 0.0, 0.0, 6.0, 7.0]
+    >>> tx = learn_masks(optax.sgd(0.1), method)
 
     Args:
-      n, m, exclude: as for `n_m_masks`.
-      decay: of the pruned weights; the default is the authors' (recalled, not verified).
+      n: weights kept in each group, 0 < n < m.
+      m: size of a group; it divides the input axis of every layer.
+      decay: of the pruned weights, 0 or more; the default is the authors' (recalled, not verified).
+      exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "stem".
 
     Raises:
-      ValueError: n, m or decay that cannot work; at `init`, as `n_m_masks`.
+      ValueError: n, m or decay that cannot work; at `init`, an input axis that m does not divide or
+        a pattern that matches nothing.
     """
     _check_n_m(n, m)
     if not 0 <= decay < float("inf"):
@@ -100,17 +119,21 @@ def sr_ste(
 
 
 def channel_masks(params: Params, density: float, *, exclude: Sequence[str] = ()) -> Masks:
-    """Masks that keep whole output channels: of each layer those whose kernel is largest.
+    """Masks that keep whole output channels: in each layer those with the largest kernels.
 
-    Each layer keeps round(density * channels) channels and at least one, by the L2 norm of the
+    Each layer keeps round(density * channels) channels, at least one, by the L2 norm of the
     kernel's slice along the last axis. Exclude the classifier: its channels are the classes. Only
-    kernels are masked: a pruned channel still puts out its bias, or what a normalization after it
+    kernels are masked, so a pruned channel still outputs its bias, or what a normalization after it
     adds, until the model is cut down.
+
+    >>> from cka_sr_jax.sparsity import channel_masks
+    >>> channel_masks({"kernel": jnp.array([[1.0, 3.0, 2.0, 0.0]])}, density=0.5)["kernel"].tolist()
+    [[False, True, True, False]]
 
     Args:
       params: pytree; kernels have shape [..., out].
       density: share of channels kept in each layer, in (0, 1].
-      exclude: path patterns of parameters that stay dense, such as "head/kernel".
+      exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
 
     Raises:
       ValueError: density outside (0, 1]; a pattern that matches nothing.
@@ -133,20 +156,28 @@ def channels(
 ) -> Rule:
     """Gradual pruning of whole output channels, along the cubic schedule of `gmp`.
 
-    Starts dense. Each update keeps, of the C channels of every layer,
+    Starts dense. The update at step t keeps, of the C channels of a layer, the
 
-      n_t = n_f + (C - n_f) (1 - (t - start) / (end - start))^3,   n_f = density C,
+      n_t = n_f + (C - n_f) (1 - (t - start_step) / (end_step - start_step))^3,   n_f = density C,
 
-    with the largest norms, as `channel_masks` does, where it also says what happens to the
-    classifier and to biases. Pruned channels never return.
+    with the largest norms; `channel_masks` says what that means for the classifier and for biases.
+    Pruned channels never return.
+
+    >>> import optax
+    >>> from cka_sr_jax.sparsity import channels, sparsify
+    >>> tx = sparsify(optax.sgd(0.1), channels(density=0.5, end_step=7500, exclude="head"))
 
     Args:
-      density, exclude: as for `channel_masks`.
-      start_step, end_step: first and last step of the schedule.
-      update_every: steps between updates.
+      density: share of channels kept in each layer, in (0, 1].
+      start_step: first step, counted from 0, that may prune.
+      end_step: step of the final density; no later step changes the masks. Three quarters of the
+        run is a sensible value: 7500 of 10,000 steps. It must come before the run's last step, so
+        that the pruned network is trained.
+      update_every: steps from one pruning to the next.
+      exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
 
     Raises:
-      ValueError: a density or schedule that cannot work; at `init`, a pattern that matches nothing.
+      ValueError: a density or step that cannot work; at `init`, a pattern that matches nothing.
     """
     check_density(density)
     steps = {"start_step": start_step, "end_step": end_step, "update_every": update_every}

@@ -1,8 +1,7 @@
-"""Neural tangent transfer: a sparse initialization that starts and trains like the dense network.
+"""Pruning before training by neural tangent transfer (NTT), without labels.
 
-No labels are used. A masked student is trained until its outputs and its neural tangent kernel are
-those of the untrained dense network, its teacher; what it ends with are masks and weights to start
-the real training from.
+A masked student is trained until its outputs and its neural tangent kernel are those of the
+untrained dense network, its teacher. Its masks and weights are where the real training starts.
 """
 
 from __future__ import annotations
@@ -50,32 +49,42 @@ def ntt(
     distribution: Distributed = "uniform",
     exclude: Sequence[str] = (),
 ) -> Transferred:
-    """Neural tangent transfer (Liu & Zenke 2020, arXiv 2006.08228): a student like its teacher.
+    """Neural tangent transfer (NTT; Liu & Zenke 2020, arXiv 2006.08228).
 
     The teacher is the network at `params`. The student starts there with the largest weights of
     each layer kept, and each batch is one step of Adam on `transfer_loss`. Every `update_every`
     steps the masks are drawn anew: the largest |w| of each layer, pruned weights included. A pruned
-    weight gets no gradient (no straight-through estimate) and, but for Adam's momentum, waits with
-    the value it had; it comes back when kept ones have shrunk below it. The last `update_every`
-    steps or more have fixed masks.
+    weight gets no gradient (no straight-through estimate) and, but for Adam's momentum, keeps its
+    value; it comes back when kept weights have shrunk below it. The last `update_every` steps or
+    more have fixed masks.
 
-    A step costs about four `tangent_kernel`s (the student's with its gradient, and the teacher's),
-    each about b k / 4 forward passes of the batch: for LeNet-300-100 on two CPU cores 0.23 s at
-    b = 64 and 0.09 s at b = 32. Convolutions are far slower there (LeNet-5: 12 s at b = 64).
+    A step costs about four `tangent_kernel`s: the student's with its gradient, and the teacher's.
+    Each is about b k / 4 forward passes of the batch. For LeNet-300-100 on two CPU cores that is
+    0.23 s at b = 64 and 0.09 s at b = 32; convolutions are far slower (LeNet-5: 12 s at b = 64).
+
+    >>> import optax
+    >>> from cka_sr_jax.sparsity import ntt, sparsify, static
+    >>> params = {"kernel": jnp.arange(8.0).reshape(4, 2)}
+    >>> model = lambda params, x: x @ params["kernel"]
+    >>> transferred = ntt(model, params, [jnp.ones((2, 4))] * 3, density=0.5)
+    >>> tx = sparsify(optax.sgd(0.1), static(transferred.masks))
 
     Args:
       model: `(params, inputs) -> outputs [b, k]`, each output a function of its own input, so with
         BatchNorm in evaluation mode.
       params: untrained.
-      batches: input arrays [b, ...] with b even, one for each step (the authors: 20 epochs of 64).
-        As many as `update_every` are held at a time; each new shape compiles anew.
-      density: share of weights kept among all that are pruned, in (0, 1].
+      batches: input arrays [b, ...] with b even, one for each step (the authors: 20 epochs at 64).
+        Up to `update_every` of them are held at a time; each new shape compiles anew.
+      density: share of weights kept among all that are pruned, in (0, 1]: 1 - sparsity.
       learning_rate: of Adam.
-      kernel_weight, l2: as for `transfer_loss`; the authors' l2 is 1e-4 for LeNet-300-100.
-      update_every: steps between two draws of the masks.
-      distribution: layer-wise density, as for `rst`.
-      exclude: path patterns of parameters that stay dense, such as "head/kernel"; they are trained
-        along.
+      kernel_weight: as for `transfer_loss`.
+      l2: as for `transfer_loss`; the authors take 1e-4 for LeNet-300-100.
+      update_every: steps from one draw of the masks to the next.
+      distribution: how the layers share the density: "uniform", "uniform_plus", "er", "erk",
+        "erk_plus"; a mapping from path patterns to the layers' densities; or a function
+        `({path: shape}, density) -> {path: density}`.
+      exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head"; NTT
+        trains them too.
 
     Raises:
       ValueError: density outside (0, 1]; `update_every` below 1; no batches; a batch without two
@@ -104,7 +113,7 @@ def ntt(
 
     student, state, masks = params, optimizer.init(params), None
     steps = iter(batches)
-    # A full block ahead means that the masks it starts with have their `update_every` steps.
+    # Masks are drawn only for a full block, so that they have their `update_every` steps.
     while block := list(itertools.islice(steps, update_every)):
         if masks is None or len(block) == update_every:
             masks = draw(student)
@@ -128,16 +137,20 @@ def transfer_loss(
 ) -> Float[Array, ""]:
     """kernel_weight mean (K_s - K_t)^2 + mean (f_s - f_t)^2 + l2 / density ||w_s||^2.
 
-    K is the tangent kernel between the halves of the batch, f the outputs for all of it, both of
-    the network at w_t (teacher) and at m * w_s (student, m its masks). K_s counts the gradients of
-    pruned weights too, as in the authors' code. The norm is over the kept weights of pruned layers.
+    K is the tangent kernel between the two halves of the batch and f the outputs for all of it,
+    both of the network at w_t (teacher) or at m * w_s (student, m its masks). K_s counts the
+    gradients of pruned weights too, as in the authors' code. The norm is over the kept weights of
+    pruned layers.
 
     Args:
+      model: `(params, inputs) -> outputs [b, k]`.
       student: weights before masking.
-      masks, teacher: of the student's structure.
+      masks: the student's.
+      teacher: of the student's structure.
       inputs: b even; the first half is x1 and the second x2.
-      density: the masks' density.
-      kernel_weight, l2: weights of the first term and of the last.
+      density: of the masks.
+      kernel_weight: weight of the first term.
+      l2: weight of the last term.
 
     Raises:
       ValueError: a batch without two halves of equal size; outputs that are not [b, k].
@@ -162,9 +175,10 @@ def tangent_kernel(
 ) -> Float[Array, "m n k k"]:
     """The empirical neural tangent kernel K[i, j] = J(x1_i) J(x2_j)^T (Jacot et al. 2018).
 
-    J(x) is the [k, parameters] Jacobian of the outputs at x, over all leaves of `params`. For each
-    sample of x2 its k gradients (k backward passes of one sample) are pushed forward through x1 (k
-    forward passes of m samples), so k gradients are held at a time; under `jax.grad` all n k are.
+    J(x) is the Jacobian of the outputs at x, of shape [k, parameters], over all leaves of `params`.
+    For each sample of x2 its k gradients (k backward passes of one sample) are pushed forward
+    through x1 (k forward passes of m samples). So k gradients are held at a time, and under
+    `jax.grad` all n k.
 
     Args:
       model: `(params, inputs) -> outputs [b, k]`, each output a function of its own input.
@@ -183,7 +197,7 @@ def tangent_kernel(
         gradients = jax.jacrev(lambda params: model(params, x[None])[0])(params)
         return jax.vmap(push)(gradients)
 
-    # One sample at a time: three to four times faster on CPUs than all at once, for LeNet-300-100.
+    # One sample at a time: for LeNet-300-100 three to four times faster on CPUs than all at once.
     return _float32(jax.lax.map(against_x1, x2)).transpose(2, 0, 3, 1)
 
 
