@@ -1,13 +1,12 @@
-"""Sparse neural-network training in JAX/Flax with CKA-SR."""
+"""Sparse neural-network training in JAX/Flax with CKA-SR.
 
-from cka_sr_jax.similarity import (
-    cka,
-    cka_from_hsic,
-    cka_matrix,
-    cka_penalty,
-    hsic_matrix,
-    outlier_share,
-)
+The names of the first ten minutes are here: the penalty (`cka_penalty`, `stage_features`), the
+sparse optimizer (`sparsify`, `make_rule`, `apply_masks`, `get_masks`, `density`) and the similarity
+itself (`cka`, `cka_matrix`). The rest of the library is in `cka_sr_jax.similarity`, `sparsity`,
+`layer_sparsity` and `accounting`.
+"""
+
+from cka_sr_jax.similarity import cka, cka_matrix, cka_penalty, stage_features
 from cka_sr_jax.sparsity import apply_masks, density, get_masks, make_rule, sparsify, static
 
 __version__ = "0.1.0"
@@ -15,14 +14,12 @@ __version__ = "0.1.0"
 __all__ = [
     "apply_masks",
     "cka",
-    "cka_from_hsic",
     "cka_matrix",
     "cka_penalty",
     "density",
     "get_masks",
-    "hsic_matrix",
     "make_rule",
-    "outlier_share",
     "sparsify",
+    "stage_features",
     "static",
 ]

@@ -63,7 +63,9 @@ def make_rule(name: str, *arguments: Any, **options: Any) -> Rule:
       ValueError: an unknown rule; an option that the rule lacks or needs; a value that cannot work.
     """
     if name in ELSEWHERE:
-        raise ValueError(f"{name!r} is a method of another kind than the rules: {ELSEWHERE[name]}.")
+        raise ValueError(
+            f"{name!r} is a method of another kind than the rules: write {ELSEWHERE[name]}."
+        )
     if name not in RULES:
         raise ValueError(unknown("sparsity rule", name, RULES))
     parameters = inspect.signature(RULES[name]).parameters

@@ -227,8 +227,8 @@ def _final_count(size: int, density: float) -> int:
 def _check_n_m(n: int, m: int) -> None:
     if not (isinstance(n, int) and isinstance(m, int) and 0 < n < m):
         raise ValueError(
-            f"n={n} of m={m} is no N:M pattern: pass whole numbers with 0 < n < m, for example 2 "
-            "and 4."
+            f"n={n} of every m={m} weights cannot be kept: pass whole numbers with 0 < n < m, for "
+            "example 2 and 4."
         )
 
 

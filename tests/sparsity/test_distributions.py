@@ -3,6 +3,8 @@
 import math
 
 import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,6 +15,7 @@ from cka_sr_jax.sparsity import (
     erk_plus,
     layer_counts,
     layer_densities,
+    make_rule,
     uniform_plus,
 )
 
@@ -148,3 +151,10 @@ def test_bad_input_is_one_sentence(density, distribution, message):
 
 def test_all_names_are_there():
     assert sorted(DISTRIBUTIONS) == ["er", "erk", "erk_plus", "uniform", "uniform_plus"]
+
+
+def test_an_unknown_distribution_is_named_at_init():
+    options = {"density": 0.1, "end_step": 100, "distribution": "ekr"}
+    for name in ("gmp", "granet", "rigl"):
+        with pytest.raises(ValueError, match="Unknown distribution 'ekr'"):
+            make_rule(name, **options).init(jax.random.key(0), {"w": jnp.ones((4, 5))})

@@ -8,9 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cka_sr_jax.sparsity import apply_masks, get_masks, sparsify, static
-from cka_sr_jax.sparsity.reparametrization import learn_masks
-from cka_sr_jax.sparsity.structured import channel_masks, channels, n_m_masks, sr_ste
+from cka_sr_jax.sparsity import (
+    apply_masks,
+    channel_masks,
+    channels,
+    get_masks,
+    learn_masks,
+    n_m_masks,
+    sparsify,
+    sr_ste,
+    static,
+)
 
 
 def kernel(shape, seed):

@@ -1,4 +1,4 @@
-"""Masks as pytrees, and the rules that make them."""
+"""No masks, given masks, random masks."""
 
 import flax.linen as nn
 import jax
@@ -10,16 +10,12 @@ from flax import nnx
 from flax.core import FrozenDict
 
 from cka_sr_jax.sparsity import (
-    RULES,
     apply_masks,
     density,
-    epsilon_sparsity,
     layer_counts,
     leaf_paths,
     make_rule,
-    rescale_kept,
     rst,
-    sparsify,
     static,
 )
 
@@ -110,22 +106,6 @@ def test_exclude_and_dense():
     assert density(none) == 1
 
 
-def test_density_counts_masks_not_values():
-    masks = {"w": jnp.array([[True, True], [False, False]]), "b": optax.MaskedNode()}
-    params = apply_masks({"w": jnp.zeros((2, 2)), "b": jnp.ones(2)}, masks)
-    assert density(masks) == 0.5
-    np.testing.assert_array_equal(params["b"], jnp.ones(2))
-
-
-def test_epsilon_sparsity_counts_small_weights_and_zeros():
-    params = {"kernel": jnp.array([[0.0, 0.5], [-2e-3, 1e-3]]), "bias": jnp.zeros(2)}
-    assert epsilon_sparsity(params, 1e-3) == 0.25
-    assert epsilon_sparsity(params, 3e-3) == 0.75
-    assert epsilon_sparsity({**params, "head": jnp.ones((2, 2))}, 3e-3, ["kernel"]) == 0
-    with pytest.raises(ValueError, match="epsilon=0 is not positive"):
-        epsilon_sparsity(params, 0)
-
-
 def test_static_takes_masks_from_anywhere():
     params = linen_params()
     given = jax.tree.map(
@@ -154,90 +134,20 @@ def test_static_refuses_masks_that_do_not_fit(masks, message):
         static(masks).init(jax.random.key(0), params)
 
 
-def test_masks_that_do_not_fit_are_never_applied():
-    params = {"w": jnp.ones((4, 5)), "b": jnp.ones(3)}
-    masks = {"w": jnp.ones((1, 5), bool), "b": optax.MaskedNode()}
-    for apply in (apply_masks, rescale_kept):
-        with pytest.raises(ValueError, match=r"mask of w has shape \(1, 5\) and the parameter"):
-            apply(params, masks)
-
-
 @pytest.mark.parametrize(
-    ("made_with", "used_with"),
+    ("rule", "params", "message"),
     [
-        (make_rule("dense"), rst(0.2)),
-        (rst(0.2), make_rule("rigl", density=0.2, end_step=9, update_every=2)),
-        (make_rule("rigl", density=0.2, end_step=9, update_every=2), rst(0.2)),
-        (make_rule("set", density=0.2, end_step=900), make_rule("snfs", density=0.2, end_step=900)),
+        (rst(0.1, "er_k"), linen_params(), "Unknown distribution"),
+        (
+            rst(0.1, exclude=("haed/kernel",)),
+            linen_params(),
+            "exclude pattern 'haed/kernel' matches no parameter of rank 2 or more: use a path such",
+        ),
+        (rst(0.1, exclude="*"), linen_params(), "is left to prune"),
+        (rst(0.1), {"b": jnp.ones(3)}, "is left to prune"),
     ],
 )
-def test_a_state_of_another_rule_is_no_dense_run(made_with, used_with):
-    params = {"w": jnp.ones((4, 5)), "b": jnp.ones(3)}
-    state = sparsify(optax.sgd(0.1), made_with).init(params)
-    with pytest.raises(ValueError, match=r"not one of this sparsify: make it with tx.init"):
-        sparsify(optax.sgd(0.1), used_with).update(params, state, params)
-
-
-def test_a_state_of_no_rule_or_of_other_parameters():
-    params = {"w": jnp.ones((4, 5)), "b": jnp.ones(3)}
-    tx = sparsify(optax.sgd(0.1), rst(0.2))
-    with pytest.raises(ValueError, match="not one of this sparsify"):
-        tx.update(params, optax.sgd(0.1).init(params), params)
-    other = tx.init({"w": jnp.ones((1, 5)), "b": jnp.ones(3)})
-    with pytest.raises(ValueError, match=r"mask of w has shape \(1, 5\)"):
-        tx.update(params, other, params)
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: make_rule("rts", density=0.1), "Unknown sparsity rule 'rts': did you mean 'rst'?"),
-        (lambda: make_rule("rst", densty=0.1), "'densty': did you mean 'density'?"),
-        (lambda: make_rule("rst"), "Sparsity rule 'rst' needs the option 'density'"),
-        (
-            lambda: make_rule("dense", density=0.1),
-            "Sparsity rule 'dense' has no option 'density', which .* have: it takes none",
-        ),
-        (lambda: make_rule("rst", density=0.0), "density=0.0 is not in"),
-        (lambda: rst(0.1, "er_k").init(jax.random.key(0), linen_params()), "Unknown distribution"),
-        (
-            lambda: rst(0.1, exclude=("haed/kernel",)).init(jax.random.key(0), linen_params()),
-            "exclude pattern 'haed/kernel' matches no parameter",
-        ),
-        (lambda: rst(0.1, exclude="*").init(jax.random.key(0), linen_params()), "is left to prune"),
-        (lambda: rst(0.1).init(jax.random.key(0), {"b": jnp.ones(3)}), "is left to prune"),
-    ],
-)
-def test_bad_input_is_one_sentence(call, message):
+def test_bad_input_is_one_sentence(rule, params, message):
     with pytest.raises(ValueError, match=message) as error:
-        call()
+        rule.init(jax.random.key(0), params)
     assert "\n" not in str(error.value)
-
-
-def test_every_rule_is_reached_by_its_name():
-    names = "channels dense gmp granet mest rigl rst set snfs static"
-    assert sorted(RULES) == names.split()
-
-
-def test_rescaled_weights_keep_the_signal():
-    """In each unit the kept weights have the norm that all its weights had."""
-    rng = np.random.default_rng(0)
-    params = {"conv": rng.standard_normal((3, 3, 4, 5)).astype(np.float32), "bias": np.ones(5)}
-    masks = {"conv": jnp.asarray(rng.random((3, 3, 4, 5)) < 0.3).at[..., 2].set(False)}
-    masks["bias"] = optax.MaskedNode()
-    scaled = rescale_kept(params, masks)
-    for unit in range(5):
-        kept = np.asarray(masks["conv"][..., unit])
-        weights = params["conv"][..., unit]
-        factor = np.linalg.norm(weights) / np.linalg.norm(weights[kept]) if kept.any() else 0
-        expected = np.where(kept, weights * factor, 0)
-        np.testing.assert_allclose(scaled["conv"][..., unit], expected, rtol=1e-5)
-    np.testing.assert_array_equal(scaled["bias"], params["bias"])
-    # A unit's output has the variance of the dense one's, whatever its density, also where the
-    # largest weights are kept.
-    x = rng.standard_normal((20_000, 400)).astype(np.float32)
-    w = rng.standard_normal((400, 3)).astype(np.float32) / 20
-    random = jnp.asarray(rng.random((400, 3)) < np.array([0.05, 0.3, 1.0]))
-    for mask in (random, jnp.abs(w) > 0.1):
-        spread = np.std(x @ np.asarray(rescale_kept({"w": w}, {"w": mask})["w"]), axis=0)
-        np.testing.assert_allclose(spread, 1, atol=0.1)
