@@ -63,10 +63,11 @@ def soft_threshold(*, initial: float = -10.0, exclude: Sequence[str] = ()) -> Re
         return jnp.full((), initial, _precise(weight))
 
     def kept(s: Float[Array, ""], weight: Array) -> Bool[Array, "..."]:
-        return jnp.abs(weight) > jax.nn.sigmoid(s)
+        return jnp.abs(weight).astype(s.dtype) > jax.nn.sigmoid(s)
 
     def effective(s: Float[Array, ""], weight: Array) -> Array:
-        shrunk = weight - jnp.sign(weight) * jax.nn.sigmoid(s)
+        wide = weight.astype(s.dtype)
+        shrunk = wide - jnp.sign(wide) * jax.nn.sigmoid(s)
         return jnp.where(kept(s, weight), shrunk, 0).astype(weight.dtype)
 
     return _thresholded(start, kept, effective, exclude)
@@ -106,13 +107,13 @@ def dst(alpha: float, *, exclude: Sequence[str] = ()) -> Reparametrization:
         return jnp.zeros(weight.shape[-1], _precise(weight))
 
     def distance(t: Float[Array, " out"], weight: Array) -> Float[Array, "..."]:
-        return jnp.abs(weight) - jnp.expand_dims(t, range(weight.ndim - 1))
+        return jnp.abs(weight).astype(t.dtype) - jnp.expand_dims(t, range(weight.ndim - 1))
 
     def kept(t: Float[Array, " out"], weight: Array) -> Bool[Array, "..."]:
         return distance(t, weight) >= 0
 
     def effective(t: Float[Array, " out"], weight: Array) -> Array:
-        return (weight * unit_step(distance(t, weight))).astype(weight.dtype)
+        return (weight.astype(t.dtype) * unit_step(distance(t, weight))).astype(weight.dtype)
 
     def regularize(grads: Params, trained: Params) -> Params:
         thresholds = jax.tree.map(

@@ -139,7 +139,8 @@ def learn_masks(
 def _land(update: Array, aim: Array, target: Array, value: Array) -> Array:
     """The update from `value` to `target`: the optimizer's own where it aims there."""
     # value + (0 - value) is exactly 0.
-    return jnp.where(aim == target, update, target - value)
+    with jax.numpy_dtype_promotion("standard"):  # updates may be narrower than parameters
+        return jnp.where(aim == target, update, target - value)
 
 
 def part(trained: Params, name: str) -> Params:

@@ -23,12 +23,12 @@ def replace_share(share: Schedule, drop: Score, grow: Score) -> Update:
     def update(
         key: Array, step: Int[Array, ""], masks: Masks, params: Params, grads: Params
     ) -> Masks:
-        fraction = share(step)
+        fraction = jnp.asarray(share(step), jnp.float32)
 
         def layer(path: str, key: Array, mask: Array, param: Array, grad: Array) -> Array:
             count = jnp.sum(mask, dtype=jnp.int32)
-            # Clipped: a schedule of the user's may leave [0, 1].
-            moved = jnp.clip(jnp.floor(fraction * count).astype(jnp.int32), 0, count)
+            moved = jnp.floor(fraction * count.astype(jnp.float32)).astype(jnp.int32)
+            moved = jnp.clip(moved, 0, count)  # a schedule of the user's may leave [0, 1]
             return replace(key, mask, param, grad, count - moved, moved)
 
         return masks_from_paths(params, map_layers(layer, key, masks, params, grads))

@@ -192,4 +192,4 @@ def _check_decay(initial: float, end_step: int, floor: float) -> None:
 def _progress(step: Step, end_step: int) -> Float[Array, ""]:
     """0 at step 0, 1 from `end_step` on, linear between."""
     # Clipped as integers: float32 holds these exactly only up to 2^24.
-    return jnp.clip(jnp.asarray(step), 0, end_step) / jnp.float32(end_step)
+    return jnp.clip(jnp.asarray(step), 0, end_step).astype(jnp.float32) / end_step

@@ -140,13 +140,17 @@ def sparsify(
             kept, state = jax.lax.cond(
                 rule.due(state.step - 1), change, lambda state: (state.masks, state), state
             )
-        # -param in its own type: rounded to the type of narrower updates it would miss exactly 0.
-        updates = map_masked(
-            lambda mask, update, param: jnp.where(mask, update, -param), kept, updates, params
-        )
+        updates = map_masked(_or_to_zero, kept, updates, params)
         return updates, state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _or_to_zero(mask: Array, update: Array, param: Array) -> Array:
+    """The update where the mask is True, and elsewhere the one that leads to exactly 0."""
+    # -param in its own type: rounded to the type of narrower updates it would miss exactly 0.
+    with jax.numpy_dtype_promotion("standard"):
+        return jnp.where(mask, update, -param)
 
 
 def _check_state(state: Any, params: Params, rule: Rule, changes: bool) -> None:

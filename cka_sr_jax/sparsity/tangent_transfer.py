@@ -104,7 +104,8 @@ def ntt(
         grads = jax.grad(transfer_loss, argnums=1)(
             model, student, masks, teacher, inputs, density, kernel_weight=kernel_weight, l2=l2
         )
-        updates, state = optimizer.update(grads, state)
+        with jax.numpy_dtype_promotion("standard"):  # which Optax's Adam needs
+            updates, state = optimizer.update(grads, state)
         return optax.apply_updates(student, updates), state
 
     @jax.jit
