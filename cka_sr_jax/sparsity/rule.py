@@ -95,5 +95,6 @@ def map_layers(
         # another: at once, their scores and searches would be in memory together.
         param, grad = (leaf + zero.astype(leaf.dtype) for leaf in (values[path], slopes[path]))
         results[path] = function(path, fold_in_path(key, path), mask, param, grad)
-        zero = jnp.where(results[path].ravel()[0].astype(bool), 0.0, -0.0)  # also of a NaN or infinity
+        first = results[path].ravel()[0].astype(bool)  # also of a NaN or infinity
+        zero = jnp.where(first, 0.0, -0.0)
     return results
