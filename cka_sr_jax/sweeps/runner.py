@@ -13,7 +13,6 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from cka_sr_jax.sweeps.estimate import TimeLeft, duration
+from cka_sr_jax.sweeps.options import GridOptions, choose_points
 from cka_sr_jax.sweeps.points import grid_points
 from cka_sr_jax.sweeps.processes import Died, in_processes
 from cka_sr_jax.sweeps.replicas import replica_groups, train_together
@@ -37,26 +37,6 @@ from cka_sr_jax.sweeps.states import (
 from cka_sr_jax.training import ConfigError, loop
 from cka_sr_jax.training.config import flatten, validate
 from cka_sr_jax.workflows import workflow_of
-
-
-@dataclass(frozen=True)
-class GridOptions:
-    """Which points of a grid to run, and how many at a time.
-
-    Args:
-      index: run only the point with this number, counted from 0.
-      jobs: run this many points side by side, each in a process of its own. On a CPU they share the
-        cores. SIGTERM, Ctrl-C and the death of the grid's process stop them all, each after it has
-        saved a checkpoint.
-      replicas: train up to this many points together in one program; they may differ in seed and
-        beta alone. Faster on accelerators. See `sweeps.replicas`.
-      retry: also run the points that failed before.
-    """
-
-    index: int | None = None
-    jobs: int = 1
-    replicas: int = 1
-    retry: bool = False
 
 
 def run_grid(
@@ -89,7 +69,7 @@ def run_grid(
     """
     options = options or GridOptions()
     console = console or Console(soft_wrap=True)
-    grid = _Grid(_choose(grid_points(config), options), Path(workdir), options, console)
+    grid = _Grid(choose_points(grid_points(config), options), Path(workdir), options, console)
     for name, point in grid.points.items():
         check_folder(point, grid.folder(name))
     time_left = TimeLeft(map(grid.folder, grid.remaining()), options.jobs)
@@ -168,37 +148,6 @@ class _Grid(NamedTuple):
         """The points that have not ended."""
         retry = self.options.retry
         return {n: config for n, config in self.points.items() if not ended(self.folder(n), retry)}
-
-
-def _choose(points: Mapping[str, ConfigDict], options: GridOptions) -> dict[str, ConfigDict]:
-    """The points that the options ask for.
-
-    Raises:
-      ConfigError: an option has no meaning, for this grid, this machine or beside another option.
-    """
-    for name, count in (("jobs", options.jobs), ("replicas", options.replicas)):
-        if count < 1:
-            raise ConfigError(f"--{name}={count} is too small: use 1 or more.")
-    if options.jobs > 1 and options.replicas > 1:
-        raise ConfigError("--jobs and --replicas are two ways to share one machine: use one.")
-    if options.replicas > 1 and (count := len(jax.local_devices())) > 1:
-        raise ConfigError(
-            f"--replicas trains on one device and this process sees {count}: start one process for "
-            "each device and show it that one, for example with CUDA_VISIBLE_DEVICES=0."
-        )
-    if options.index is None:
-        return dict(points)
-    if options.jobs > 1 or options.replicas > 1:
-        raise ConfigError(
-            "--grid_index runs one point by itself: drop --jobs and --replicas, or --grid_index."
-        )
-    if not 0 <= options.index < len(points):
-        raise ConfigError(
-            f"--grid_index={options.index} is outside this grid of {len(points)} points: use 0 to "
-            f"{len(points) - 1}."
-        )
-    name = list(points)[options.index]
-    return {name: points[name]}
 
 
 def _run_in_turn(grid: _Grid, plans: dict[str, Any]) -> Iterator[tuple[str, str]]:
