@@ -195,12 +195,12 @@ def _summed_change(changes: list[float], new: Chain) -> float:
     for j in range(len(changes)):
         above = new[j + 1 :]
         gains.append(_gain(merge_layers(above, nonnegative_input=True) if above else ()))
-    return sum(gain * change for gain, change in zip(gains, changes, strict=True))
+    return sum((gain * change for gain, change in zip(gains, changes, strict=True)), start=0.0)
 
 
 def _gain(layers: Chain) -> float:
     """The largest factor by which these layers can stretch a difference."""
-    return math.prod(spectral_norm(layer.kernel) for layer in layers)
+    return math.prod((spectral_norm(layer.kernel) for layer in layers), start=1.0)
 
 
 def _size_after(layers: Chain, size: float) -> float:

@@ -26,13 +26,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from cka_sr_jax._paths import leaf_paths, matches
 from cka_sr_jax.layer_sparsity.penalty import negative_norm, safe_norm
 
 
-def shrink_negative_part(group: Any, t: float | Float[Array, ""]) -> Any:
+def shrink_negative_part(group: Any, t: float | Float[ArrayLike, ""]) -> Any:
     """argmin_v 1/2 ||v - w||_F^2 + t ||min(v, 0)||_F, for an array or a pytree as one group.
 
     Positive entries stay. Negative entries are multiplied by max(0, 1 - t / ||min(w, 0)||_F); all
@@ -49,14 +50,16 @@ def shrink_negative_part(group: Any, t: float | Float[Array, ""]) -> Any:
     keep = norm > t
     factor = 1 - t / jnp.where(keep, norm, 1)
 
-    def shrink(w: Array) -> Array:
+    def shrink(w: Any) -> Array:  # NumPy arrays too, whose comparison keeps subnormal numbers
         shrunk = jnp.where(keep, w.astype(factor.dtype) * factor, 0).astype(w.dtype)
         return jnp.where(w < 0, shrunk, w)
 
     return jax.tree.map(shrink, group)
 
 
-def shrink_weights(w: Float[Array, "..."], t: float | Float[Array, ""]) -> Float[Array, "..."]:
+def shrink_weights(
+    w: Float[ArrayLike, "*shape"], t: float | Float[ArrayLike, ""]
+) -> Float[Array, "*shape"]:
     """argmin_v 1/2 ||v - w||^2 + t ||v||_1: each entry moves by t towards 0 and stops there.
 
     >>> print(shrink_weights(jnp.array([-3.0, 0.5, 2.0]), 1.0))
@@ -71,7 +74,7 @@ def shrink_weights(w: Float[Array, "..."], t: float | Float[Array, ""]) -> Float
 
 
 def shrink_units(
-    kernel: Float[Array, "*inputs outputs"], t: float | Float[Array, ""]
+    kernel: Float[ArrayLike, "*inputs outputs"], t: float | Float[ArrayLike, ""]
 ) -> Float[Array, "*inputs outputs"]:
     """argmin_v 1/2 ||v - w||_F^2 + t sum_u ||v_u||_2 over the units u, the kernel's last axis.
 

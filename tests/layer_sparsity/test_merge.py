@@ -191,7 +191,7 @@ def test_the_bound_is_tight_on_trained_networks(hidden, strength, capsys):
     for tol in sorted({norms[j] * 1.001 for j in candidate_layers(chain)} - {0.0}):
         new, bound = drop_negative_parts(wide, tol, inputs=x)
         change = np.linalg.norm(forward(new, x) - forward(wide, x), axis=1)
-        _, ball = drop_negative_parts(wide, tol, input_norm=np.linalg.norm(x, axis=1).max())
+        _, ball = drop_negative_parts(wide, tol, input_norm=float(np.linalg.norm(x, axis=1).max()))
         lines.append(f"{bound / change.max():.2f} (ball {ball / change.max():.0f})")
         assert change.max() <= bound * (1 + 1e-9)
         assert bound <= ball
