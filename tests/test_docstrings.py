@@ -4,11 +4,12 @@ import doctest
 import importlib
 import pkgutil
 
+import jax
 import pytest
 
 import cka_sr_jax
 
-LIBRARY = ("_errors", "_paths", "accounting", "layer_sparsity", "similarity", "sparsity")
+LIBRARY = ("_dtypes", "_errors", "_paths", "accounting", "layer_sparsity", "similarity", "sparsity")
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(cka_sr_jax.__path__, "cka_sr_jax.")
@@ -18,5 +19,8 @@ MODULES = [
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_run(name):
-    failed, _ = doctest.testmod(importlib.import_module(name))
+    module = importlib.import_module(name)
+    # JAX's own settings, as a reader has them.
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        failed, _ = doctest.testmod(module)
     assert failed == 0
