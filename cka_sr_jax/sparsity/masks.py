@@ -102,7 +102,7 @@ def rescale_kept(params: Params, masks: Masks) -> Params:
     """
     check_masks(params, masks)
 
-    def at_leaf(mask: Array, leaf: Array) -> Array:
+    def at_leaf(mask: Any, leaf: Any) -> Array:  # of NumPy or JAX
         inputs = tuple(range(mask.ndim - 1))
         squares = jnp.square(leaf.astype(jnp.float32))
         whole = jnp.sum(squares, axis=inputs, keepdims=True)
