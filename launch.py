@@ -44,7 +44,10 @@ def parse_flags(argv: list[str]) -> list[str]:
     if not any(re.match(r"--?config(=|$)", argument) for argument in argv):
         argv = [argv[0], f"--config={DEFAULT_CONFIG}", *argv[1:]]
     rest, unset = command_line.take_unset(argv)
-    for path in command_line.config_files(rest):
+    files = command_line.config_files(rest)
+    if len(files) > 1:
+        fail(f"--config names {len(files)} files: give one.")
+    for path in files:
         if problem := command_line.config_file_problem(path):
             fail(problem)
     try:

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, Shaped, UInt8
 STATISTICS_CHUNK = 1000  # images; the squares of one chunk are all that is held in memory
 
 
-@functools.lru_cache(maxsize=256)  # of as many runs that train together
+@functools.lru_cache(maxsize=256)  # up to 256 runs that train together share this cache
 def epoch_order(seed: int, epoch: int, num_examples: int) -> Int[np.ndarray, " n"]:
     """The order of the examples in an epoch: a permutation of 0..n-1, int32 and read-only.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.table import Table
 
 from cka_sr_jax.accounting import LayerRow, fold_vectors, row_text, total_row
@@ -11,10 +12,10 @@ from cka_sr_jax.accounting import LayerRow, fold_vectors, row_text, total_row
 
 def console_table(rows: Sequence[LayerRow]) -> Table:
     """The rows as a table for the terminal; biases and normalization share a line."""
-    table = Table(show_footer=True)
+    table = Table(show_footer=True, box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("layer", overflow="fold")  # a path that is cut off names no layer
     table.add_column("shape")
-    for name in ("parameters", "kept", "density", "FLOPs dense", "FLOPs sparse"):
+    for name in ("params", "kept", "density", "FLOPs", "sparse"):
         table.add_column(name, justify="right")
     for row in fold_vectors(rows):
         table.add_row(*row_text(row))

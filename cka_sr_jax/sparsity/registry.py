@@ -82,7 +82,8 @@ def make_rule(name: str, *arguments: Any, **options: Any) -> Rule:
     given = (*by_position[: len(arguments)], *options)
     for option, parameter in parameters.items():
         if parameter.default is parameter.empty and option not in given:
-            raise ValueError(f"Sparsity rule {name!r} needs {option}, {NEEDED[option]}.")
+            cure = f", {NEEDED[option]}" if option in NEEDED else ": pass it"
+            raise ValueError(f"Sparsity rule {name!r} needs {option}{cure}.")
     return RULES[name](*arguments, **options)
 
 

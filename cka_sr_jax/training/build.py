@@ -146,7 +146,7 @@ def _bad_options(config: ConfigDict, error: Exception) -> ConfigError:
 
 
 def _trace(plan: RunPlan) -> None:
-    """Trace the state and a step, which finds what shows only there.
+    """Trace the state and a step, to find mistakes that only tracing shows.
 
     For example a pattern that matches no parameter, or a model without a pair of features.
     """

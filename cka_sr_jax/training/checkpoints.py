@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 
 from cka_sr_jax.training.build import RunPlan, state_shapes
-from cka_sr_jax.training.config import ConfigError
+from cka_sr_jax.training.config import ConfigError, read_config
 from cka_sr_jax.training.methods import model_weights
 from cka_sr_jax.training.selection import Best, nothing_yet
 from cka_sr_jax.training.step import TrainState
@@ -154,8 +153,8 @@ def load_variables(workdir: str | Path) -> dict[str, Any]:
     config = Path(workdir) / "config.json"
     if not config.exists():
         raise ValueError(f"{workdir} holds no run: it has no config.json.")
-    settings = json.loads(config.read_text())
-    chosen = "state" if settings["eval"]["select"] == "last" else "best"
+    settings = read_config(config)
+    chosen = "state" if settings["eval.select"] == "last" else "best"
     checkpoints = Checkpoints(workdir)
     try:
         arrays = checkpoints.arrays()
@@ -163,7 +162,8 @@ def load_variables(workdir: str | Path) -> dict[str, Any]:
         checkpoints.close()
     stored = traverse_util.unflatten_dict(arrays, sep=".")[chosen]
     variables = {name: stored.get(name, {}) for name in ("params", "batch_stats")}
-    variables["params"] = model_weights(settings["sparsity"], variables["params"])
+    sparsity = traverse_util.unflatten_dict(settings, sep=".")["sparsity"]
+    variables["params"] = model_weights(sparsity, variables["params"])
     return variables
 
 

@@ -88,7 +88,10 @@ def override_problem(error: Exception, argv: Iterable[str]) -> str:
         name, text = match.groups()
         if is_free(name):
             if missing and missing[1] in name.split(".") and not name.startswith("grid."):
-                return f"The config file sets no field {missing[1]!r} under model.options."
+                return (
+                    f"The config file sets no field {missing[1]!r} under model.options: the "
+                    "command line changes only those that the file sets, so set it there first."
+                )
             if missing and missing[1] in name.split("."):
                 return (
                     f"{name} is not an axis of this config's grid: set it in the config file "

@@ -109,6 +109,11 @@ def _check_shares(config: ConfigDict) -> None:
 def _check_pairs(config: ConfigDict) -> None:
     """Fields that have to fit one another."""
     data, sparsity = config.data, config.sparsity
+    if data.name == "relu_teacher" and not config.layer_sparsity.strengths:
+        raise ConfigError(
+            "data.name='relu_teacher' is for layer sparsity: set layer_sparsity.strengths, such as "
+            "(0.01, 0.1), or choose images, such as data.name='digits'."
+        )
     if len(data.mean) != len(data.std):
         raise ConfigError(
             f"data.mean={data.mean} and data.std={data.std}: expected one of each for every "

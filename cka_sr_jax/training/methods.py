@@ -98,7 +98,7 @@ def build_method(config: Sparsity, steps: int) -> Method:
     if name in LEARNED:
         return _learned(LEARNED[name](**_options(config)))
     if name in PRUNERS:
-        prune, options = PRUNERS[name], _options(config)
+        prune, options = PRUNERS[name].masks, _options(config)
         # The masks come later; until then every weight that may be pruned is kept.
         method = _of_rule(_all_kept_rule(config["exclude"]))
         return method._replace(start=start, prune=lambda untrained: prune(untrained, options))
@@ -146,7 +146,8 @@ def _scheduled_rule(config: Sparsity, steps: int) -> Rule:
         if "end_step=" not in str(error):
             raise
         raise ValueError(
-            f"{error} (end_step is sparsity.end={config['end']:g} of the run's {steps} steps.)"
+            f"sparsity.rule {config['rule']!r} does not fit this run of {steps} steps with "
+            f"sparsity.end={config['end']:g}: {error}"
         ) from None
 
 
@@ -234,7 +235,8 @@ def _options(config: Sparsity) -> dict[str, Any]:
 
 def _parameters(name: str) -> dict[str, Any]:
     """{option: default} of a method, under the names that `config.sparsity` has for them."""
-    functions: dict[str, Callable[..., Any]] = {**RULES, **LEARNED, **_PRUNING_FUNCTIONS}
+    pruners = {pruner: kind.options_of for pruner, kind in PRUNERS.items()}
+    functions: dict[str, Callable[..., Any]] = {**RULES, **LEARNED, **pruners}
     shares = {step: share for share, step in _STEPS_OF_SHARES.items()}
     options = {
         shares.get(option, option): parameter.default
@@ -244,17 +246,23 @@ def _parameters(name: str) -> dict[str, Any]:
     return options | {"rounds": None} if name == "ntt" else options
 
 
+class Pruner(NamedTuple):
+    """How a run prunes before training.
+
+    Attributes:
+      masks: `(untrained, options) -> masks`, in `training.pruning`.
+      options_of: the library's function, whose options a config may set.
+    """
+
+    masks: Callable[[Untrained, dict[str, Any]], Masks]
+    options_of: Callable[..., Any]
+
+
 PRUNERS = {
-    "grasp": grasp_masks,
-    "ntt": ntt_masks,
-    "snip": snip_masks,
-    "synflow": synflow_masks,
-}
-_PRUNING_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "grasp": grasp,
-    "ntt": ntt,
-    "snip": snip,
-    "synflow": synflow,
+    "grasp": Pruner(grasp_masks, grasp),
+    "ntt": Pruner(ntt_masks, ntt),
+    "snip": Pruner(snip_masks, snip),
+    "synflow": Pruner(synflow_masks, synflow),
 }
 LEARNED: dict[str, Callable[..., Any]] = {"dst": dst, "sr_ste": sr_ste, "str": soft_threshold}
 # `static` takes masks, which a config cannot hold.

@@ -62,7 +62,7 @@ def prepare(config: ConfigDict) -> LotteryPlan:
     """
     if config.sparsity.rule != DENSE:
         raise ConfigError(
-            f"lottery.rounds={config.lottery.rounds} finds its masks itself and sparsity.rule is "
+            f"lottery.rounds={config.lottery.rounds} makes its own masks and sparsity.rule is "
             f"{config.sparsity.rule!r}: use {DENSE!r}."
         )
     if config.sparsity.rescale:
