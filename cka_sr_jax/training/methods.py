@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 import optax
 from jaxtyping import Array
+from ml_collections import ConfigDict
 
 from cka_sr_jax._paths import leaf_paths, matches
 from cka_sr_jax.sparsity import (
@@ -53,7 +54,8 @@ from cka_sr_jax.training.pruning import (
 DEFAULT_METHOD = "rst"
 DENSE = "dense"
 
-Sparsity = Mapping[str, Any]  # a run's `config.sparsity`, or the same part of its config.json
+# A run's `config.sparsity`, or the same part of its config.json.
+Sparsity: TypeAlias = ConfigDict | Mapping[str, Any]
 
 
 def _same(tree: Any) -> Any:

@@ -77,7 +77,7 @@ def test_a_run_and_the_weights_it_gives(rule, options, tmp_path):
 def test_mistakes_are_one_sentence(tmp_path):
     for rule, options, message in (
         ("dst", {}, "sparsity.rule 'dst' needs the option sparsity.alpha"),
-        ("dst", {"alpha": -1.0}, "alpha=-1.0 is not a number >= 0"),
+        ("dst", {"alpha": -1.0}, "sparsity.alpha=-1.0: expected a number, at least 0"),
         ("str", {"alpha": 1.0}, "sparsity.alpha=1.0 is an option that sparsity.rule 'str' lacks"),
         ("sr_ste", {"m": 3}, "m=3"),
         ("sr_ste", {"n": 4, "m": 2}, "n=4"),
