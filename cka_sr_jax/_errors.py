@@ -7,10 +7,10 @@ from collections.abc import Iterable
 def unknown(what: str, value: object, known: Iterable[str]) -> str:
     """One sentence that names the value and the nearest known name or, if none is near, all.
 
-    >>> unknown("rule", "rts", ["rst", "rigl"])
-    "Unknown rule 'rts': did you mean 'rst'?"
-    >>> unknown("rule", "adam", ["rst", "rigl"])
-    "Unknown rule 'adam': expected one of rigl, rst."
+    >>> unknown("model", "mpl", ["mlp", "lenet5"])
+    "Unknown model 'mpl': did you mean 'mlp'?"
+    >>> unknown("model", "transformer", ["mlp", "lenet5"])
+    "Unknown model 'transformer': expected one of lenet5, mlp."
     """
     names = sorted(known)
     near = difflib.get_close_matches(str(value).lower(), names, n=1)

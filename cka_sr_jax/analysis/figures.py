@@ -7,7 +7,7 @@
 heatmaps: CKA between all features of the trained network. histograms: the kept weights of all
 kernels together. curves: mean CKA within and across stages over training. Each shows one run for
 every value of the field: the run with the lowest seed. Choose among the runs with --where, as in
---where seed=1 --where sparsity.rule=rst.
+--where seed=1 --where sparsity.density=0.05.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def shrink_negative_part(group: Any, t: float | Float[ArrayLike, ""]) -> Any:
 def shrink_weights(
     w: Float[ArrayLike, "*shape"], t: float | Float[ArrayLike, ""]
 ) -> Float[Array, "*shape"]:
-    """argmin_v 1/2 ||v - w||^2 + t ||v||_1: each entry moves by t towards 0 and stops there.
+    """argmin_v 1/2 ||v - w||^2 + t ||v||_1: each entry moves by t toward 0 and stops there.
 
     >>> print(shrink_weights(jnp.array([-3.0, 0.5, 2.0]), 1.0))
     [-2.  0.  1.]
@@ -128,7 +128,7 @@ def layer_prox(
     once it is small. Zeros stay 0, so `sparsify` goes around the chain:
 
       tx = optax.chain(optax.sgd(0.1), layer_prox(1e-3, 0.1, layers="hidden[1-9]*"))
-      tx = sparsify(tx, rst(density=0.1))
+      tx = sparsify(tx, rule)
 
     The step is exact for SGD. For momentum and Adam it is the usual approximation, with one scalar
     step size for all weights. Use one `layer_prox` for each strength.

@@ -117,7 +117,7 @@ def render_page(
 
 
 def page_title(config: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    """For example "resnet20 on cifar10: rst, density 0.05, beta 0.0001"."""
+    """For example "resnet20 on cifar10: METHOD, density 0.05, beta 0.0001"."""
     flat = flatten(config)
     # The measured density, since a dense run ignores the config's.
     density = result.get("density", flat.get("sparsity.density"))
@@ -155,7 +155,7 @@ def _known(value: Any) -> str:
 
 def _penalty(config: Mapping[str, Any]) -> str:
     if flatten(config).get("penalty.beta") == 0:
-        return '<p class="soft">The CKA-SR penalty was off (beta is 0).</p>'
+        return '<p class="soft">The penalty was off (beta is 0).</p>'
     return ""
 
 
@@ -194,7 +194,7 @@ def _learning(figures: Mapping[str, bytes]) -> str:
         figures["learning_curves"],
         "Loss, accuracy and learning rate over epochs",
         "From metrics.jsonl: loss, accuracy and learning_rate. The training loss includes beta "
-        "times the CKA penalty. Training values are means over the steps since the last record.",
+        "times the penalty. Training values are means over the steps since the last record.",
     )
 
 

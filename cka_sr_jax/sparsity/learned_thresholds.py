@@ -34,7 +34,7 @@ def soft_threshold(*, initial: float = -10.0, exclude: Sequence[str] = ()) -> Re
 
       w_eff = sign(w) max(|w| - sigmoid(s), 0),   masks |w| > sigmoid(s)
 
-    Each layer has one scalar s, which is trained with the weights. Weight decay pulls s towards 0,
+    Each layer has one scalar s, which is trained with the weights. Weight decay pulls s toward 0,
     which prunes; the loss holds it back. More decay gives more sparsity, and no decay hardly any.
     Let the optimizer decay the whole trained tree, as below.
 

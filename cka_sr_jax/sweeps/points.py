@@ -20,7 +20,7 @@ def grid_points(config: ConfigDict) -> dict[str, ConfigDict]:
 
     Returns:
       {name: config of one run}. A name lists the point's values, as in
-      "density=0.05,rule=rigl,seed=1". Fields are in alphabetical order and the last one changes
+      "beta=0.01,density=0.05,seed=1". Fields are in alphabetical order and the last one changes
       fastest; seeds change fastest of all.
 
     Raises:

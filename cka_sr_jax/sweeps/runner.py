@@ -36,7 +36,7 @@ from cka_sr_jax.sweeps.states import (
 )
 from cka_sr_jax.training import ConfigError, loop
 from cka_sr_jax.training.config import flatten, validate
-from cka_sr_jax.workflows import workflow_of
+from cka_sr_jax.workflows import devices_of, workflow_of
 
 
 def run_grid(
@@ -253,5 +253,5 @@ def _prepare_first(points: Mapping[str, ConfigDict]) -> dict[str, Any]:
 
 def _prepare(config: ConfigDict) -> Any:
     """The plan of a point, for this machine's devices."""
-    validate(config, len(jax.local_devices()))
+    validate(config, devices_of(config))
     return workflow_of(config).prepare(config)

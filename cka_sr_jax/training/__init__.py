@@ -14,7 +14,6 @@ The way of a run, file by file:
 from cka_sr_jax.training.build import RunPlan, new_state
 from cka_sr_jax.training.checkpoints import Checkpoints, load_variables
 from cka_sr_jax.training.config import ConfigError, default_config, validate
-from cka_sr_jax.training.loop import prepare
 from cka_sr_jax.training.methods import Method, build_method
 from cka_sr_jax.training.optimizer import create_optimizer, create_schedule
 from cka_sr_jax.training.parallel import map_devices, replicate
@@ -52,7 +51,6 @@ __all__ = [
     "map_devices",
     "new_state",
     "penalized_loss",
-    "prepare",
     "replicate",
     "validate",
 ]

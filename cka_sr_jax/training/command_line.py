@@ -22,13 +22,20 @@ def config_files(argv: Sequence[str]) -> list[str]:
 
 
 def config_file_problem(path: str) -> str | None:
-    """Why this file gives no config, in one line, or None."""
+    """Why this file gives no config, in one line, or None.
+
+    Args:
+      path: of the file, and after a colon an argument for its get_config, if it takes one.
+    """
+    file, _, argument = path.rpartition(".py:")
+    takes_argument = bool(file)
+    path = f"{file}.py" if takes_argument else path
     file = f"The config file {path}"
     try:
         get_config = runpy.run_path(path).get("get_config")
         if not callable(get_config):
             return f"{file} has no function get_config: define one that returns the config."
-        config = get_config()
+        config = get_config(argument) if takes_argument else get_config()
     except OSError as error:
         return f"{file} cannot be read: {error.strerror or error}."
     except SyntaxError as error:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from cka_sr_jax.sparsity import DISTRIBUTIONS, SCORES
 from cka_sr_jax.training.field import Field
 from cka_sr_jax.training.methods import DEFAULT_METHOD, METHOD_NAMES
+from cka_sr_jax.training.penalty import SIMILARITIES
 
 RUN, WEIGHTS = "share of the run", "share of the weights"
 SEEDS = "[0, 4294967295]"  # what fits in 32 bits
@@ -270,7 +271,8 @@ FIELDS = {
         choices=("linear", "rbf"), needs="penalty.similarity=cka for rbf",
     ),
     "penalty.similarity": Field(
-        "cka", "Similarity of two layers; the paper compares CKA with CCA.", choices=("cka", "cca")
+        "cka", "Similarity of two layers; the paper compares CKA with CCA.",
+        choices=tuple(SIMILARITIES),
     ),
     # Lottery tickets: rounds of training, pruning and rewinding.
     "lottery.rounds": Field(

@@ -24,7 +24,7 @@ from cka_sr_jax.training.result import TrainResult, report_run
 from cka_sr_jax.training.selection import select
 from cka_sr_jax.training.signals import stop_signals
 from cka_sr_jax.training.step import TrainState
-from cka_sr_jax.training.workdir import start_workdir
+from cka_sr_jax.training.workdir import check_workdir, start_workdir
 
 
 def prepare(config: ConfigDict) -> RunPlan:
@@ -48,8 +48,8 @@ def run(plan: RunPlan, workdir: str | Path, console: Console | None = None) -> d
     hardware computes the same twice.
 
     Raises:
-      ConfigError: the plan's method cannot choose its masks, or the checkpoint in `workdir` is of
-        another run; nothing is written.
+      ConfigError: the plan's method cannot choose its masks, or `workdir` holds something else;
+        nothing is written.
       SystemExit: at SIGTERM or Ctrl-C, once a checkpoint is saved.
     """
     console, workdir = console or Console(soft_wrap=True), Path(workdir)
@@ -81,6 +81,7 @@ def train(
     Raises:
       ConfigError, SystemExit: as `run`.
     """
+    check_workdir(plan.config, workdir)
     start = newest_snapshot(plan, workdir)
     if start is None:
         start = Snapshot.at_start(plan, first_state(plan))

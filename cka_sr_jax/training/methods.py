@@ -1,6 +1,7 @@
 """Sparse-training methods by the name that a config gives them, as one `Method` each.
 
-This is the only file of the lab that knows the methods' names. There are three kinds:
+This is the only file of the lab that knows the methods' names; `pruning.py`, which it alone calls,
+has what the pruners of its table look at. There are three kinds:
 
 - rules (`sparsity.registry.RULES`) carry masks and may change them while training;
 - pruners choose masks before training, from the untrained model and some images;
@@ -188,6 +189,11 @@ def check_options(config: Sparsity) -> None:
         raise ValueError(
             "sparsity.rule='channels' would prune classes with the channels of the last layer: "
             "keep it dense with sparsity.exclude=('head/kernel',)."
+        )
+    if name in PRUNERS and config["distribution"] == "global":
+        raise ValueError(
+            f"sparsity.distribution='global' is for gradual pruning and sparsity.rule is {name!r}: "
+            "leave it unset, or name a distribution over layers."
         )
     if name == "ntt" and not (config["rounds"] or 0) >= 1:
         raise ValueError(

@@ -1,6 +1,7 @@
 """The penalty on the features that a config describes: which similarity, and when it is on.
 
-A new similarity gets a line in `SIMILARITIES`.
+A new similarity gets a line in `SIMILARITIES` and one in `PENALTY_NAMES`; what it cannot do is
+refused in `config.py`.
 """
 
 from __future__ import annotations
@@ -70,5 +71,5 @@ def _options(config: ConfigDict) -> dict[str, Any]:
 
 
 SIMILARITIES = {"cka": _cka, "cca": _cca}
-# How the terminal and the report call the penalty on each.
+# How the terminal calls the penalty on each.
 PENALTY_NAMES = {"cka": "CKA-SR", "cca": "CCA"}

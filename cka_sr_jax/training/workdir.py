@@ -21,6 +21,12 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
     """
     if workdir.exists() and not workdir.is_dir():
         raise ConfigError(f"--workdir={workdir} is a file: name a directory.")
+    there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise ConfigError(
+            f"--workdir={workdir} cannot be written, because {there} is a file or read-only: name "
+            "another."
+        )
     stored = workdir / "config.json"
     if not stored.exists():
         # A run that was killed while it wrote its config leaves a .tmp file.
@@ -43,9 +49,18 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
 
 
 def start_workdir(config: ConfigDict, workdir: Path) -> None:
-    """Make the directory and write its config.json."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / "config.json", config.to_dict())
+    """Make the directory and write its config.json.
+
+    Raises:
+      ConfigError: the file system refuses.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / "config.json", config.to_dict())
+    except OSError as error:
+        raise ConfigError(
+            f"--workdir={workdir} cannot be written ({error.strerror}): name another."
+        ) from error
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -20,7 +20,7 @@ from cka_sr_jax.training.config import validate
 from cka_sr_jax.training.workdir import check_workdir
 from cka_sr_jax.workflows import layer_sparsity, lottery
 
-__all__ = ["run", "workflow_of"]
+__all__ = ["devices_of", "run", "workflow_of"]
 
 
 def workflow_of(config: ConfigDict) -> ModuleType:
@@ -33,6 +33,11 @@ def workflow_of(config: ConfigDict) -> ModuleType:
     if config.layer_sparsity.strengths:
         return layer_sparsity
     return lottery if config.lottery.rounds else loop
+
+
+def devices_of(config: ConfigDict) -> int:
+    """How many devices train what `config` describes: layer sparsity takes one, all else all."""
+    return 1 if workflow_of(config) is layer_sparsity else len(jax.local_devices())
 
 
 def run(config: ConfigDict, workdir: str | Path, console: Console | None = None) -> dict[str, Any]:
@@ -52,7 +57,7 @@ def run(config: ConfigDict, workdir: str | Path, console: Console | None = None)
       SystemExit: at SIGTERM or Ctrl-C, once a checkpoint is saved.
     """
     console, workdir = console or Console(soft_wrap=True), Path(workdir)
-    validate(config, len(jax.local_devices()))
+    validate(config, devices_of(config))
     check_workdir(config, workdir)
     workflow = workflow_of(config)
     finished = workflow.show_finished(workdir, console)

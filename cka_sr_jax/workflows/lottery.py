@@ -98,6 +98,7 @@ def run(plan: LotteryPlan, workdir: str | Path, console: Console | None = None) 
     """
     console, workdir = console or Console(soft_wrap=True), Path(workdir)
     config = plan.dense.config
+    check_workdir(config, workdir)
     start_workdir(config, workdir)
     rewound = _train_to_rewind_step(plan, workdir / "rewind", console)
     masks, rows = get_masks(rewound.opt_state), []
@@ -147,7 +148,6 @@ def _train_to_rewind_step(plan: LotteryPlan, folder: Path, console: Console) -> 
         return new_state(plan.dense)
     config = copy.deepcopy(plan.dense.config)
     config.eval.select = "last"
-    check_workdir(config, folder)
     short = plan.dense._replace(config=config, steps=plan.rewind_step)
     trained = loop.train(short, folder, make_evaluator(short), console)
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), trained.last)  # of one device
@@ -170,7 +170,6 @@ def _run_round(
             opt_state=with_masks(plan.optimizer, rewound.opt_state, masks),
         )
 
-    check_workdir(plan.config, folder)
     evaluator = make_evaluator(plan)
     trained = loop.train(plan, folder, evaluator, console, pruned)
     return report_run(plan, folder, trained, evaluator, console)

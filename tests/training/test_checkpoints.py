@@ -12,9 +12,9 @@ from cka_sr_jax.training import (
     ConfigError,
     load_variables,
     loop,
-    prepare,
 )
 from cka_sr_jax.training.evaluation import make_evaluator
+from cka_sr_jax.training.loop import prepare
 from cka_sr_jax.workflows import run
 from tests.training.runs import arrays, small_config
 

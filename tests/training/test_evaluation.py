@@ -14,10 +14,10 @@ from cka_sr_jax.similarity import cka_penalty
 from cka_sr_jax.training import build as build_module
 from cka_sr_jax.training import (
     new_state,
-    prepare,
     replicate,
 )
 from cka_sr_jax.training.evaluation import make_evaluator
+from cka_sr_jax.training.loop import prepare
 from cka_sr_jax.workflows import run
 from tests.training.runs import small_config
 

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from cka_sr_jax.sparsity import layer_counts
+from cka_sr_jax.training import ConfigError, loop
 from cka_sr_jax.workflows import run
 from tests.training.runs import arrays, assert_same_run, records, small_config
 
@@ -156,3 +158,15 @@ def test_the_report_is_not_needed_to_import_the_package():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_plan_does_not_train_in_the_directory_of_another(finished, tmp_path):
+    config = small_config()
+    config.optimizer.learning_rate = 0.5
+    before = (finished[0] / "config.json").read_text()
+    with pytest.raises(ConfigError, match=r"optimizer.learning_rate is 0.1 there and 0.5 now"):
+        loop.run(loop.prepare(config), finished[0], Console(quiet=True))
+    assert (finished[0] / "config.json").read_text() == before
+    (tmp_path / "a.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match="holds files but no run"):
+        loop.run(loop.prepare(config), tmp_path, Console(quiet=True))

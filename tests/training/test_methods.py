@@ -17,8 +17,8 @@ from cka_sr_jax.training import (
     load_variables,
     methods,
     new_state,
-    prepare,
 )
+from cka_sr_jax.training.loop import prepare
 from cka_sr_jax.workflows import run
 from tests.training.runs import small_config
 

@@ -38,3 +38,9 @@ def test_a_work_directory_of_something_else(tmp_path):
 def test_a_work_directory_of_a_run_killed_as_it_wrote_its_config(tmp_path):
     (tmp_path / "config.tmp").write_text('{"se')
     check_workdir(config_with(), tmp_path)
+
+
+def test_a_work_directory_below_a_file(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ConfigError, match=r"cannot be written, because .*file is a file"):
+        check_workdir(config_with(), tmp_path / "file" / "run")

@@ -27,7 +27,7 @@ from rich.console import Console
 
 from cka_sr_jax.layer_sparsity import active_layers, save_mlp
 from cka_sr_jax.training.config import ConfigError
-from cka_sr_jax.training.workdir import start_workdir, write_json
+from cka_sr_jax.training.workdir import check_workdir, start_workdir, write_json
 from cka_sr_jax.workflows.layer_sparsity.compare import compare
 from cka_sr_jax.workflows.layer_sparsity.fit import make_trainer
 from cka_sr_jax.workflows.layer_sparsity.path import Point, choose, fit_path, multiply_adds
@@ -78,6 +78,7 @@ def run(plan: PathPlan, workdir: str | Path, console: Console | None = None) -> 
       ConfigError: training diverges without the penalty; only config.json is written.
     """
     console, workdir = console or Console(stderr=False), Path(workdir)
+    check_workdir(plan.config, workdir)
     start_workdir(plan.config, workdir)
     start = time.perf_counter()
     path = fit_path(plan, console)

@@ -66,6 +66,11 @@ def make_model(config: ConfigDict, task: Task, **options: Any) -> Any:
 
 
 def _check(config: ConfigDict) -> None:
+    if not config.layer_sparsity.strengths:
+        raise ConfigError(
+            "layer_sparsity.strengths is empty, which is an ordinary run: give the path of the "
+            "penalty's strengths, for example (0.01, 0.1)."
+        )
     if config.model.name != "mlp":
         raise ConfigError(
             f"layer_sparsity merges the layers of an MLP and model.name is {config.model.name!r}: "

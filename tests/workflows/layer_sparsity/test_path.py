@@ -22,7 +22,7 @@ from cka_sr_jax.training import ConfigError, default_config
 from cka_sr_jax.workflows import layer_sparsity
 from cka_sr_jax.workflows.layer_sparsity import path as path_module
 from cka_sr_jax.workflows.layer_sparsity import tasks
-from cka_sr_jax.workflows.layer_sparsity.fit import Estimate, Strengths, fit
+from cka_sr_jax.workflows.layer_sparsity.fit import Estimate, Strengths, fit, make_trainer
 from cka_sr_jax.workflows.layer_sparsity.path import Point, choose
 from cka_sr_jax.workflows.layer_sparsity.tables import (
     Network,
@@ -273,3 +273,26 @@ def test_the_teacher_is_standardized_and_a_function_of_the_seed():
     targets = np.concatenate([s.targets for s in (task.train, task.validation, task.test)])
     assert targets.mean() == pytest.approx(0, abs=0.02)
     assert targets.var() == pytest.approx(1 + 0.3**2, rel=0.05)
+
+
+def test_the_penalty_ends_at_its_share_of_the_run():
+    config = small_config(train__steps=4, penalty__beta=0.1, penalty__end=0.5)
+    plan = layer_sparsity.prepare(config)
+    trainer, train = make_trainer(plan, plan.hidden), plan.task.train
+    state = trainer.first_state(None)
+    batch = {"image": train.inputs[:64], "label": train.targets[:64]}
+    on = []
+    for _ in range(4):
+        state, metrics = trainer.step(state, batch)
+        on.append(not np.isnan(metrics["penalty"]))
+    assert on == [True, True, False, False]
+
+
+def test_without_strengths_there_is_no_path():
+    with pytest.raises(ConfigError, match="strengths is empty, which is an ordinary run"):
+        layer_sparsity.prepare(small_config(layer_sparsity__strengths=()))
+
+
+def test_layer_sparsity_takes_one_device_whatever_there_are(tmp_path):
+    config = small_config(train__batch_size=50, train__steps=1)  # four fake devices
+    assert workflows.run(config, tmp_path / "run", Console(quiet=True))["steps"] == 1
