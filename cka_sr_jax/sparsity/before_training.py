@@ -29,7 +29,7 @@ from cka_sr_jax.sparsity.masks import (
 from cka_sr_jax.sparsity.selection import top_k_masks
 
 Loss = Callable[[Params, Any], Float[Array, ""]]
-Model = Callable[[Params, Array], Array]
+Model = Callable[[Params, Any], Array]  # of inputs of NumPy or JAX
 Scores = dict[str, Float[Array, "..."]]
 
 

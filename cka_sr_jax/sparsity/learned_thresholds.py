@@ -179,7 +179,7 @@ def _thresholded(
 def _map_thresholds(function: Threshold, trained: Params) -> Any:
     """`function(threshold, weight)` at each pruned layer and `optax.MaskedNode()` elsewhere."""
 
-    def at_leaf(threshold: Any, weight: Array) -> Any:
+    def at_leaf(threshold: Any, weight: Any) -> Any:
         return threshold if is_dense(threshold) else function(threshold, weight)
 
     return jax.tree.map(

@@ -7,6 +7,7 @@ before it the input. Exclude kernels of another layout, such as those of `DenseG
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -232,7 +233,7 @@ def _check_n_m(n: int, m: int) -> None:
         )
 
 
-def _check_input_axes(leaves: dict[str, Array], m: int) -> None:
+def _check_input_axes(leaves: dict[str, Any], m: int) -> None:
     for path, leaf in leaves.items():
         if leaf.shape[-2] % m:
             raise ValueError(

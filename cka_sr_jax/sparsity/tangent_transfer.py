@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float
 
@@ -39,7 +40,7 @@ class Transferred(NamedTuple):
 def ntt(
     model: Model,
     params: Params,
-    batches: Iterable[Array],
+    batches: Iterable[Array | np.ndarray],
     density: float,
     *,
     learning_rate: float = 5e-4,
@@ -130,8 +131,8 @@ def transfer_loss(
     student: Params,
     masks: Masks,
     teacher: Params,
-    inputs: Float[Array, "b ..."],
-    density: float,
+    inputs: Float[Array | np.ndarray, "b ..."],
+    density: float | Float[Array, ""],
     *,
     kernel_weight: float = 1e-3,
     l2: float = 1e-5,
@@ -172,7 +173,10 @@ def transfer_loss(
 
 
 def tangent_kernel(
-    model: Model, params: Params, x1: Float[Array, "m ..."], x2: Float[Array, "n ..."]
+    model: Model,
+    params: Params,
+    x1: Float[Array | np.ndarray, "m ..."],
+    x2: Float[Array | np.ndarray, "n ..."],
 ) -> Float[Array, "m n k k"]:
     """The empirical neural tangent kernel K[i, j] = J(x1_i) J(x2_j)^T (Jacot et al. 2018).
 
