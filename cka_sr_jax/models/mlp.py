@@ -2,6 +2,7 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -19,7 +20,7 @@ class MLP(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b ..."], train: bool) -> Float[Array, "b k"]:
+    def __call__(self, x: Float[Array | np.ndarray, "b ..."], train: bool) -> Float[Array, "b k"]:
         """Logits; `train` changes nothing."""
         x = x.reshape(len(x), -1)
         for i, width in enumerate(self.hidden):

@@ -4,6 +4,7 @@ from functools import partial
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -75,7 +76,7 @@ class CifarResNet(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b k"]:
+    def __call__(self, x: Float[Array | np.ndarray, "b h w c"], train: bool) -> Float[Array, "b k"]:
         """Logits; `train` normalizes by the batch's own statistics, else by the running ones."""
         blocks = _FOUR_STAGES.get(self.depth, ((self.depth - 2) // 6,) * 3)
         width = self.width or (64 if self.depth in _FOUR_STAGES else 16)

@@ -25,7 +25,7 @@ Metrics = dict[str, Float[Array, ""]]
 class TrainState:
     """Everything that training changes; the masks are inside `opt_state`."""
 
-    step: Int[Array, "..."]  # a number, or one a device where the state is replicated
+    step: Any  # int32; one a device where the state is replicated
     params: Any
     batch_stats: Any
     opt_state: Any
