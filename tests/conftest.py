@@ -1,6 +1,13 @@
-"""Settings that every test runs under: four fake devices, no implicit rank promotion."""
+"""Settings that every test runs under.
 
+Four fake devices and no implicit promotion of ranks. Tests of the library, the models and the data
+also allow no implicit promotion of dtypes. In them and in those of the report, every annotated
+shape and type of the package is checked at each call (jaxtyping with beartype).
+"""
+
+import contextlib
 import os
+from pathlib import Path
 
 # Four fake CPU devices for the multi-device tests; NPROC sizes XLA's thread pool, which hangs on
 # two cores without it. Tests compile far more than they compute, so XLA optimizes little. All are
@@ -14,12 +21,56 @@ os.environ.setdefault("NPROC", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import jaxtyping
 import pytest
 from hypothesis import settings
 
+# Tests of these allow no implicit promotion of dtypes. Optax's schedules mix dtypes, so whole runs
+# cannot be strict.
+STRICT = ("similarity", "sparsity", "layer_sparsity", "accounting", "models", "data")
+# Tests of these check every annotated shape and type at each call. An int is a float, as for mypy.
+CHECKED = (*STRICT, "report")
+BEARTYPE = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+jaxtyping.install_import_hook("cka_sr_jax", BEARTYPE)
+jaxtyping.config.update("jaxtyping_disable", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 settings.register_profile("default", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("default")
+
+
+@pytest.fixture(autouse=True)
+def strictness(request):
+    """The checks that the test's folder asks for."""
+    folder = request.path.relative_to(Path(__file__).parent).parts[0]
+    jaxtyping.config.update("jaxtyping_disable", folder not in CHECKED)
+    with jax.numpy_dtype_promotion("strict" if folder in STRICT else "standard"):
+        yield
+    jaxtyping.config.update("jaxtyping_disable", True)
+
+
+unpatched = pytest.raises
+
+
+@contextlib.contextmanager
+def raises(*args, **kwargs):
+    """`pytest.raises` without the checks of annotations: the package must refuse, as for a user."""
+    before = jaxtyping.config.jaxtyping_disable
+    with unpatched(*args, **kwargs) as info:
+        jaxtyping.config.update("jaxtyping_disable", True)
+        try:
+            yield info
+        finally:
+            jaxtyping.config.update("jaxtyping_disable", before)
+
+
+pytest.raises = raises
+
+
+@pytest.fixture
+def standard_promotion():
+    """For what mixes dtypes by itself: Optax's Adam, Flax's pooling and BatchNorm in bfloat16."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
 
 
 @pytest.fixture

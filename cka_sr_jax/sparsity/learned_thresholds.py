@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float
 
@@ -26,7 +27,8 @@ from cka_sr_jax.sparsity.masks import (
 )
 from cka_sr_jax.sparsity.reparametrization import Reparametrization, part
 
-Threshold = Callable[[Array, Array], Array]  # (threshold, weight) -> an array like the weight
+Values = Array | np.ndarray | np.number
+Threshold = Callable[[Values, Values], Array]  # (threshold, weight) -> an array like the weight
 
 
 def soft_threshold(*, initial: float = -10.0, exclude: Sequence[str] = ()) -> Reparametrization:
@@ -62,10 +64,10 @@ def soft_threshold(*, initial: float = -10.0, exclude: Sequence[str] = ()) -> Re
     def start(weight: Array) -> Array:
         return jnp.full((), initial, _precise(weight))
 
-    def kept(s: Float[Array, ""], weight: Array) -> Bool[Array, "..."]:
+    def kept(s: Float[Values, ""], weight: Values) -> Bool[Array, "..."]:
         return jnp.abs(weight).astype(s.dtype) > jax.nn.sigmoid(s)
 
-    def effective(s: Float[Array, ""], weight: Array) -> Array:
+    def effective(s: Float[Values, ""], weight: Values) -> Array:
         wide = weight.astype(s.dtype)
         shrunk = wide - jnp.sign(wide) * jax.nn.sigmoid(s)
         return jnp.where(kept(s, weight), shrunk, 0).astype(weight.dtype)
@@ -106,14 +108,14 @@ def dst(alpha: float, *, exclude: Sequence[str] = ()) -> Reparametrization:
     def start(weight: Array) -> Array:
         return jnp.zeros(weight.shape[-1], _precise(weight))
 
-    def distance(t: Float[Array, " out"], weight: Array) -> Float[Array, "..."]:
+    def distance(t: Float[Values, " out"], weight: Values) -> Float[Array, "..."]:
         return jnp.abs(weight).astype(t.dtype) - jnp.expand_dims(t, range(weight.ndim - 1))
 
-    def kept(t: Float[Array, " out"], weight: Array) -> Bool[Array, "..."]:
+    def kept(t: Float[Values, " out"], weight: Values) -> Bool[Array, "..."]:
         return distance(t, weight) >= 0
 
-    def effective(t: Float[Array, " out"], weight: Array) -> Array:
-        return (weight.astype(t.dtype) * unit_step(distance(t, weight))).astype(weight.dtype)
+    def effective(t: Float[Values, " out"], weight: Values) -> Array:
+        return (unit_step(distance(t, weight)) * weight.astype(t.dtype)).astype(weight.dtype)
 
     def regularize(grads: Params, trained: Params) -> Params:
         thresholds = jax.tree.map(
@@ -124,7 +126,7 @@ def dst(alpha: float, *, exclude: Sequence[str] = ()) -> Reparametrization:
         return {**grads, "thresholds": thresholds}
 
     def restart(trained: Params) -> Params:
-        def at_layer(t: Float[Array, " out"], weight: Array) -> Array:
+        def at_layer(t: Float[Values, " out"], weight: Values) -> Array:
             nearly_empty = jnp.sum(kept(t, weight), dtype=jnp.int32) <= weight.size // 100
             return jnp.where(nearly_empty, 0, t)
 

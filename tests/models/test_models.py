@@ -140,6 +140,7 @@ def test_weights_start_normal_with_variance_two_over_fan_in():
     assert not np.any(params["head"]["bias"])
 
 
+@pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, "bfloat16"])
 @pytest.mark.parametrize("name", ["mlp", "lenet5", "resnet8"])
 def test_bfloat16_computes_in_it_and_keeps_parameters_and_logits_in_float32(name, dtype):
@@ -156,6 +157,7 @@ def test_bfloat16_computes_in_it_and_keeps_parameters_and_logits_in_float32(name
     assert {leaf.dtype for leaf in jax.tree.leaves(others)} <= {jnp.dtype("float32")}
 
 
+@pytest.mark.usefixtures("standard_promotion")
 def test_bfloat16_logits_are_near_those_of_float32():
     x = jax.random.normal(KEY, (8, 8, 8, 3))
     model, half = (create_model("resnet8", 10, dtype=d) for d in ("float32", "bfloat16"))
@@ -251,12 +253,13 @@ def naive_block(x, params, stats, stride, train):
 def test_residual_block_equals_naive_numpy(features, stride, projection, size, train):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(4, size, size, 3)).astype(np.float32)
-    block = ResidualBlock(features=features, stride=stride)
-    variables = jax.eval_shape(lambda: block.init(KEY, x, train=True))
+    block, images = ResidualBlock(features=features, stride=stride), jnp.asarray(x)
+    variables = jax.eval_shape(lambda: block.init(KEY, images, train=True))
     # Random everywhere, so that no scale is 1 and no bias 0.
     variables = jax.tree.map(lambda v: rng.uniform(0.1, 1, v.shape).astype(np.float32), variables)
     assert ("shortcut_conv" in variables["params"]) == projection
-    y, after = jax.jit(lambda v: block.apply(v, x, train=train, mutable=["batch_stats"]))(variables)
+    apply = jax.jit(lambda v: block.apply(v, images, train=train, mutable=["batch_stats"]))
+    y, after = apply(variables)
     expected, stats = naive_block(
         x.astype(np.float64), variables["params"], variables["batch_stats"], stride, train
     )

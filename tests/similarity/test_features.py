@@ -213,6 +213,7 @@ class CNN(nn.Module):
         return nn.Dense(features=10)(x)
 
 
+@pytest.mark.usefixtures("standard_promotion")
 @every_run
 def test_flax_example_cnn(run):
     images = jax.random.normal(KEY, (6, 8, 8, 1))

@@ -93,6 +93,7 @@ def test_training_makes_weights_sparse_while_the_loss_falls(name):
     assert loss(method.weights(trained)) < 0.4 * loss(small_net())
 
 
+@pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("method", METHODS)
 def test_frozen_dict_of_bfloat16(method):
     method = METHODS[method]()
@@ -127,6 +128,7 @@ def test_nnx_state(method):
     assert np.isfinite(nnx_loss(trained))
 
 
+@pytest.mark.usefixtures("standard_promotion")
 def test_without_its_own_term_or_restart_a_method_is_the_inner_optimizer():
     method = Reparametrization(
         init=lambda params: {"weights": params},

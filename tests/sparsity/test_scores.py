@@ -55,7 +55,7 @@ def test_scores_may_be_infinite():
     def masked_magnitude(key, mask, param, grad):
         return jnp.where(mask, jnp.abs(param), -jnp.inf)
 
-    params, grads = random_layers(3)
+    params, grads = jax.tree.map(jnp.asarray, random_layers(3))
     update = {}
     for name, drop in (("plain", "magnitude"), ("infinite", masked_magnitude)):
         rule = make_rule("gmp", density=0.2, end_step=10, update_every=2, drop=drop)
