@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from absl import logging
 from ml_collections import ConfigDict
 from PIL import Image
@@ -110,7 +111,7 @@ def test_the_cache_is_used_until_the_set_changes(sets, cache, monkeypatch):
     folder = write_set(sets / "tiny/1.0.0", splits)
     first = load(sets, cache)
     with monkeypatch.context() as patch:
-        patch.setattr(tfds_reader, "_decode", None)  # calling it again would raise
+        patch.setattr(tfds, "builder_from_directory", None)  # decoding it again would raise
         again = load(sets, cache)
     np.testing.assert_array_equal(first.train_images, again.train_images)
     assert again.num_classes == 5
@@ -153,8 +154,9 @@ def test_a_damaged_cache_is_decoded_again(sets, cache, damage, length):
 
 KILLED = """
 import os, signal, sys
-from cka_sr_jax.data import load_tfds, tfds_reader
-tfds_reader._check_labels = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+import numpy as np
+from cka_sr_jax.data import load_tfds
+np.save = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # after the images
 load_tfds("tiny", sys.argv[1], sys.argv[2])
 """
 
@@ -184,7 +186,7 @@ def test_an_interrupted_run_clears_up(sets, cache, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tfds_reader, "_check_labels", interrupt)
+    monkeypatch.setattr(np, "save", interrupt)
     with pytest.raises(KeyboardInterrupt):
         load(sets, cache)
     assert list(cache.iterdir()) == []
@@ -194,14 +196,14 @@ def test_an_interrupted_run_clears_up(sets, cache, monkeypatch):
 def test_two_runs_may_decode_at_once(sets, cache, monkeypatch):
     train = examples(6)
     write_set(sets / "tiny/1.0.0", {"train": train, "test": train})
-    decode = tfds_reader._decode
+    replace = os.replace
 
-    def overtaken(*arguments):
-        decode(*arguments)
-        monkeypatch.setattr(tfds_reader, "_decode", decode)
+    def overtaken(*paths):
+        monkeypatch.setattr(os, "replace", replace)
         load(sets, cache)  # the other run, which is done first
+        replace(*paths)
 
-    monkeypatch.setattr(tfds_reader, "_decode", overtaken)
+    monkeypatch.setattr(os, "replace", overtaken)
     data = load(sets, cache)
     assert_holds(data.train_images, data.train_labels, train)
     assert len(list(cache.iterdir())) == 1

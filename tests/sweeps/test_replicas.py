@@ -13,8 +13,7 @@ from rich.console import Console
 
 from cka_sr_jax.sweeps import GridOptions, grid_points, replicas, run_grid, runner
 from cka_sr_jax.sweeps.replicas import replica_groups, train_together
-from cka_sr_jax.training import Checkpoints, default_config, loop
-from cka_sr_jax.training.recorder import Recorder
+from cka_sr_jax.training import Checkpoints, default_config, loop, recorder
 
 
 def small_grid():
@@ -116,10 +115,10 @@ def test_a_group_that_was_stopped_goes_on(together, tmp_path, monkeypatch):
     def stop_signals():
         yield received
 
-    log = Recorder._log
+    average = recorder.mean_metrics
     monkeypatch.setattr(replicas, "stop_signals", stop_signals)
     monkeypatch.setattr(
-        Recorder, "_log", lambda self, done: (received.append(15), log(self, done))[1]
+        recorder, "mean_metrics", lambda steps: (received.append(15), average(steps))[1]
     )
     with pytest.raises(SystemExit, match="Stopped at step 4 of 6"):
         run_grid(small_grid(), tmp_path, GridOptions(replicas=4), quiet())

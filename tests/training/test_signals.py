@@ -4,11 +4,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from cka_sr_jax.training import (
-    Checkpoints,
-    loop,
-)
-from cka_sr_jax.training.recorder import Recorder
+from cka_sr_jax.training import Checkpoints, loop, recorder
 from cka_sr_jax.workflows import run
 from tests.training.runs import small_config
 
@@ -21,10 +17,10 @@ def test_a_signal_while_a_step_is_recorded_waits_for_the_next(tmp_path, monkeypa
     def stop_signals():
         yield received
 
-    log = Recorder._log
+    average = recorder.mean_metrics
     monkeypatch.setattr(loop, "stop_signals", stop_signals)
     monkeypatch.setattr(
-        Recorder, "_log", lambda self, done: (received.append(15), log(self, done))[1]
+        recorder, "mean_metrics", lambda steps: (received.append(15), average(steps))[1]
     )
     with pytest.raises(SystemExit, match="Stopped at step 2 of 6"):
         run(config, tmp_path)
