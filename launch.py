@@ -68,7 +68,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 def main(argv: list[str]) -> None:
     """Run the experiment."""
     logging.set_verbosity(logging.ERROR)  # Orbax logs two dozen lines for each checkpoint
-    from cka_sr_jax.sweeps import GridOptions, run_grid  # after the flags: importing jax takes time
+    from cka_sr_jax.sweeps import GridOptions, run_grid
     from cka_sr_jax.training import ConfigError
     from cka_sr_jax.workflows import run
 

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/
 
 from rich.console import Console
 
+from cka_sr_jax.report import markdown_table
 from cka_sr_jax.workflows import layer_sparsity
 from cka_sr_jax.workflows.layer_sparsity.compare import compare
 from cka_sr_jax.workflows.layer_sparsity.path import choose, fit_path
@@ -42,8 +43,8 @@ COLUMNS = [
 ]  # fmt: skip
 
 
-def print_rows(label: str, config: Any, depth: int) -> None:
-    """Print a row for each way to choose: test errors, and ratios to the network without penalty.
+def rows_of(label: str, config: Any, depth: int) -> list[list[str]]:
+    """A row for each way to choose: test errors, and ratios to the network without penalty.
 
     One chooses the shallowest network within a standard error of the best, the other the best
     validation error among depths up to `depth`.
@@ -57,6 +58,7 @@ def print_rows(label: str, config: Any, depth: int) -> None:
         best = min(shallow, key=lambda point: point.error.mean)
         if best is not choices["1 std. error"]:
             choices[f"depth <= {depth}"] = best
+    rows = []
     for choice, chosen in choices.items():
         networks = {n.name: n for n in compare(plan, path[0], chosen)}
         before = networks["no penalty"]
@@ -76,28 +78,30 @@ def print_rows(label: str, config: Any, depth: int) -> None:
             f"{after.nonzero_multiply_adds / before.nonzero_multiply_adds:.2f}",
             f"{after.relative_time:.2f}",
         ]
-        print("| " + " | ".join(row) + " |", flush=True)
+        rows.append(row)
     print(f"{label}, seed {config.seed}: {time.perf_counter() - began:.0f} s", file=sys.stderr)
+    return rows
 
 
 def main() -> None:
     """Run all and print one table: test errors, and ratios to the network without penalty."""
-    print("| " + " | ".join(COLUMNS) + " |\n|" + "---|" * len(COLUMNS), flush=True)
+    rows = []
     if sys.argv[1:2] == ["synthetic"]:
         for active in (1, 2, 3):
             for seed in range(5):
                 config = layer_sparsity_synthetic.get_config()
                 config.seed = seed
                 config.layer_sparsity.teacher.active = active
-                print_rows(f"{active} active", config, active + 1)
+                rows += rows_of(f"{active} active", config, active + 1)
     elif sys.argv[1:2] == ["fashion_mnist"] and len(sys.argv) == 3:
         for label, fields in VARIANTS.items():
             for seed in range(3):
                 config = layer_sparsity_fashion_mnist.get_config()
                 config.update_from_flattened_dict({"data.dir": sys.argv[2], "seed": seed, **fields})
-                print_rows(label, config, 4)
+                rows += rows_of(label, config, 4)
     else:
         raise SystemExit("usage: layer_sparsity.py synthetic, or fashion_mnist TFDS_FOLDER")
+    print(markdown_table(COLUMNS, rows))
 
 
 if __name__ == "__main__":

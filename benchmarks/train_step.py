@@ -17,7 +17,7 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cka_penalty as penalty_benchmark
 import jax
@@ -55,30 +55,40 @@ MODELS = {
 REPEATS = {"ResNet-20": (8, 5), "MLP": (15, 20)}
 
 
-def setup(name: str) -> tuple[Any, Any, Any, dict[str, jax.Array]]:
-    """Model, optimizer, state and a random batch of 128."""
+class Setup(NamedTuple):
+    """What a step takes: the state is of step 0, the batch of 128 random images."""
+
+    model: Any
+    optimizer: Any
+    state: Any
+    batch: dict[str, jax.Array]
+
+
+def setup(name: str) -> Setup:
+    """Those of a model, with masks at density 0.05."""
     kind, options, shape = MODELS[name]
     model = create_model(kind, 10, **options)
     tx = sparsify(optax.sgd(0.1, momentum=0.9, nesterov=True), make_rule("rst", density=0.05))
     images = jax.random.normal(jax.random.key(1), (128, *shape))
     variables = jax.jit(partial(model.init, train=False))(jax.random.key(0), images[:2])
     state = create_state(variables, tx)
-    return model, tx, state, {"image": images, "label": jnp.arange(128, dtype=jnp.int32) % 10}
+    batch = {"image": images, "label": jnp.arange(128, dtype=jnp.int32) % 10}
+    return Setup(model, tx, state, batch)
 
 
 class Stepper:
     """A compiled step that keeps its state, so that successive calls differ."""
 
-    def __init__(self, model: Any, tx: Any, state: Any, **options: Any) -> None:
+    def __init__(self, made: Setup, **options: Any) -> None:
         """Compile for one device; the step reuses the state's memory.
 
         Args:
           options: of `cka_sr`; none: no penalty.
         """
         penalty = cka_sr(**options) if options else None
-        step = make_train_step(classification_loss(model, penalty), tx)
+        step = make_train_step(classification_loss(made.model, penalty), made.optimizer)
         self._step = jax.jit(lambda s, batch: step(s, batch, None), donate_argnums=0)
-        self._state = jax.tree.map(jnp.copy, state)
+        self._state = jax.tree.map(jnp.copy, made.state)
 
     def __call__(self, batch: dict[str, jax.Array]) -> Any:
         """One step; returns its metrics."""
@@ -88,10 +98,9 @@ class Stepper:
 
 def step_rows(name: str) -> list[list[str]]:
     """Rows of one model: step time by penalty, and its ratio to the step without."""
-    model, tx, state, batch = setup(name)
+    made = setup(name)
     calls = {
-        label: partial(Stepper(model, tx, state, **options), batch)
-        for label, options in PENALTIES.items()
+        label: partial(Stepper(made, **options), made.batch) for label, options in PENALTIES.items()
     }
     repeats, inner = REPEATS[name]
     times = interleaved_seconds(calls, repeats, dict.fromkeys(calls, inner))
@@ -111,9 +120,9 @@ def step_rows(name: str) -> list[list[str]]:
 
 def loop_row(name: str, steps: int, rounds: int) -> list[str]:
     """The loop's rate over the bare step's, both without penalty, in interleaved rounds."""
-    model, tx, state, batch = setup(name)
-    bare = Stepper(model, tx, state)
-    jax.block_until_ready(bare(batch))
+    made = setup(name)
+    bare = Stepper(made)
+    jax.block_until_ready(bare(made.batch))
     kind, options, shape = MODELS[name]
     plan = random_plan(
         kind, options, shape, penalty__beta=0.0, train__steps=steps, data__validation=0.0,
@@ -124,7 +133,7 @@ def loop_row(name: str, steps: int, rounds: int) -> list[str]:
     for _ in range(rounds):
         start = time.perf_counter()
         for _ in range(steps):
-            metrics = bare(batch)
+            metrics = bare(made.batch)
         jax.block_until_ready(metrics)
         rates["bare"].append(steps / (time.perf_counter() - start))
         with tempfile.TemporaryDirectory() as folder:

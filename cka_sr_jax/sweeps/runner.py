@@ -54,6 +54,10 @@ def run_grid(
     stops before it starts and records no failures. Several processes may run one grid: each takes
     the points that nobody else is running.
 
+    Before any point runs, all fields of the grid and its options are checked, and points are
+    prepared (data read, step traced) until one can run. Mistakes of the other points show when
+    these run: what only data or tracing tells, and masks that a pruner cannot choose.
+
     Args:
       workdir: gets one directory for each point.
 

@@ -25,7 +25,7 @@ from cka_sr_jax.data import (
     normalize,
 )
 from cka_sr_jax.models import create_model
-from cka_sr_jax.training.config import ConfigError
+from cka_sr_jax.training.config import ConfigError, config_errors
 from cka_sr_jax.training.methods import Method, Untrained, build_method, fixed_masks
 from cka_sr_jax.training.optimizer import create_optimizer, create_schedule
 from cka_sr_jax.training.penalty import create_penalty
@@ -76,16 +76,12 @@ def build_plan(config: ConfigDict) -> RunPlan:
     Raises:
       ConfigError: what only data, model or method can tell, in one sentence.
     """
-    try:
+    with config_errors():
         # Names and options first: reading a data set may take a while and fill its cache.
         _create_model(config, num_classes=10)
         plan = _build(config)
         _trace(plan)
-    except ConfigError:
-        raise
-    except ValueError as error:  # each part says in its own words what it cannot work with
-        raise ConfigError(str(error)) from error
-    return plan
+        return plan
 
 
 def _build(config: ConfigDict) -> RunPlan:
@@ -184,12 +180,10 @@ def new_state(plan: RunPlan) -> TrainState:
       ConfigError: the method cannot choose its masks.
     """
     method = plan.method
-    try:
+    with config_errors():
         if method.prune is not None:
             method = fixed_masks(method.prune(_untrained(plan)), method.start)
         return jax.jit(partial(_initial_state, plan, method))(_key(plan))
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
 
 
 def _initial_state(plan: RunPlan, method: Method, key: Array) -> TrainState:

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 
 from cka_sr_jax.training.build import RunPlan, state_shapes
-from cka_sr_jax.training.config import ConfigError, read_config
+from cka_sr_jax.training.config import config_errors, read_config
 from cka_sr_jax.training.methods import model_weights
 from cka_sr_jax.training.selection import Best, nothing_yet
 from cka_sr_jax.training.step import TrainState
@@ -49,9 +49,8 @@ def newest_snapshot(plan: RunPlan, workdir: Path) -> Snapshot | None:
     try:
         if checkpoints.latest_step() is None:
             return None
-        return checkpoints.restore(Snapshot.at_start(plan, state_shapes(plan)))
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+        with config_errors():
+            return checkpoints.restore(Snapshot.at_start(plan, state_shapes(plan)))
     finally:
         checkpoints.close()
 

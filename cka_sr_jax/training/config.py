@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,17 @@ RESUMABLE = tuple(name for name, field in FIELDS.items() if field.resumable)
 
 class ConfigError(ValueError):
     """A mistake in a config or in how a run is started, found before anything is written."""
+
+
+@contextlib.contextmanager
+def config_errors() -> Iterator[None]:
+    """Raise a ValueError as a ConfigError: each part says in its own words what it cannot do."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def default_config() -> ConfigDict:
@@ -143,10 +156,8 @@ def _check_pairs(config: ConfigDict) -> None:
 
 def _check_method(config: ConfigDict) -> None:
     """The options of the method of sparse training."""
-    try:
+    with config_errors():
         check_options(config.sparsity)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     if changes_until_the_end(config.sparsity.rule) and config.eval.select != "last":
         raise ConfigError(
             f"eval.select={config.eval.select!r} would compare accuracies at different densities, "

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from cka_sr_jax.layer_sparsity import active_layers, save_mlp
-from cka_sr_jax.training.config import ConfigError
+from cka_sr_jax.training.config import config_errors
 from cka_sr_jax.training.workdir import check_workdir, start_workdir, write_json
 from cka_sr_jax.workflows.layer_sparsity.compare import compare
 from cka_sr_jax.workflows.layer_sparsity.fit import make_trainer
@@ -49,14 +49,10 @@ def prepare(config: ConfigDict) -> PathPlan:
     Raises:
       ConfigError: in one sentence, for whatever cannot work.
     """
-    try:
+    with config_errors():
         plan = build_plan(config)
         _trace(plan)
-    except ConfigError:
-        raise
-    except ValueError as error:  # each part says in its own words what it cannot work with
-        raise ConfigError(str(error)) from error
-    return plan
+        return plan
 
 
 def _trace(plan: PathPlan) -> None:
