@@ -1,0 +1,31 @@
+"""The digits are scikit-learn's, and their test split never changes."""
+
+import numpy as np
+from sklearn import datasets
+
+from cka_sr_jax.data import load_digits
+
+
+def test_the_digits_are_scikit_learns():
+    (train, train_labels), (test, test_labels), num_classes = load_digits()
+    images = np.concatenate([train, test])
+    labels = np.concatenate([train_labels, test_labels])
+    assert (images.dtype, images.shape, num_classes) == (np.uint8, (1797, 8, 8, 1), 10)
+    assert labels.dtype == np.int32
+    assert (images.min(), images.max()) == (0, 255)
+    raw, raw_labels = datasets.load_digits(return_X_y=True)
+    ink = np.round(images.reshape(-1, 64) * (16 / 255))
+    ours = sorted(zip(map(bytes, ink.astype(np.uint8)), labels.tolist(), strict=True))
+    theirs = sorted(zip(map(bytes, raw.astype(np.uint8)), raw_labels.tolist(), strict=True))
+    assert ours == theirs
+
+
+def test_the_digits_test_split_is_stratified_and_fixed():
+    (_, train_labels), (test, test_labels), _ = load_digits()
+    of_class = np.bincount(train_labels) + np.bincount(test_labels)
+    assert np.all(np.abs(np.bincount(test_labels) - 0.2 * of_class) <= 1)
+    # Written down once: every figure on the digits depends on these images.
+    assert len(test_labels) == 360
+    assert test_labels[:12].tolist() == [7, 1, 7, 3, 5, 9, 3, 2, 3, 3, 8, 5]
+    assert test[:3].sum(dtype=np.int64) == 14660
+    np.testing.assert_array_equal(test, load_digits()[1][0])
