@@ -11,6 +11,8 @@ LIBRARY = {"cka_sr_jax", "flax", "jax", "numpy", "optax"}
 
 def test_it_is_short():
     assert len(README.read_text().splitlines()) <= 150
+    ((code, _),) = python_blocks(README)
+    assert len([line for line in code.splitlines() if line and "import" not in line]) <= 26
 
 
 def test_its_one_block_shows_its_output_and_needs_the_library_alone():
