@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cka_sr_jax._errors import unknown
-from cka_sr_jax.analysis.runs import RESULTS, Row, columns_of
+from cka_sr_jax.analysis.rows import RESULTS, Row, columns_of
 
 
 def cell_text(value: Any) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from scipy import stats
 
 from cka_sr_jax.analysis.commands import check_alike, in_order
-from cka_sr_jax.analysis.runs import SHARES, Row
+from cka_sr_jax.analysis.rows import SHARES, Row
 
 BOOTSTRAP_SAMPLES = 10_000
 CHOOSE = object()  # stands for "choose a value"; None is itself a value, the rule's default

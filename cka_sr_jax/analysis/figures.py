@@ -25,7 +25,8 @@ from matplotlib.figure import Figure
 
 from cka_sr_jax._errors import unknown
 from cka_sr_jax.analysis.commands import cell_text, check_alike, error_line, in_order
-from cka_sr_jax.analysis.runs import SHARES, Run, config_row, load_runs, parse_value
+from cka_sr_jax.analysis.rows import SHARES, config_row, parse_value
+from cka_sr_jax.analysis.runs import Run, load_runs
 from cka_sr_jax.report.figures import BLUE, label_features, series, stage_boundaries, tidy, to_png
 from cka_sr_jax.sparsity import maskable_leaves
 from cka_sr_jax.training import load_variables

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from cka_sr_jax.analysis.commands import error_line
-from cka_sr_jax.analysis.runs import Run, config_row, load_runs
+from cka_sr_jax.analysis.rows import config_row
+from cka_sr_jax.analysis.runs import Run, load_runs
 from cka_sr_jax.report import markdown_table
 
 HEADER = ["rule", "beta", "runs", "least similar neighbors", "most similar neighbors"]

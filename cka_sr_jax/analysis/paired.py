@@ -19,7 +19,8 @@ from typing import Any
 from cka_sr_jax.analysis.commands import cell_text, check_result, error_line, in_order, notes
 from cka_sr_jax.analysis.comparison import CHOOSE, Comparison, comparisons
 from cka_sr_jax.analysis.figures import draw_differences, write_png
-from cka_sr_jax.analysis.runs import RESULTS, SHARES, parse_value, read_runs, write_csv
+from cka_sr_jax.analysis.rows import RESULTS, SHARES, parse_value
+from cka_sr_jax.analysis.runs import read_runs, write_csv
 from cka_sr_jax.report import markdown_table
 
 Comparisons = Mapping[tuple[Any, ...], Comparison | None]

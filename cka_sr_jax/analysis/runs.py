@@ -11,7 +11,6 @@ file:
 from __future__ import annotations
 
 import argparse
-import ast
 import csv
 import json
 import sys
@@ -22,37 +21,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cka_sr_jax._errors import unknown
-from cka_sr_jax.report import read_metrics
-from cka_sr_jax.training.config import RESUMABLE, default_config, flatten
-from cka_sr_jax.training.evaluation import EPSILONS
-
-Row = dict[str, Any]
-
-# The fields of result.json that a row holds.
-STORED = (
-    "test.accuracy",
-    "test.loss",
-    "validation.accuracy",
-    "density",
-    "explored",
-    "flops",
-    "training_flops",
-    "cka_within_stage",
-    "cka_cross_stage",
-    "outlier_share",
-    *(f"epsilon_sparsity.{epsilon:g}" for epsilon in EPSILONS),
-    "wall_seconds",
+from cka_sr_jax.analysis.commands import error_line
+from cka_sr_jax.analysis.rows import (
+    KEPT_BELOW,
+    RESULTS,
+    STORED,
+    Row,
+    columns_of,
+    config_row,
+    kept_below,
+    parse_value,
 )
-# The share of the KEPT weights with |w| < epsilon; `epsilon_sparsity` counts pruned ones too.
-KEPT_BELOW = {f"kept_below.{epsilon:g}": f"epsilon_sparsity.{epsilon:g}" for epsilon in EPSILONS}
-RESULTS = (*STORED, *KEPT_BELOW)
-
-# Those shown in percent: accuracies, and shares of weights and of variance.
-SHARES = [
-    name
-    for name in RESULTS
-    if any(word in name for word in ("accuracy", "density", "explored", "share", "epsilon", "kept"))
-]
+from cka_sr_jax.report import read_metrics
+from cka_sr_jax.training.config import RESUMABLE, flatten
 
 
 class Run(NamedTuple):
@@ -104,7 +85,17 @@ def load_runs(paths: Iterable[str | Path]) -> list[Run]:
 
 
 def write_jsonl(runs: Iterable[Run], path: str | Path) -> None:
-    """Write a line for each run, with all of its numbers in full; the weights are not stored."""
+    """Write a new file with a line for each run, all numbers in full; weights are not stored.
+
+    Raises:
+      ValueError: the file exists; a run that occurs twice.
+    """
+    runs = list(runs)
+    if Path(path).exists():
+        raise ValueError(
+            f"{path} exists and would be overwritten: name a new file, after the runs to store."
+        )
+    _check_once([_config_and_devices(run) for run in runs], [run.name for run in runs])
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with Path(path).open("w", encoding="utf-8") as file:
         for run in runs:
@@ -148,7 +139,7 @@ def read_runs(paths: Iterable[str | Path], fields: Sequence[str] = ()) -> list[R
     for field in fields:
         if field not in names:
             raise ValueError(unknown("field of these runs:", field, names))
-    rows = [{name: row.get(name) for name in names} | _kept_below(row) for row in rows]
+    rows = [{name: row.get(name) for name in names} | kept_below(row) for row in rows]
     _check_once(rows, places)
     return rows
 
@@ -163,43 +154,14 @@ def write_csv(rows: Sequence[Row], path: str | Path) -> None:
         writer.writerows(rows)
 
 
-def columns_of(rows: Sequence[Row]) -> list[str]:
-    """The names in any of the rows: the config's first, then the results."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return sorted(names, key=lambda name: name in RESULTS)
-
-
-def config_row(config: Mapping[str, Any]) -> Row:
-    """A run's config, flat, without the fields that do not change what it computes.
-
-    Fields that are newer than the run have their default.
-    """
-    row: Row = {}
-    for field, value in (flatten(default_config()) | flatten(config)).items():
-        if field not in RESUMABLE:
-            value = tuple(value) if isinstance(value, list) else value
-            row[field] = None if value == "" else value
-    return row
-
-
-def parse_value(text: str) -> Any:
-    """The value that `text` stands for: a number, None for "", a tuple or a bool, else the text."""
-    if text == "":
-        return None
-    for kind in (int, float, ast.literal_eval):
-        try:
-            return kind(text)
-        except (ValueError, SyntaxError):
-            continue
-    return text
-
-
 def _run_row(run: Run) -> Row:
     results = flatten(run.result)
-    found = {name: results.get(name) for name in STORED}
-    devices = results.get("devices")  # as in "4 x NVIDIA H100"
-    found["devices"] = int(devices.split()[0]) if devices else None
-    return config_row(run.config) | found
+    return _config_and_devices(run) | {name: results.get(name) for name in STORED}
+
+
+def _config_and_devices(run: Run) -> Row:
+    devices = run.result.get("devices")  # as in "4 x NVIDIA H100"
+    return config_row(run.config) | {"devices": int(devices.split()[0]) if devices else None}
 
 
 def _read_folder(folder: Path) -> dict[Path, Run]:
@@ -233,21 +195,6 @@ def _read_matrix(path: Path) -> dict[str, Any] | None:
     return {"features": header[1:], "values": np.array([r[1:] for r in rows], float).tolist()}
 
 
-def _kept_below(row: Row) -> Row:
-    """KEPT_BELOW of a run, None if its density does not count all weights or it diverged.
-
-    With density d, a share e of all weights that is small is (e - (1 - d)) / d of the kept ones.
-    """
-    unknown_share = row.get("sparsity.exclude") or row.get("test.loss", 0.0) is None
-    density = None if unknown_share else row.get("density")
-    found: Row = dict.fromkeys(KEPT_BELOW)
-    for name, source in KEPT_BELOW.items():
-        small = row.get(source)
-        if density and small is not None:
-            found[name] = max(0.0, (small - (1 - density)) / density)  # both are rounded
-    return found
-
-
 def _read_csv(path: Path) -> dict[str, Row]:
     defaults = config_row({})  # of fields that are newer than the file
     with path.open(newline="", encoding="utf-8") as file:
@@ -272,7 +219,8 @@ def _check_once(rows: Sequence[Row], places: Sequence[str]) -> None:
     """Raise ValueError if two rows agree in the whole config, seed included."""
     seen: dict[str, str] = {}
     for row, place in zip(rows, places, strict=True):
-        config = str([value for name, value in row.items() if name not in RESULTS])
+        given = {n: value for n, value in row.items() if n not in RESULTS and value is not None}
+        config = str(sorted(given.items()))
         if config in seen:
             raise ValueError(
                 f"{seen[config]} and {place} have one config, seed included: name one of them."
@@ -284,13 +232,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Collect runs in a JSON-lines file."""
     parser = argparse.ArgumentParser(description="Collect finished runs in a JSON-lines file.")
     parser.add_argument("paths", nargs="+", help="folders of a grid or of runs")
-    parser.add_argument("jsonl", help="the file to write")
+    parser.add_argument("jsonl", help="the file to write, which must be new")
     options = parser.parse_args(arguments)
     try:
         runs = load_runs(options.paths)
         write_jsonl(runs, options.jsonl)
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(error_line(error))
     print(f"{options.jsonl} holds {len(runs)} runs.")
 
 

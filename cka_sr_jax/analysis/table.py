@@ -23,7 +23,8 @@ from cka_sr_jax.analysis.commands import (
     notes,
 )
 from cka_sr_jax.analysis.figures import draw_lines, write_png
-from cka_sr_jax.analysis.runs import RESULTS, SHARES, Row, read_runs, write_csv
+from cka_sr_jax.analysis.rows import RESULTS, SHARES, Row
+from cka_sr_jax.analysis.runs import read_runs, write_csv
 from cka_sr_jax.report import markdown_table
 
 Cells = Mapping[tuple[Any, ...], Mapping[Any, Sequence[float]]]  # {row: {column: values of runs}}

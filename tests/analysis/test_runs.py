@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from cka_sr_jax.analysis.commands import check_alike
+from cka_sr_jax.analysis.rows import config_row
 from cka_sr_jax.analysis.runs import (
-    config_row,
     load_runs,
     main,
     read_runs,
@@ -98,6 +98,29 @@ def test_a_run_without_metrics_and_matrix_is_stored_too(grid, tmp_path):
     write_jsonl(load_runs([grid]), tmp_path / "runs.jsonl")
     assert read_runs([tmp_path / "runs.jsonl"]) == read_runs([grid])
     assert load_runs([tmp_path / "runs.jsonl"])[0].cka_matrix is None
+
+
+def test_a_stored_run_is_never_overwritten(grid, tmp_path):
+    """Also where the new name was forgotten, so that the last of the runs takes its place."""
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    runs = load_runs([grid])
+    write_jsonl(runs[:2], one)
+    write_jsonl(runs[2:], two)
+    before = two.read_bytes()
+    with pytest.raises(SystemExit, match=r"two.jsonl exists and would be overwritten: name a new"):
+        main([str(one), str(two)])
+    with pytest.raises(SystemExit, match=r"grid exists and would be overwritten"):
+        main([str(one), str(grid)])
+    assert two.read_bytes() == before
+    main([str(one), str(two), str(tmp_path / "both.jsonl")])
+    assert read_runs([tmp_path / "both.jsonl"]) == read_runs([grid])
+
+
+def test_a_run_is_stored_once(grid, tmp_path):
+    file = tmp_path / "runs.jsonl"
+    with pytest.raises(SystemExit, match=r"error: .* and .* have one config, seed included: name"):
+        main([str(grid), str(grid), str(file)])
+    assert not file.exists()
 
 
 def test_the_command_names_what_is_missing(tmp_path):

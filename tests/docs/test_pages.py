@@ -11,7 +11,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from cka_sr_jax.analysis.runs import RESULTS
+from cka_sr_jax.analysis.rows import RESULTS
 from cka_sr_jax.sparsity import get_masks, leaf_paths
 from cka_sr_jax.sweeps import grid_points
 from cka_sr_jax.training import default_config, validate
