@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -13,6 +13,9 @@ from ml_collections import ConfigDict
 from cka_sr_jax._errors import unknown
 from cka_sr_jax.training import ConfigError, default_config
 from cka_sr_jax.training.config import flatten, validate
+from cka_sr_jax.training.fields import FIELDS
+
+LONGEST_NAME = 255  # bytes of a file's name
 
 
 def grid_points(config: ConfigDict) -> dict[str, ConfigDict]:
@@ -25,7 +28,7 @@ def grid_points(config: ConfigDict) -> dict[str, ConfigDict]:
 
     Raises:
       ConfigError: the config has neither a grid nor seeds; a field does not exist; a field's values
-        are not a tuple; a point's config is wrong.
+        are not a tuple; a point's config is wrong; a name is too long for a folder.
     """
     axes = _axes_of(config)
     labels = _labels(axes)
@@ -34,6 +37,13 @@ def grid_points(config: ConfigDict) -> dict[str, ConfigDict]:
         point = _point(config, dict(zip(axes, values, strict=True)))
         name = ",".join(f"{labels[field]}={_value_of(point, field)}" for field in axes)
         name = name.replace("/", "_").replace(" ", "")
+        if len(name.encode()) > LONGEST_NAME:
+            longest = max(axes, key=lambda field: len(str(_value_of(point, field))))
+            raise ConfigError(
+                f"grid.{longest} has {_value_of(point, longest)}, with which a point's folder name "
+                f"has {len(name.encode())} bytes, and file systems allow {LONGEST_NAME}: shorten "
+                "the value, or set it in a config file of its own instead of the grid."
+            )
         if name in points:
             raise ConfigError(f"two points of this grid would both be called {name}: drop one.")
         points[name] = point
@@ -62,9 +72,23 @@ def _axes_of(config: ConfigDict) -> dict[str, list[Any]]:
                 f"grid.{field}={values!r} is not a tuple of values: write for example "
                 f"({values!r},)."
             )
+        if field in FIELDS:
+            _check_values(field, values)
         if any(values.index(value) != i for i, value in enumerate(values)):
             raise ConfigError(f"grid.{field}={tuple(values)} has a value twice: list each once.")
     return axes
+
+
+def _check_values(field: str, values: Sequence[Any]) -> None:
+    """Each value by itself, as where the field has it alone."""
+    for value in values:
+        if FIELDS[field].kind is tuple and not isinstance(value, list | tuple):
+            raise ConfigError(
+                f"grid.{field}={tuple(values)}: each value is itself a tuple of "
+                f"{FIELDS[field].expected}, so write for example (({value!r},),)."
+            )
+        if problem := FIELDS[field].problem(field, value):
+            raise ConfigError(problem)
 
 
 def _labels(fields: Iterable[str]) -> dict[str, str]:

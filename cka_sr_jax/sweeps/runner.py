@@ -29,6 +29,7 @@ from cka_sr_jax.sweeps.replicas import replica_groups, train_together
 from cka_sr_jax.sweeps.states import (
     ELSEWHERE,
     check_folder,
+    check_no_run,
     claim,
     ended,
     forget_failure,
@@ -68,12 +69,13 @@ def run_grid(
     Raises:
       ConfigError: as `grid_points`; options that contradict each other or this machine; a point's
         directory that is damaged or holds another config's run; no remaining point can run;
-        `workdir` cannot be written or has no file locks.
+        `workdir` holds a run itself, cannot be written or has no file locks.
       SystemExit: this process got SIGTERM or Ctrl-C, and all runs have saved a checkpoint.
     """
     options = options or GridOptions()
     console = console or Console(soft_wrap=True)
     grid = _Grid(choose_points(grid_points(config), options), Path(workdir), options, console)
+    check_no_run(grid.workdir)
     for name, point in grid.points.items():
         check_folder(point, grid.folder(name))
     time_left = TimeLeft(map(grid.folder, grid.remaining()), options.jobs)

@@ -9,10 +9,20 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from cka_sr_jax.sweeps.locks import lock
+from cka_sr_jax.training import ConfigError
 from cka_sr_jax.training.workdir import check_workdir
 
 ELSEWHERE = "running elsewhere"
 _FAILURE = "failed.txt"
+
+
+def check_no_run(workdir: Path) -> None:
+    """Raise ConfigError if a run lives in the grid's directory itself, beside its points."""
+    if any((workdir / name).exists() for name in ("config.json", "result.json")):
+        raise ConfigError(
+            f"--workdir={workdir} holds a run, and a grid's points beside it would be taken for "
+            "one experiment: name another directory."
+        )
 
 
 def check_folder(config: ConfigDict, folder: Path) -> None:

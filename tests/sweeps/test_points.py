@@ -50,7 +50,25 @@ def test_options_that_the_config_file_does_not_set_can_be_axes():
             r"grid.penalty.beta=0.1 is not a tuple of values: write for example \(0.1,\)",
         ),
         ({"penalty": {"beta": ()}}, r"grid.penalty.beta=\[\] is not a tuple of values"),
-        ({"penalty": {"beta": ("x",)}}, "the grid's point .* is wrong"),
+        (
+            {"penalty": {"beta": (0.0, "1e-3")}},
+            r"^penalty.beta='1e-3': expected a number, at least 0, such as 0.0001 \(strength of",
+        ),
+        (
+            {"sparsity": {"update_every": (None, 2.5)}},
+            r"^sparsity.update_every=2.5: expected a w",
+        ),
+        ({"model": {"options": {"hidden": (8,)}}}, "the grid's point .* is wrong"),
+        (
+            {"sparsity": {"exclude": ("head/kernel", "hidden0")}},
+            r"^grid.sparsity.exclude=\('head/kernel', 'hidden0'\): each value is itself a tuple of "
+            r"strings, so write for example \(\('head/kernel',\),\)\.$",
+        ),
+        (
+            {"sparsity": {"exclude": ((), tuple(f"layer{i}/kernel" for i in range(20)))}},
+            r"^grid.sparsity.exclude has \('layer0/kernel', .*\), with which a point's folder name "
+            r"has \d{3} bytes, and file systems allow 255: shorten the value",
+        ),
         ({"penalty": {"beta": (-1.0,)}}, "penalty.beta=-1.0: expected a number"),
         ({"sparsity": {"rule": ("rigle",)}}, "Unknown sparsity.rule 'rigle'"),
         ({"seeds": (1, 2)}, "Unknown config field in the grid: 'seeds': did you mean 'seed'"),

@@ -216,6 +216,15 @@ def test_every_directory_is_checked_before_anything_runs(tmp_path):
     assert list(tmp_path.iterdir()) == [folder]
 
 
+@pytest.mark.parametrize("index", [None, 0])
+@pytest.mark.parametrize("left", ["config.json", "result.json"])
+def test_a_grid_refuses_the_directory_of_a_run(left, index, tmp_path):
+    (tmp_path / left).write_text("{}")
+    with pytest.raises(ConfigError, match=r"holds a run, and a grid's points .*: name another dir"):
+        run_grid(small_grid(), tmp_path, GridOptions(index=index), quiet())
+    assert [path.name for path in tmp_path.iterdir()] == [left]
+
+
 def test_a_finished_point_is_finished_whatever_is_logged(tmp_path):
     config = small_grid()
     for name, point in grid_points(config).items():
