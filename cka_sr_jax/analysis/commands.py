@@ -27,6 +27,29 @@ def check_result(name: str) -> None:
         raise ValueError(unknown("figure of a run:", name, RESULTS))
 
 
+def row_fields(text: str, beside: str | None) -> list[str]:
+    """The fields of an option --rows, which separates them by commas.
+
+    Args:
+      beside: a field that has another place in the table, and so cannot make its rows.
+
+    Raises:
+      ValueError: an empty name, or one that occurs twice.
+    """
+    fields = text.split(",")
+    if "" in fields:
+        raise ValueError(
+            f"--rows={text} has an empty name: name fields separated by commas, such as "
+            "--rows=sparsity.rule,sparsity.density."
+        )
+    named = [*fields, beside]
+    if twice := [field for i, field in enumerate(named) if field in named[:i]]:
+        raise ValueError(
+            f"--rows={text} names {twice[0]}, which is named already: name another field, or none."
+        )
+    return fields
+
+
 def check_alike(
     rows: Sequence[Row], allowed: Sequence[str], remedy: str = "name {} in --rows"
 ) -> None:

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from cka_sr_jax._errors import unknown
 from cka_sr_jax.analysis.commands import cell_text, check_alike, error_line, in_order
 from cka_sr_jax.analysis.rows import SHARES, config_row, parse_value
-from cka_sr_jax.analysis.runs import Run, load_runs
+from cka_sr_jax.analysis.runs import Run, load_runs, matrix_of
 from cka_sr_jax.report.figures import BLUE, label_features, series, stage_boundaries, tidy, to_png
 from cka_sr_jax.sparsity import maskable_leaves
 from cka_sr_jax.training import load_variables
@@ -79,10 +79,8 @@ def draw_heatmaps(runs: Mapping[str, Run]) -> Figure:
     figure = Figure(figsize=(3.2 * len(runs) + 0.8, 3.4), layout="constrained")
     panels = figure.subplots(1, len(runs), squeeze=False, sharey=True)[0]
     for axes, (label, run) in zip(panels, runs.items(), strict=True):
-        if run.cka_matrix is None:
-            raise ValueError(f"{run.name} has no CKA matrix: its model sows no two features.")
-        names = run.cka_matrix["features"]
-        matrix = np.array(run.cka_matrix["values"])
+        stored = matrix_of(run)
+        names, matrix = stored["features"], np.array(stored["values"])
         image = axes.imshow(matrix, vmin=0, vmax=1, cmap=colormaps["viridis"])
         groups = [name.rpartition(".")[0] for name in names]
         for i in stage_boundaries(groups):
@@ -139,6 +137,11 @@ def draw_curves(runs: Mapping[str, Run]) -> Figure:
         if (points := series(run.metrics, split, name))[0]
     }
     shown = [name for name in names if any(name == n for n, _ in lines)]
+    if missing := [run.name for run in runs.values() if not run.metrics]:
+        raise ValueError(
+            f"{missing[0]} has no metrics over training, which metrics.jsonl holds: restore that "
+            "file, or leave this run out."
+        )
     if not shown:
         raise ValueError("these runs logged no CKA: they have no validation data or no features.")
     figure = Figure(figsize=(4.6 * len(shown), 3.4), layout="constrained")
@@ -229,7 +232,9 @@ DRAW = {"heatmaps": draw_heatmaps, "histograms": draw_histograms, "curves": draw
 
 
 def _field_and_value(text: str) -> tuple[str, Any]:
-    field, _, value = text.partition("=")
+    field, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected FIELD=VALUE, such as seed=1.")
     return field, parse_value(value)
 
 

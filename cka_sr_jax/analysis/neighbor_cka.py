@@ -17,7 +17,7 @@ import numpy as np
 
 from cka_sr_jax.analysis.commands import error_line
 from cka_sr_jax.analysis.rows import config_row
-from cka_sr_jax.analysis.runs import Run, load_runs
+from cka_sr_jax.analysis.runs import Run, load_runs, matrix_of
 from cka_sr_jax.report import markdown_table
 
 HEADER = ["rule", "beta", "runs", "least similar neighbors", "most similar neighbors"]
@@ -29,9 +29,7 @@ def neighbors(run: Run) -> np.ndarray:
     Raises:
       ValueError: the run has no CKA matrix.
     """
-    if run.cka_matrix is None:
-        raise ValueError(f"{run.name} has no CKA matrix: its model sows no two features.")
-    return np.diag(np.array(run.cka_matrix["values"]), k=1)
+    return np.diag(np.array(matrix_of(run)["values"]), k=1)
 
 
 def neighbor_table(runs: Sequence[Run]) -> str:

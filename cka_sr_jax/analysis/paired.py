@@ -16,11 +16,18 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from cka_sr_jax.analysis.commands import cell_text, check_result, error_line, in_order, notes
+from cka_sr_jax.analysis.commands import (
+    cell_text,
+    check_result,
+    error_line,
+    in_order,
+    notes,
+    row_fields,
+)
 from cka_sr_jax.analysis.comparison import CHOOSE, Comparison, comparisons
 from cka_sr_jax.analysis.figures import draw_differences, write_png
-from cka_sr_jax.analysis.rows import RESULTS, SHARES, parse_value
-from cka_sr_jax.analysis.runs import read_runs, write_csv
+from cka_sr_jax.analysis.rows import RESULTS, SHARES, parse_value, write_csv
+from cka_sr_jax.analysis.runs import read_runs
 from cka_sr_jax.report import markdown_table
 
 Comparisons = Mapping[tuple[Any, ...], Comparison | None]
@@ -153,9 +160,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--csv", help="also write every run to this file")
     parser.add_argument("--png", help="also draw the differences to this file")
     options = parser.parse_args(arguments)
-    by_row, field, baseline = options.rows.split(","), options.field, options.baseline
-    measure = options.measure
+    field, baseline, measure = options.field, options.baseline, options.measure
     try:
+        by_row = row_fields(options.rows, field)
         check_result(measure)
         rows = read_runs(options.paths, [field, *by_row])
         if options.csv:

@@ -1,9 +1,11 @@
-"""A run as a row of a table: its whole config, flat, and the figures of its result."""
+"""A run as a row of a table: its whole config, flat, and its results; such rows as a CSV."""
 
 from __future__ import annotations
 
 import ast
+import csv
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from cka_sr_jax.training.config import RESUMABLE, default_config, flatten
@@ -82,3 +84,77 @@ def kept_below(row: Row) -> Row:
         if density and small is not None:
             found[name] = max(0.0, (small - (1 - density)) / density)  # both are rounded
     return found
+
+
+def write_csv(rows: Sequence[Row], path: str | Path) -> None:
+    """The rows as CSV, numbers with every digit; reading them computes KEPT_BELOW again."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        names = [name for name in columns_of(rows) if name not in KEPT_BELOW]
+        writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_csv(path: Path) -> dict[str, Row]:
+    """{file and line: row} of a CSV of `write_csv`.
+
+    Raises:
+      ValueError: the file is not one; a line with too few or too many values, or a result that is
+        not a number.
+    """
+    defaults = config_row({})  # of fields that are newer than the file
+    rows: dict[str, Row] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.reader(file)
+        try:
+            lines = [(reader.line_num, line) for line in reader if line]
+        except (UnicodeDecodeError, csv.Error):
+            lines = []
+    columns = lines[0][1] if lines else []
+    for column in ("test.accuracy", "test.loss"):
+        if column not in columns:
+            raise ValueError(
+                f"{path} is not a CSV of runs, since it has no column {column}: name one that "
+                "`--csv` wrote."
+            )
+    for number, line in lines[1:]:
+        place = f"{path}, line {number}"
+        if len(line) != len(columns):
+            raise ValueError(
+                f"{place} has {len(line)} values and the header has {len(columns)}: restore the "
+                "line, or delete it."
+            )
+        given = zip(columns, line, strict=True)
+        row = {field: parse_value(text) for field, text in given if field not in RESUMABLE}
+        check_numbers(row, place)
+        rows[place] = defaults | row
+    return rows
+
+
+def check_once(rows: Sequence[Row], places: Sequence[str]) -> None:
+    """Raise ValueError if two rows agree in the whole config, seed included."""
+    seen: dict[str, str] = {}
+    for row, place in zip(rows, places, strict=True):
+        given = {n: value for n, value in row.items() if n not in RESULTS and value is not None}
+        config = str(sorted(given.items()))
+        if config in seen:
+            raise ValueError(
+                f"{seen[config]} and {place} have one config, seed included: name one of them."
+            )
+        seen[config] = place
+
+
+def check_numbers(row: Row, place: str) -> None:
+    """Raise ValueError if a result of the row is not a number; None is one that the run lacks.
+
+    Args:
+      place: where the row was read, for the message.
+    """
+    for name in (*STORED, "seed", "devices"):
+        value = row.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(
+                f"{place} has {name}={value!r}: expected a number, so correct it or leave this run "
+                "out."
+            )

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -23,17 +24,19 @@ import numpy as np
 from cka_sr_jax._errors import unknown
 from cka_sr_jax.analysis.commands import error_line
 from cka_sr_jax.analysis.rows import (
-    KEPT_BELOW,
-    RESULTS,
     STORED,
     Row,
+    check_numbers,
+    check_once,
     columns_of,
     config_row,
     kept_below,
-    parse_value,
+    read_csv,
 )
 from cka_sr_jax.report import read_metrics
-from cka_sr_jax.training.config import RESUMABLE, flatten
+from cka_sr_jax.training.config import flatten
+
+REPORT_AGAIN = "delete the run's result.json and give its command again, which writes the report"
 
 
 class Run(NamedTuple):
@@ -56,6 +59,11 @@ class Run(NamedTuple):
     cka_matrix: Mapping[str, Any] | None = None
     folder: Path | None = None
 
+    @property
+    def result_file(self) -> str:
+        """Where its result is stored, for messages."""
+        return self.name if self.folder is None else f"{self.folder}/result.json"
+
 
 def load_runs(paths: Iterable[str | Path]) -> list[Run]:
     """Every finished run of the paths.
@@ -64,7 +72,7 @@ def load_runs(paths: Iterable[str | Path]) -> list[Run]:
       paths: runs' folders, folders that hold some, and JSON-lines files of `write_jsonl`.
 
     Raises:
-      ValueError: a path has no finished run.
+      ValueError: a path has no finished run, or one with a damaged file.
     """
     runs: list[Run] = []
     for path in map(Path, paths):
@@ -73,7 +81,7 @@ def load_runs(paths: Iterable[str | Path]) -> list[Run]:
         else:
             found = [
                 run._replace(
-                    metrics=read_metrics(folder / "metrics.jsonl"),
+                    metrics=_read_metrics(folder / "metrics.jsonl"),
                     cka_matrix=_read_matrix(folder / "report" / "cka_matrix.csv"),
                 )
                 for folder, run in _read_folder(path).items()
@@ -82,6 +90,19 @@ def load_runs(paths: Iterable[str | Path]) -> list[Run]:
             raise ValueError(f"{path} holds no finished run: name a run's folder or a grid's.")
         runs += found
     return runs
+
+
+def matrix_of(run: Run) -> Mapping[str, Any]:
+    """The run's `cka_matrix`.
+
+    Raises:
+      ValueError: it has none.
+    """
+    if run.cka_matrix is not None:
+        return run.cka_matrix
+    if run.folder and not (run.folder / "report").exists():
+        raise ValueError(f"{run.folder}/report is missing, and CKA with it: {REPORT_AGAIN}.")
+    raise ValueError(f"{run.name} has no CKA matrix: its model sows no two features.")
 
 
 def write_jsonl(runs: Iterable[Run], path: str | Path) -> None:
@@ -95,7 +116,7 @@ def write_jsonl(runs: Iterable[Run], path: str | Path) -> None:
         raise ValueError(
             f"{path} exists and would be overwritten: name a new file, after the runs to store."
         )
-    _check_once([_config_and_devices(run) for run in runs], [run.name for run in runs])
+    check_once([_config_and_devices(run) for run in runs], [run.name for run in runs])
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with Path(path).open("w", encoding="utf-8") as file:
         for run in runs:
@@ -119,13 +140,14 @@ def read_runs(paths: Iterable[str | Path], fields: Sequence[str] = ()) -> list[R
       fields: config fields that the runs must have.
 
     Raises:
-      ValueError: a path without a finished run; a run that occurs twice; no such field.
+      ValueError: a path without a finished run; a file that is damaged; a result without a test
+        loss; a run that occurs twice; no such field.
     """
     rows: list[Row] = []
     places: list[str] = []  # of each row
     for path in map(Path, paths):
         if path.is_file() and path.suffix != ".jsonl":
-            found = _read_csv(path)
+            found = read_csv(path)
         else:
             runs = _read_jsonl(path) if path.is_file() else _read_folder(path).values()
             found = {run.name: _run_row(run) for run in runs}
@@ -140,28 +162,32 @@ def read_runs(paths: Iterable[str | Path], fields: Sequence[str] = ()) -> list[R
         if field not in names:
             raise ValueError(unknown("field of these runs:", field, names))
     rows = [{name: row.get(name) for name in names} | kept_below(row) for row in rows]
-    _check_once(rows, places)
+    check_once(rows, places)
     return rows
-
-
-def write_csv(rows: Sequence[Row], path: str | Path) -> None:
-    """The rows as CSV, numbers with every digit; reading them computes KEPT_BELOW again."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with Path(path).open("w", newline="", encoding="utf-8") as file:
-        names = [name for name in columns_of(rows) if name not in KEPT_BELOW]
-        writer = csv.DictWriter(file, names, extrasaction="ignore", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _run_row(run: Run) -> Row:
     results = flatten(run.result)
-    return _config_and_devices(run) | {name: results.get(name) for name in STORED}
+    if "test.loss" not in results:
+        raise ValueError(
+            f"{run.result_file} has no test.loss, as every run and lottery of images has: leave it "
+            "out."
+        )
+    row = _config_and_devices(run) | {name: results.get(name) for name in STORED}
+    check_numbers(row, run.result_file)
+    return row
 
 
 def _config_and_devices(run: Run) -> Row:
-    devices = run.result.get("devices")  # as in "4 x NVIDIA H100"
-    return config_row(run.config) | {"devices": int(devices.split()[0]) if devices else None}
+    devices, count = run.result.get("devices"), None
+    if devices:
+        count = re.match(r"(\d+) x ", str(devices))
+        if count is None:
+            raise ValueError(
+                f"{run.result_file} has devices={devices!r}: expected a count and a kind, such as "
+                "'4 x NVIDIA H100', so correct it or leave this run out."
+            )
+    return config_row(run.config) | {"devices": int(count[1]) if count else None}
 
 
 def _read_folder(folder: Path) -> dict[Path, Run]:
@@ -170,16 +196,42 @@ def _read_folder(folder: Path) -> dict[Path, Run]:
     for path in sorted([*folder.glob("result.json"), *folder.glob("*/result.json")]):
         at = path.parent
         if (at / "config.json").exists():
-            config, result = (json.loads(file.read_text()) for file in (at / "config.json", path))
+            config = _read_object(at / "config.json", "restore it, or leave its folder out")
+            result = _read_object(path, "delete it and give the run's command again")
             runs[at] = Run(str(at), config, result, folder=at)
     return runs
+
+
+def _read_object(path: Path, cure: str) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged, as it holds no JSON object: {cure}.")
+    return content
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The records of a finished run, which are whole and end with a line's end."""
+    try:
+        records = read_metrics(path)
+        whole = not path.exists() or path.read_bytes().endswith(b"\n")
+    except ValueError:
+        records, whole = [], False
+    if not whole or not all(isinstance(record, dict) for record in records):
+        raise ValueError(f"{path} is damaged or cut short: restore it, or leave this run out.")
+    return records
 
 
 def _read_jsonl(path: Path) -> list[Run]:
     runs = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            runs.append(Run(f"{path}, line {number}", **json.loads(line)))
+            run = Run(f"{path}, line {number}", **json.loads(line))
+            if not (isinstance(run.config, dict) and isinstance(run.result, dict)):
+                raise TypeError
+            runs.append(run)
         except (ValueError, TypeError):
             raise ValueError(
                 f"line {number} of {path} is not a stored run: name a file that "
@@ -191,41 +243,14 @@ def _read_jsonl(path: Path) -> list[Run]:
 def _read_matrix(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
-    header, *rows = csv.reader(path.read_text(encoding="utf-8").splitlines())
-    return {"features": header[1:], "values": np.array([r[1:] for r in rows], float).tolist()}
-
-
-def _read_csv(path: Path) -> dict[str, Row]:
-    defaults = config_row({})  # of fields that are newer than the file
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        try:
-            columns = reader.fieldnames or ()
-        except UnicodeDecodeError:
-            columns = ()
-        if "test.accuracy" not in columns:
-            raise ValueError(
-                f"{path} is not a CSV of runs, since it has no column test.accuracy: name one that "
-                "`--csv` wrote."
-            )
-        return {
-            f"{path}, line {number}": defaults
-            | {field: parse_value(text) for field, text in row.items() if field not in RESUMABLE}
-            for number, row in enumerate(reader, start=2)  # the header is line 1
-        }
-
-
-def _check_once(rows: Sequence[Row], places: Sequence[str]) -> None:
-    """Raise ValueError if two rows agree in the whole config, seed included."""
-    seen: dict[str, str] = {}
-    for row, place in zip(rows, places, strict=True):
-        given = {n: value for n, value in row.items() if n not in RESULTS and value is not None}
-        config = str(sorted(given.items()))
-        if config in seen:
-            raise ValueError(
-                f"{seen[config]} and {place} have one config, seed included: name one of them."
-            )
-        seen[config] = place
+    header, *rows = list(csv.reader(path.read_text(encoding="utf-8").splitlines())) or [[]]
+    try:
+        values = np.array([row[1:] for row in rows], float)
+    except ValueError:
+        values = np.zeros(0)
+    if not header[1:] or values.shape != (len(header) - 1, len(header) - 1):
+        raise ValueError(f"{path} is damaged, as it holds no square matrix: {REPORT_AGAIN}.")
+    return {"features": header[1:], "values": values.tolist()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -21,10 +21,11 @@ from cka_sr_jax.analysis.commands import (
     error_line,
     in_order,
     notes,
+    row_fields,
 )
 from cka_sr_jax.analysis.figures import draw_lines, write_png
-from cka_sr_jax.analysis.rows import RESULTS, SHARES, Row
-from cka_sr_jax.analysis.runs import read_runs, write_csv
+from cka_sr_jax.analysis.rows import RESULTS, SHARES, Row, write_csv
+from cka_sr_jax.analysis.runs import read_runs
 from cka_sr_jax.report import markdown_table
 
 Cells = Mapping[tuple[Any, ...], Mapping[Any, Sequence[float]]]  # {row: {column: values of runs}}
@@ -101,9 +102,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--csv", help="also write every run to this file")
     parser.add_argument("--png", help="also draw the table to this file")
     options = parser.parse_args(arguments)
-    by_row = options.rows.split(",")
-    fields = [*by_row, options.columns] if options.columns else by_row
     try:
+        by_row = row_fields(options.rows, options.columns)
+        fields = [*by_row, options.columns] if options.columns else by_row
         check_result(options.value)
         rows = read_runs(options.paths, fields)
         if options.csv:

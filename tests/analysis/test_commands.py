@@ -2,7 +2,14 @@
 
 import pytest
 
-from cka_sr_jax.analysis.commands import cell_text, check_alike, error_line, in_order, notes
+from cka_sr_jax.analysis.commands import (
+    cell_text,
+    check_alike,
+    error_line,
+    in_order,
+    notes,
+    row_fields,
+)
 
 
 def test_values_are_in_order():
@@ -42,3 +49,14 @@ def test_an_error_line_names_the_file_and_the_cure():
         "error: runs/x cannot be used (No such file or directory): name another path."
     )
     assert error_line(ValueError("no such field.")) == "error: no such field."
+
+
+def test_the_fields_of_rows_are_named_once_each():
+    assert row_fields("a,b", "c") == ["a", "b"]
+    assert row_fields("a", None) == ["a"]
+    for text in ("", "a,", "a,,b"):
+        with pytest.raises(ValueError, match=rf"^--rows={text} has an empty name: name fields sep"):
+            row_fields(text, None)
+    for text, beside in (("a,a", None), ("b,a", "a")):
+        with pytest.raises(ValueError, match=rf"^--rows={text} names a, which is named already"):
+            row_fields(text, beside)

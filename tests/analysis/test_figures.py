@@ -143,15 +143,43 @@ def test_heat_maps_and_curves_show_what_was_stored(featured):
     np.testing.assert_allclose(cross.lines[0].get_xydata(), [[1.0, 0.25]])
 
 
-def test_what_is_missing_is_one_sentence(featured, tmp_path):
+def test_what_is_missing_is_one_sentence(featured, tmp_path, capsys):
     with pytest.raises(SystemExit, match="holds no finished run"):
         figures.main(["curves", str(tmp_path), "x.png"])
     with pytest.raises(SystemExit, match=r"did you mean 'penalty\.beta'"):
         figures.main(["curves", str(featured), "x.png", "--field=penalty.betta"])
+    with pytest.raises(SystemExit, match="2"):  # argparse says it and prints the usage
+        figures.main(["curves", str(featured), "x.png", "--where", "seed"])
+    assert "'seed': expected FIELD=VALUE, such as seed=1." in capsys.readouterr().err
     for run in featured.glob("*"):
-        (run / "metrics.jsonl").unlink()
+        (run / "metrics.jsonl").write_text('{"split": "train", "step": 1}\n')
         (run / "report" / "cka_matrix.csv").unlink()
     with pytest.raises(SystemExit, match="logged no CKA"):
         figures.main(["curves", str(featured), "x.png"])
     with pytest.raises(SystemExit, match=r"has no CKA matrix"):
         figures.main(["heatmaps", str(featured), "x.png"])
+
+
+def test_files_that_are_missing_or_damaged_are_named(featured):
+    run = featured / "beta=0.0,seed=0"
+    matrix = run / "report" / "cka_matrix.csv"
+    whole = matrix.read_text()
+    for text in ("", "feature,a\n", whole.replace("1.0", "one"), whole[: len(whole) // 2]):
+        matrix.write_text(text)
+        with pytest.raises(SystemExit, match=r"cka_matrix.csv is damaged, as it holds no square"):
+            figures.main(["heatmaps", str(featured), "x.png"])
+    matrix.unlink()
+    matrix.parent.rmdir()
+    with pytest.raises(
+        SystemExit, match=r"seed=0/report is missing, and CKA with it: delete the run's result.json"
+    ):
+        figures.main(["heatmaps", str(featured), "x.png"])
+    metrics = run / "metrics.jsonl"
+    whole = metrics.read_text()
+    for text in ("", whole[:-9], "{\n" + whole, "[]\n"):
+        metrics.write_text(text)
+        with pytest.raises(SystemExit, match=r"metrics.jsonl is damaged or cut short: restore it"):
+            figures.main(["curves", str(featured), "x.png"])
+    metrics.unlink()
+    with pytest.raises(SystemExit, match=r"seed=0 has no metrics over training, which metrics.js"):
+        figures.main(["curves", str(featured), "x.png"])

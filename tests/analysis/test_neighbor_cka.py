@@ -27,7 +27,10 @@ def test_ranges_of_the_least_and_the_most_similar_neighbors(tmp_path, capsys):
 
 def test_runs_without_a_matrix_are_named(grid, tmp_path):
     assert load_runs([grid])[0].cka_matrix is None
-    with pytest.raises(SystemExit, match=r"error: .*rigl0.010 has no CKA matrix"):
+    with pytest.raises(SystemExit, match=r"error: .*rigl0.010/report is missing, and CKA with it"):
+        main([str(grid)])
+    (grid / "rigl0.010" / "report").mkdir()
+    with pytest.raises(SystemExit, match=r"rigl0.010 has no CKA matrix: its model sows no two"):
         main([str(grid)])
     with pytest.raises(SystemExit, match="holds no finished run"):
         main([str(tmp_path)])

@@ -8,7 +8,7 @@ from cka_sr_jax.analysis.comparison import (
     comparisons,
 )
 from cka_sr_jax.analysis.paired import main, paired_table
-from cka_sr_jax.analysis.runs import write_csv
+from cka_sr_jax.analysis.rows import write_csv
 from tests.analysis.accuracies import TABLE, rows_of
 
 
@@ -93,7 +93,8 @@ def test_pairs_that_are_missing_are_said(tmp_path, capsys):
 
 def test_values_that_are_no_numbers(tmp_path, capsys):
     rows = [
-        {"seed": seed, "penalty.similarity": name, "eval.select": "best-test", "test.accuracy": 0.5}
+        {"seed": seed, "penalty.similarity": name, "eval.select": "best-test"}
+        | {"test.accuracy": 0.5, "test.loss": 1.0}
         for seed in (0, 1)
         for name in ("cka", "cca")
     ]
@@ -113,7 +114,7 @@ def test_none_is_a_value_like_others(tmp_path, capsys):
     accuracies = {None: 0.5, 0.3: 0.6, 0.5: 0.7}
     rows = [
         {"seed": seed, "sparsity.drop_fraction": value, "eval.select": "last"}
-        | {"validation.accuracy": accuracy, "test.accuracy": accuracy}
+        | {"validation.accuracy": accuracy, "test.accuracy": accuracy, "test.loss": 1.0}
         for value, accuracy in accuracies.items()
         for seed in (0, 1)
     ]

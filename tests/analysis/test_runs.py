@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from cka_sr_jax.analysis.commands import check_alike
-from cka_sr_jax.analysis.rows import config_row
+from cka_sr_jax.analysis.rows import config_row, write_csv
 from cka_sr_jax.analysis.runs import (
     load_runs,
     main,
     read_runs,
-    write_csv,
     write_jsonl,
 )
 
@@ -49,7 +48,7 @@ def test_values_are_the_same_from_a_folder_and_from_a_csv(tmp_path):
         },
         "sparsity": {"exclude": ["head/kernel"]},
     }
-    row = config_row(config) | {"test.accuracy": 0.5}
+    row = config_row(config) | {"test.accuracy": 0.5, "test.loss": 1.0}
     assert row["penalty.sync"] is True
     assert row["optimizer.decay_at"] == (0.5,)
     assert row["model.options.none"] is row["model.options.empty"] is None
@@ -69,12 +68,53 @@ def test_a_file_that_is_not_of_runs_is_refused(tmp_path):
     (tmp_path / "table.png").write_bytes(b"\x89PNG")
     with pytest.raises(ValueError, match=r"table.png is not a CSV of runs"):
         read_runs([tmp_path / "table.png"])
-    for text in ("{", "[]", '{"config": {}}', "a, b"):
+    for text in ("{", "[]", '{"config": {}}', '{"config": {}, "result": []}', "a, b"):
         (tmp_path / "runs.jsonl").write_text(text)
         with pytest.raises(ValueError, match=r"line 1 of .*runs.jsonl is not a stored run"):
             load_runs([tmp_path / "runs.jsonl"])
     with pytest.raises(ValueError, match="holds no finished run"):
         load_runs([tmp_path])
+
+
+@pytest.mark.parametrize("text", ["", '{"test": {"acc', "[]", "3"])
+@pytest.mark.parametrize(
+    ("name", "cure"),
+    [
+        ("result.json", "delete it and give the run's command again"),
+        ("config.json", "restore it, or leave its folder out"),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named_with_its_cure(grid, text, name, cure):
+    file = grid / "rst0.050" / name
+    file.write_text(text)
+    for read in (read_runs, load_runs):
+        with pytest.raises(ValueError, match=rf"{name} is damaged, as it holds no JSON .*: {cure}"):
+            read([grid])
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ({"test": {"accuracy": 0.5}}, "has no test.loss, as every run and lottery of images has"),
+        ({"test": {"loss": None}, "devices": "many"}, "has devices='many': expected a count and a"),
+        (
+            {"test": {"loss": None}, "devices": 4},
+            "has devices=4: expected a count and a kind",
+        ),
+        (
+            {"test": {"loss": None}, "flops": "abc"},
+            "has flops='abc': expected a number, so",
+        ),
+        ({"test": {"loss": 0.5, "accuracy": True}}, "has test.accuracy=True: expected a number"),
+    ],
+)
+def test_a_result_that_no_run_writes_is_refused(grid, tmp_path, result, message):
+    (grid / "rst0.050" / "result.json").write_text(json.dumps(result))
+    with pytest.raises(ValueError, match=f"rst0.050/result.json {message}"):
+        read_runs([grid])
+    (tmp_path / "runs.jsonl").write_text(json.dumps({"config": {}, "result": result}) + "\n")
+    with pytest.raises(ValueError, match=f"runs.jsonl, line 1 {message}"):
+        read_runs([tmp_path / "runs.jsonl"])
 
 
 def test_a_json_lines_file_holds_the_whole_runs(featured, tmp_path, capsys):

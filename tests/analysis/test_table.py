@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from cka_sr_jax.analysis import table
-from cka_sr_jax.analysis.rows import RESULTS
-from cka_sr_jax.analysis.runs import read_runs, write_csv
+from cka_sr_jax.analysis.rows import RESULTS, write_csv
+from cka_sr_jax.analysis.runs import read_runs
 from cka_sr_jax.analysis.table import cell_values, main, summary_table
 from cka_sr_jax.training import default_config
 from cka_sr_jax.training.config import RESUMABLE, flatten
