@@ -46,6 +46,10 @@ def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:
         model = _MODELS[name]
     else:
         raise ValueError(unknown("model", name, [*_MODELS, *_RESNETS]))
+    try:
+        model(**fixed)  # the name before any option: a ResNet may have no such depth
+    except ValueError as error:
+        raise ValueError(f"Unknown model {name!r}, since {error}") from error
     fields = {field.name for field in dataclasses.fields(model)}
     accepted = fields - {"parent", "name"} - set(fixed)
     for option in options:

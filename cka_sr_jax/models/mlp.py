@@ -13,11 +13,23 @@ class MLP(nn.Module):
     """ReLU layers "hidden0", "hidden1", ..., then "head"; LeNet-300-100 by default.
 
     Features: one stage "hidden" of each hidden layer's output, after its ReLU.
+
+    Raises:
+      ValueError: a layer without units.
     """
 
     num_classes: int
     hidden: tuple[int, ...] = (300, 100)
     dtype: DTypeLike = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Refuse a layer without units."""
+        if any(isinstance(width, int) and width < 1 for width in self.hidden):
+            raise ValueError(
+                f"hidden={tuple(self.hidden)}: expected 1 unit or more in each layer, such as "
+                "(300, 100)."
+            )
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Float[Array | np.ndarray, "b ..."], train: bool) -> Float[Array, "b k"]:

@@ -60,7 +60,7 @@ class CifarResNet(nn.Module):
     Features: stages "stage1", "stage2", ... of the blocks' outputs (after the final ReLU).
 
     Raises:
-      ValueError: depth is not 6n + 2 with n >= 1, nor 18 or 34.
+      ValueError: depth is not 6n + 2 with n >= 1, nor 18 or 34; a width below 1.
     """
 
     num_classes: int
@@ -73,6 +73,8 @@ class CifarResNet(nn.Module):
             raise ValueError(
                 f"depth={self.depth} is not 6n + 2: use 20, 32, 44, 56 or 110, or 18 or 34."
             )
+        if self.width is not None and self.width < 1:
+            raise ValueError(f"width={self.width}: expected 1 filter or more, such as 16.")
         super().__post_init__()
 
     @nn.compact

@@ -10,10 +10,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cka_sr_jax._errors import unknown
 from cka_sr_jax.training import ConfigError, default_config
 from cka_sr_jax.training.config import flatten, validate
-from cka_sr_jax.training.fields import FIELDS
+from cka_sr_jax.training.fields import FIELDS, unknown_field
 
 LONGEST_NAME = 255  # bytes of a file's name
 
@@ -66,7 +65,7 @@ def _axes_of(config: ConfigDict) -> dict[str, list[Any]]:
     del known["seeds"]
     for field, values in axes.items():
         if field not in known and not field.startswith("model.options."):
-            raise ConfigError(unknown("config field in the grid:", field, known))
+            raise ConfigError(unknown_field(field, "config field in the grid:", known))
         if not isinstance(values, list) or not values:
             raise ConfigError(
                 f"grid.{field}={values!r} is not a tuple of values: write for example "

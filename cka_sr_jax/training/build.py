@@ -134,6 +134,14 @@ def _create_model(config: ConfigDict, num_classes: int) -> nn.Module:
         return create_model(config.model.name, num_classes, dtype=dtype, **config.model.options)
     except (TypeError, ArithmeticError) as error:
         raise _bad_options(config, error) from error
+    except ValueError as error:
+        reason = str(error)
+        if reason.startswith("Unknown option") and reason.endswith("."):  # and no near name
+            reason = (
+                f"{reason[:-1]}; if the config file sets it for another model, name a file that is "
+                f"made for {config.model.name}."
+            )
+        raise ConfigError(reason) from error
 
 
 def _bad_options(config: ConfigDict, error: Exception) -> ConfigError:

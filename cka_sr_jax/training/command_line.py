@@ -7,12 +7,12 @@ import re
 import runpy
 import traceback
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from cka_sr_jax._errors import unknown
 from cka_sr_jax.training.config import flatten, is_free
-from cka_sr_jax.training.fields import FIELDS
+from cka_sr_jax.training.fields import FIELDS, unknown_field
 
 
 def config_files(argv: Sequence[str]) -> list[str]:
@@ -31,6 +31,8 @@ def config_file_problem(path: str) -> str | None:
     takes_argument = bool(file)
     path = f"{file}.py" if takes_argument else path
     file = f"The config file {path}"
+    if Path(path).is_dir():
+        return f"{file} is a folder: name a file in it that defines get_config."
     try:
         get_config = runpy.run_path(path).get("get_config")
         if not callable(get_config):
@@ -87,12 +89,17 @@ def take_unset(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def override_problem(error: Exception, argv: Iterable[str]) -> str:
     """What is wrong with the arguments --config.FIELD=VALUE, with which the flags failed so."""
+    refused = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error), re.DOTALL)
+    if refused and refused[1] in FIELDS:
+        name, text = refused.groups()
+        if problem := FIELDS[name].problem(name, text):
+            return f"--config.{problem}"
     missing = re.search(r"'(\w+)\\?'", str(error))
     for argument in argv:
-        match = re.match(r"--?config\.([\w.]+)=?(.*)", argument, re.DOTALL)
+        match = re.match(r"--?config\.([\w.]+)", argument)
         if match is None:
             continue
-        name, text = match.groups()
+        name = match[1]
         if is_free(name):
             if missing and missing[1] in name.split(".") and not name.startswith("grid."):
                 return (
@@ -105,9 +112,7 @@ def override_problem(error: Exception, argv: Iterable[str]) -> str:
                     "before its values can be changed here."
                 )
         elif name not in FIELDS:
-            return unknown("config field", name, FIELDS)
-        elif f"config.{name}=" in str(error) and (problem := FIELDS[name].problem(name, text)):
-            return f"--config.{problem}"
+            return unknown_field(name)
     return str(error)
 
 

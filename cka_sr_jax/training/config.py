@@ -12,8 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from cka_sr_jax._errors import unknown
-from cka_sr_jax.training.fields import FIELDS, FREE_GROUPS
+from cka_sr_jax.training.fields import FIELDS, FREE_GROUPS, unknown_field
 from cka_sr_jax.training.methods import changes_until_the_end, check_options
 
 # Fields that may differ when a run is resumed: they do not change what it computes.
@@ -98,7 +97,7 @@ def _check_fields(config: ConfigDict) -> None:
         if is_free(name):
             continue
         if name not in FIELDS:
-            raise ConfigError(unknown("config field", name, FIELDS))
+            raise ConfigError(unknown_field(name))
         if problem := FIELDS[name].problem(name, value):
             raise ConfigError(problem)
     for name, field in FIELDS.items():

@@ -10,6 +10,9 @@ The file is long because it is one table, and one table is easier to search than
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from cka_sr_jax._errors import unknown
 from cka_sr_jax.sparsity import DISTRIBUTIONS, SCORES
 from cka_sr_jax.training.field import Field
 from cka_sr_jax.training.methods import DEFAULT_METHOD, METHOD_NAMES
@@ -327,3 +330,28 @@ FIELDS = {
         2, "How many of the newest checkpoints to keep.", within="[1, inf)", resumable=True
     ),
 }  # fmt: skip
+
+# What others call some fields, by the last part of the name.
+EVERYDAY = {
+    "lr": "optimizer.learning_rate",
+    "base_lr": "optimizer.learning_rate",
+    "wd": "optimizer.weight_decay",
+    "l2": "optimizer.weight_decay",
+    "bs": "train.batch_size",
+    "dataset": "data.name",
+    "method": "sparsity.rule",
+    "algorithm": "sparsity.rule",
+    "weight": "penalty.beta",
+    "strength": "penalty.beta",
+    "hidden": "model.options.hidden",
+}
+
+
+def unknown_field(
+    name: str, what: str = "config field", known: Iterable[str] = tuple(FIELDS)
+) -> str:
+    """The sentence for a field that does not exist, with the one that was probably meant."""
+    usual = EVERYDAY.get(name.rpartition(".")[2].lower())
+    if usual:
+        return f"Unknown {what} {name!r}: did you mean {usual!r}?"
+    return unknown(what, name, known)

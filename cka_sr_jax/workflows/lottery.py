@@ -76,6 +76,12 @@ def prepare(config: ConfigDict) -> LotteryPlan:
         lambda p: full_masks(p, config.sparsity.exclude), state_shapes(plan).params
     )
     masks = jax.tree.map(lambda mask: jnp.ones(mask.shape, bool), masks)
+    rounds = config.lottery.rounds
+    if _kept(config, rounds, masks) == 0:
+        raise ConfigError(
+            f"lottery.rounds={rounds} and lottery.prune={config.lottery.prune} leave none of the "
+            f"{_size(masks)} weights: prune less, or in fewer rounds."
+        )
     rewind_step = round(config.lottery.rewind * plan.steps)
     if rewind_step >= plan.steps:
         raise ConfigError(
@@ -104,9 +110,8 @@ def run(plan: LotteryPlan, workdir: str | Path, console: Console | None = None) 
     masks, rows = get_masks(rewound.opt_state), []
     for number in range(config.lottery.rounds + 1):
         if number:
-            kept = round((1 - config.lottery.prune) ** number * _size(masks))
             weights = load_variables(workdir / f"round{number - 1:02d}")["params"]
-            masks = prune_by_magnitude(weights, masks, kept)
+            masks = prune_by_magnitude(weights, masks, _kept(config, number, masks))
         folder = workdir / f"round{number:02d}"
         rows.append({"round": number, **_run_round(plan.dense, masks, folder, rewound, console)})
         console.print(
@@ -173,6 +178,11 @@ def _run_round(
     evaluator = make_evaluator(plan)
     trained = loop.train(plan, folder, evaluator, console, pruned)
     return report_run(plan, folder, trained, evaluator, console)
+
+
+def _kept(config: ConfigDict, number: int, masks: Masks) -> int:
+    """How many weights a round keeps."""
+    return round((1 - config.lottery.prune) ** number * _size(masks))
 
 
 def _size(masks: Masks) -> int:

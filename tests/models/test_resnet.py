@@ -138,3 +138,8 @@ def test_residual_block_equals_naive_numpy(features, stride, projection, size, t
         after["batch_stats"] if train else variables["batch_stats"],
         stats,
     )
+
+
+def test_a_stage_without_filters_is_refused():
+    with pytest.raises(ValueError, match=r"^width=0: expected 1 filter or more, such as 16\.$"):
+        create_model("resnet8", 10, width=0)

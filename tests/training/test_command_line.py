@@ -30,6 +30,13 @@ def launch(arguments):
             ["--config=configs/quickstart/digits_cka.py", "--grid_index=1", "--config.seed=3"],
             "--config.seed would do nothing: the grid sets seed; say --config.seeds with",
         ),
+        (["--config=configs"], "The config file configs is a folder: name a file in it that def"),
+        (["--config.seed=1", "--config.seed=2.5"], "--config.seed='2.5': expected a whole number"),
+        (["--config.model.name=resnet20"], "made for resnet20."),
+        (
+            ["--config.model.name=resnet21"],
+            "Unknown model 'resnet21', since depth=21 is not 6n + 2: use 20",
+        ),
         (["--config.train.steps=abc"], "--config.train.steps='abc': expected a whole number of st"),
         (["--cofig=x"], "Unknown command line flag 'cofig'"),
         (["stray"], "Unexpected argument 'stray'"),

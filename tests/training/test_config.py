@@ -165,10 +165,19 @@ def test_a_field_that_a_config_lacks_is_named():
     [
         ({"sparsity__exclude": ("haed",)}, "exclude pattern 'haed' matches no parameter"),
         ({"model__name": "resnet"}, "Unknown model 'resnet'"),
-        ({"model__options__width": 3}, "Unknown option of mlp 'width'"),
+        (
+            {"model__options__width": 3},
+            "Unknown option of mlp 'width': expected one of dtype, hidden; if the config file sets "
+            "it for another model, name a file that is made for mlp",
+        ),
+        ({"model__options__hiden": 3}, r"Unknown option of mlp 'hiden': did you mean 'hidden'\?$"),
+        (
+            {"model__name": "resnet21", "model__options__hidden": (3,)},
+            "Unknown model 'resnet21', since depth=21",
+        ),
         ({"model__options__hidden": (16,)}, "no pair of features to penalize"),
         ({"model__options__hidden": ("a", "b")}, "model.options=.* do not make a mlp"),
-        ({"model__options__hidden": (0, 16)}, "model.options=.* do not make a mlp"),
+        ({"model__options__hidden": (0, 16)}, r"hidden=\(0, 16\): expected 1 unit or more in each"),
         ({"model__options__dtype": "float32"}, "model.options.dtype cannot be set"),
         ({"data__name": "mnist"}, "data.dir is empty"),
         ({"data__name": "mnist", "data__dir": "/nowhere"}, "data.dir is '/nowhere'"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from cka_sr_jax.training import ConfigError, default_config
 from cka_sr_jax.training.config import flatten, validate
 from cka_sr_jax.training.field import Field, Range
-from cka_sr_jax.training.fields import FIELDS, FREE_GROUPS, GROUPS
+from cka_sr_jax.training.fields import EVERYDAY, FIELDS, FREE_GROUPS, GROUPS, unknown_field
 from cka_sr_jax.training.methods import DEFAULT_METHOD, METHOD_NAMES
 
 CONVERTED = [(int, float), (bool, float)]  # by ConfigDict
@@ -141,6 +141,23 @@ def test_the_default_config_has_each_field_and_its_type():
     config.sparsity.update_every = 50
     with pytest.raises(TypeError):
         default_config().sparsity.update_every = "often"
+
+
+def test_everyday_names_lead_to_the_fields():
+    for name, meant in (
+        ("optimizer.lr", "optimizer.learning_rate"),
+        ("lr", "optimizer.learning_rate"),
+        ("model.hidden", "model.options.hidden"),
+        ("sparsity.densty", "sparsity.density"),
+    ):
+        assert unknown_field(name) == f"Unknown config field {name!r}: did you mean {meant!r}?"
+    assert not EVERYDAY.keys() & {field.rpartition(".")[2] for field in FIELDS}
+    groups = tuple(f"{group}." for group in FREE_GROUPS)
+    assert all(field in FIELDS or field.startswith(groups) for field in EVERYDAY.values())
+    config = default_config()
+    config.optimizer.lr = 0.1
+    with pytest.raises(ConfigError, match=r"did you mean 'optimizer.learning_rate'"):
+        validate(config, devices=1)
 
 
 def test_what_is_expected_is_said_in_words():

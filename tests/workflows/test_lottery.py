@@ -170,6 +170,10 @@ def test_rewinding_to_the_initial_weights(tmp_path):
 def test_mistakes_are_one_sentence(tmp_path):
     for fields, message in (
         ({"prune": 1.0}, r"lottery.prune=1.0: expected a share of .* in \(0, 1\)"),
+        (
+            {"prune": 0.9999, "rounds": 1},
+            "lottery.rounds=1 and lottery.prune=0.9999 leave none of the 2352 weights: prune less",
+        ),
         ({"rewind": 0.99}, "lottery.rewind=0.99 leaves no step of the run's 12"),
     ):
         with pytest.raises(ConfigError, match=message):
