@@ -7,6 +7,10 @@ import pytest
 
 from cka_sr_jax.similarity import cca_matrix, cca_penalty, cka_matrix
 
+# Eager dispatch is slow.
+cca_matrix = jax.jit(cca_matrix, static_argnames=("ridge", "debiased"))
+jit_penalty = jax.jit(cca_penalty, static_argnames=("samples", "pairs", "reduction"))
+
 
 def features(n=30, widths=(3, 3, 5), seed=0):
     rng = np.random.default_rng(seed)
@@ -92,29 +96,30 @@ def test_the_penalty_sums_ordered_pairs_within_groups_and_has_a_gradient():
     a, b, c = (jnp.asarray(x, jnp.float32) for x in features(n=8, widths=(12, 9, 7)))
     groups = {"stage1": (a, b), "stage2": (c,)}
     matrix = cca_matrix((a, b, c))
-    np.testing.assert_allclose(cca_penalty(groups), 2 * matrix[0, 1], rtol=1e-5)
+    np.testing.assert_allclose(jit_penalty(groups), 2 * matrix[0, 1], rtol=1e-5)
     np.testing.assert_allclose(
-        cca_penalty(groups, pairs="all", reduction="mean"),
+        jit_penalty(groups, pairs="all", reduction="mean"),
         np.mean([matrix[0, 1], matrix[0, 2], matrix[1, 2]]),
         rtol=1e-5,
     )
     np.testing.assert_allclose(
-        cca_penalty(groups, samples=6), 2 * cca_matrix((a[:6], b[:6]))[0, 1], rtol=1e-5
+        jit_penalty(groups, samples=6), 2 * cca_matrix((a[:6], b[:6]))[0, 1], rtol=1e-5
     )
     direction = jax.random.normal(jax.random.key(0), a.shape)
     direction /= jnp.linalg.norm(direction)
 
+    @jax.jit
     def along(t):
         return cca_penalty({"stage1": (a + t * direction, b)})
 
     numeric = (along(1e-2) - along(-1e-2)) / 2e-2
-    np.testing.assert_allclose(jax.grad(along)(0.0), numeric, rtol=2e-2)
+    np.testing.assert_allclose(jax.jit(jax.grad(along))(0.0), numeric, rtol=2e-2)
 
 
 def test_a_constant_feature_has_value_and_gradient_zero():
     x = jnp.asarray(features(n=8)[0], jnp.float32)
     constant = jnp.ones((8, 3))
-    value, grad = jax.value_and_grad(lambda c: cca_penalty((x, c)))(constant)
+    value, grad = jax.jit(jax.value_and_grad(lambda c: cca_penalty((x, c))))(constant)
     assert value == 0
     assert not np.asarray(grad).any()
     assert cca_matrix((x, constant))[0, 0] == pytest.approx(1)

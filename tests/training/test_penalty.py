@@ -1,5 +1,6 @@
 """The penalty that a config describes: which similarity, and when it is on."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -30,9 +31,10 @@ def test_when_it_is_on():
     config.update(beta=2.0, every=3, end=0.5)
     penalty = create_penalty(config, 20)
     features = np.random.default_rng(0).normal(size=(2, 8, 5)).astype(np.float32)
-    value = cka_penalty(tuple(features), samples=8)
+    value = jax.jit(lambda f: cka_penalty(f, samples=8))(tuple(features))
+    term_at = jax.jit(lambda step: penalty.term(tuple(features), step, None))
     for step in range(20):
-        term, logged = penalty.term(tuple(features), jnp.int32(step), None)
+        term, logged = term_at(jnp.int32(step))
         due = step % 3 == 0 and step < 10
         np.testing.assert_allclose(term, 2 * value if due else 0, rtol=1e-6)
         assert jnp.isnan(logged) != due

@@ -1,5 +1,7 @@
 """The pure train and eval steps: the loss they minimize, and one device against four."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -31,12 +33,15 @@ def mlp():
     return create_model("mlp", 10, hidden=(24, 24, 24))
 
 
+@functools.cache  # `first_state` initializes each model once
 def make_tx(density=0.3):
     return sparsify(optax.sgd(0.1, momentum=0.9), make_rule("rst", density=density))
 
 
+@functools.cache
 def first_state(model, tx):
-    return create_state(model.init(jax.random.key(0), IMAGES[:2], train=False), tx)
+    variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), IMAGES[:2])
+    return create_state(variables, tx)
 
 
 def make_step(model, tx, penalty=None):
@@ -65,8 +70,8 @@ def test_step_minimizes_task_loss_plus_beta_times_penalty(similarity):
         penalty = similarity(jax.tree.map(lambda x: x[:8], sown["features"]))
         return cross_entropy(logits, LABELS).mean() + 0.1 * penalty, penalty
 
-    (value, penalty), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-    updates, _ = tx.update(grads, state.opt_state, state.params)
+    (value, penalty), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params)
+    updates, _ = jax.jit(tx.update)(grads, state.opt_state, state.params)
     expected = optax.apply_updates(state.params, updates)
     after, metrics = jax.jit(step, static_argnums=2)(state, BATCH, None)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after.params, expected)
@@ -141,7 +146,7 @@ def test_vmap_stands_for_devices_in_a_test():
     state = first_state(model, tx)
     step = make_step(model, tx, cka_sr(0.1, samples=8))
     shards = jax.tree.map(lambda a: a.reshape(2, 16, *a.shape[1:]), BATCH)
-    states, _ = jax.vmap(step, in_axes=(None, 0), axis_name="batch")(state, shards)
+    states, _ = jax.jit(jax.vmap(step, in_axes=(None, 0), axis_name="batch"))(state, shards)
     for leaf in jax.tree.leaves(states.params):
         np.testing.assert_array_equal(leaf[0], leaf[1])
 
@@ -162,7 +167,8 @@ def test_eval_step_leaves_padding_out():
     model, tx = mlp(), make_tx()
     state = first_state(model, tx)
     weight = jnp.ones(32).at[20:].set(0)
-    sums = make_eval_step(model)(state, {**BATCH, "weight": weight}, None)
+    evaluate = jax.jit(make_eval_step(model), static_argnums=2)
+    sums = evaluate(state, {**BATCH, "weight": weight}, None)
     logits = model.apply({"params": state.params}, IMAGES[:20], train=False)
     np.testing.assert_allclose(sums["loss"], cross_entropy(logits, LABELS[:20]).sum(), rtol=1e-5)
     assert sums["correct"] == (logits.argmax(-1) == LABELS[:20]).sum()
@@ -183,6 +189,6 @@ def test_a_third_party_model_without_features_trains_with_beta_zero():
 
     tx = make_tx()
     state = first_state(Plain(), tx)
-    state, metrics = make_step(Plain(), tx)(state, BATCH, None)
+    state, metrics = jax.jit(make_step(Plain(), tx), static_argnums=2)(state, BATCH, None)
     assert "penalty" not in metrics
     assert jnp.isfinite(metrics["loss"])
