@@ -14,6 +14,7 @@ from cka_sr_jax.sparsity.before_training import grasp_scores, snip_scores, synfl
 WIDTHS = (48, 128, 128, 16, 8)
 
 
+@jax.jit  # eager dispatch is slow
 def model(params, x):
     """A ReLU network without bias, but for the scale of its outputs."""
     for layer in sorted(params["layers"]):
@@ -30,6 +31,7 @@ def make_params(widths=WIDTHS):
     return {"layers": layers, "scale": jnp.ones(widths[-1])}
 
 
+@jax.jit
 def loss(params, batch):
     x, y = batch
     return optax.softmax_cross_entropy_with_integer_labels(model(params, x), y).mean()
@@ -46,7 +48,8 @@ def kept(masks):
 def test_snip_is_the_sensitivity_to_the_mask():
     params, batch = make_params(), make_batch()
     ones = jax.tree.map(jnp.ones_like, params)
-    by_mask = jax.grad(lambda c: loss(jax.tree.map(jnp.multiply, c, params), batch))(ones)
+    masked = lambda c: loss(jax.tree.map(jnp.multiply, c, params), batch)  # noqa: E731
+    by_mask = jax.jit(jax.grad(masked))(ones)
     scores = snip_scores(loss, params, batch)
     for path, expected in leaf_paths(by_mask["layers"]):
         np.testing.assert_allclose(scores[f"layers/{path}"], np.abs(expected), atol=1e-7)

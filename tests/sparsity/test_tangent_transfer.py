@@ -14,6 +14,7 @@ from cka_sr_jax.sparsity.tangent_transfer import ntt, tangent_kernel, transfer_l
 WIDTHS = (12, 24, 3)
 
 
+@jax.jit  # eager dispatch is slow
 def model(params, x):
     return jnp.tanh(x @ params["w0"] + params["bias"][None]) @ params["w1"]
 
@@ -42,7 +43,7 @@ def kept(masks):
 
 def jacobian(params, x):
     """[b, k, parameters]."""
-    leaves = jax.tree.leaves(jax.jacobian(model)(params, x))
+    leaves = jax.tree.leaves(jax.jit(jax.jacobian(model))(params, x))
     return np.concatenate([np.reshape(leaf, (*leaf.shape[:2], -1)) for leaf in leaves], axis=2)
 
 
