@@ -154,7 +154,7 @@ def naive_penalty(features):
 def test_penalty_is_the_papers_double_sum_in_value_and_gradient():
     features = stages()
     value, grad = jax.jit(jax.value_and_grad(cka_penalty))(features)
-    expected, expected_grad = jax.value_and_grad(naive_penalty)(features)
+    expected, expected_grad = jax.jit(jax.value_and_grad(naive_penalty))(features)
     np.testing.assert_allclose(value, expected, atol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grad, expected_grad)
 
@@ -166,12 +166,13 @@ def test_penalty_is_the_papers_double_sum_in_value_and_gradient():
 def test_gradient_is_the_finite_difference(kernel, debiased, function):
     x = jax.random.normal(jax.random.key(0), (3, 7, 4), jnp.float64) * 2 + 1
 
+    @jax.jit
     def loss(x):
         return function(tuple(x), kernel=kernel, debiased=debiased)
 
     step = 1e-6 * jax.random.normal(jax.random.key(1), x.shape, jnp.float64)
     difference = (loss(x + step) - loss(x - step)) / 2
-    np.testing.assert_allclose(jnp.vdot(jax.grad(loss)(x), step), difference, rtol=1e-5)
+    np.testing.assert_allclose(np.vdot(jax.jit(jax.grad(loss))(x), step), difference, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("enable_x64")
@@ -182,10 +183,11 @@ def test_forward_mode_and_second_derivatives():
     def loss(x):
         return cka_penalty(tuple(x))
 
-    grad = jax.grad(loss)
-    _, directional = jax.jvp(loss, (x,), (t,))
-    np.testing.assert_allclose(directional, jnp.vdot(grad(x), t), rtol=1e-10)
-    _, product = jax.jvp(grad, (x,), (t,))
+    grad = jax.jit(jax.grad(loss))
+    directional, product = jax.jit(
+        lambda x, t: (jax.jvp(loss, (x,), (t,))[1], jax.jvp(jax.grad(loss), (x,), (t,))[1])
+    )(x, t)
+    np.testing.assert_allclose(directional, np.vdot(grad(x), t), rtol=1e-10)
     difference = (grad(x + 1e-6 * t) - grad(x - 1e-6 * t)) / 2e-6
     np.testing.assert_allclose(product, difference, rtol=1e-5, atol=1e-7)
 
@@ -218,8 +220,8 @@ def test_cka_of_a_feature_with_itself_is_one(seed):
 def test_debiased_is_near_zero_on_independent_features_and_biased_near_one():
     x = jax.random.normal(jax.random.key(0), (200, 8, 1024))
     y = jax.random.normal(jax.random.key(1), (200, 8, 1024))
-    assert abs(jax.vmap(cka)(x, y).mean()) < 0.05
-    assert jax.vmap(lambda a, b: cka(a, b, debiased=False))(x, y).mean() > 0.95
+    assert abs(jax.vmap(jit_cka)(x, y).mean()) < 0.05
+    assert jax.vmap(lambda a, b: jit_cka(a, b, debiased=False))(x, y).mean() > 0.95
 
 
 def one_live_sample(x):
@@ -310,11 +312,12 @@ def test_axis_name_averages_hsic_over_devices(mapped):
     # Features of very different scale on each device: the average is of unscaled HSICs.
     x = x * jnp.repeat(jnp.array([1.0, 5.0, 0.2, 3.0]), 8)[:, None, None]
     shards = jax.tree.map(lambda a: a.reshape(4, 8, *a.shape[1:]), (x, y))
-    over = jax.pmap if mapped == "pmap" else jax.vmap
+    over = jax.pmap if mapped == "pmap" else lambda f, **axis: jax.jit(jax.vmap(f, **axis))
     values, grads = over(
         lambda f: jax.value_and_grad(lambda g: cka_penalty(g, axis_name="d"))(f), axis_name="d"
     )(shards)
-    expected, expected_grads = jax.value_and_grad(lambda f: cka_penalty(f, batches=4))((x, y))
+    whole = jax.jit(jax.value_and_grad(lambda f: cka_penalty(f, batches=4)))
+    expected, expected_grads = whole((x, y))
     np.testing.assert_allclose(values, np.full(4, expected), atol=1e-5)
     # Each device holds 1/4 of the mean, and a training step averages the gradients over devices.
     for g, e in zip(grads, expected_grads, strict=True):

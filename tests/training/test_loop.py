@@ -84,10 +84,11 @@ def test_shard_map_is_pmap(finished, tmp_path):
 
 def start(workdir, *arguments):
     """Launch a run as a user does, with one device; its output goes to a file beside `workdir`."""
+    xla_flags = os.environ["XLA_FLAGS"].replace("device_count=4", "device_count=1")
     with workdir.with_suffix(".log").open("w") as log:
         return subprocess.Popen(
-            [sys.executable, "launch.py", f"--workdir={workdir}", *arguments],
-            cwd=ROOT, env={**os.environ, "XLA_FLAGS": ""}, stdout=log, stderr=subprocess.STDOUT,
+            [sys.executable, "launch.py", f"--workdir={workdir}", *arguments], cwd=ROOT,
+            env={**os.environ, "XLA_FLAGS": xla_flags}, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
 
 
