@@ -28,9 +28,10 @@ import jaxtyping
 import pytest
 from hypothesis import settings
 
+LIBRARY = ("similarity", "sparsity", "layer_sparsity", "accounting")
 # Tests of these allow no implicit promotion of dtypes. Optax's schedules mix dtypes, so whole runs
 # cannot be strict.
-STRICT = ("similarity", "sparsity", "layer_sparsity", "accounting", "models", "data")
+STRICT = (*LIBRARY, "models", "data")
 # Tests of these check every annotated shape and type at each call. An int is a float, as for mypy.
 CHECKED = (*STRICT, "report")
 BEARTYPE = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
@@ -41,10 +42,23 @@ settings.register_profile("default", deadline=None, max_examples=50, derandomize
 settings.load_profile("default")
 
 
+def folder_of(path):
+    """The folder of tests that a test is in; the file's name for those in none."""
+    return path.relative_to(Path(__file__).parent).parts[0]
+
+
+def pytest_collection_modifyitems(items):
+    """Coverage is the library's, by its own tests: the tracer would slow the others by a sixth."""
+    for item in items:
+        folder = folder_of(item.path)
+        if folder not in LIBRARY and not folder.endswith(".py"):
+            item.add_marker("no_cover")
+
+
 @pytest.fixture(autouse=True)
 def strictness(request):
     """The checks that the test's folder asks for."""
-    folder = request.path.relative_to(Path(__file__).parent).parts[0]
+    folder = folder_of(request.path)
     jaxtyping.config.update("jaxtyping_disable", folder not in CHECKED)
     with jax.numpy_dtype_promotion("strict" if folder in STRICT else "standard"):
         yield
