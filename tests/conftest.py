@@ -84,6 +84,12 @@ pytest.raises = raises
 
 
 @pytest.fixture
+def blank_images(monkeypatch):
+    """Reports without drawing, a sixth of a small run's time; shared fixtures' runs are drawn."""
+    monkeypatch.setattr("cka_sr_jax.report.write.to_png", lambda figure: b"")
+
+
+@pytest.fixture
 def standard_promotion():
     """For what mixes dtypes by itself: Optax's Adam, Flax's pooling and BatchNorm in bfloat16."""
     with jax.numpy_dtype_promotion("standard"):

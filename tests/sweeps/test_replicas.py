@@ -15,6 +15,8 @@ from cka_sr_jax.sweeps import GridOptions, grid_points, replicas, run_grid, runn
 from cka_sr_jax.sweeps.replicas import replica_groups, train_together
 from cka_sr_jax.training import Checkpoints, default_config, loop, recorder
 
+pytestmark = pytest.mark.usefixtures("blank_images")
+
 
 def small_grid():
     config = default_config()

@@ -19,6 +19,7 @@ from cka_sr_jax.sweeps.states import claim
 from cka_sr_jax.training import ConfigError, loop
 from tests.sweeps.grids import quiet, small_grid, two_points, write_run
 
+pytestmark = pytest.mark.usefixtures("blank_images")
 ROOT = Path(__file__).parents[2]
 
 

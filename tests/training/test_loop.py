@@ -18,6 +18,7 @@ from cka_sr_jax.training import ConfigError, loop
 from cka_sr_jax.workflows import run
 from tests.training.runs import arrays, assert_same_run, records, small_config
 
+pytestmark = pytest.mark.usefixtures("blank_images")
 ROOT = Path(__file__).parents[2]
 TFDS = ROOT.parent / "shared" / "tfds"
 

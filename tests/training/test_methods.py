@@ -22,6 +22,8 @@ from cka_sr_jax.training.loop import prepare
 from cka_sr_jax.workflows import run
 from tests.training.runs import small_config
 
+pytestmark = pytest.mark.usefixtures("blank_images")
+
 
 def learned_config(rule, **options):
     config = default_config()

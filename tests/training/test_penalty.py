@@ -10,6 +10,8 @@ from cka_sr_jax.training import create_penalty, default_config
 from cka_sr_jax.workflows import run
 from tests.training.runs import records, small_config
 
+pytestmark = pytest.mark.usefixtures("blank_images")
+
 
 @pytest.mark.parametrize("debiased", [True, False])
 @pytest.mark.parametrize(("name", "similarity"), [("cka", cka_penalty), ("cca", cca_penalty)])

@@ -5,6 +5,8 @@ import pytest
 from cka_sr_jax.workflows import run
 from tests.training.runs import records, small_config
 
+pytestmark = pytest.mark.usefixtures("blank_images")
+
 
 @pytest.mark.parametrize("end", [0.75, 1.0])
 def test_what_is_selected_has_the_density_that_was_asked_for(end, tmp_path):

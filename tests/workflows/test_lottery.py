@@ -14,6 +14,7 @@ from cka_sr_jax import workflows
 from cka_sr_jax.training import Checkpoints, ConfigError, default_config, loop
 from cka_sr_jax.workflows import lottery
 
+pytestmark = pytest.mark.usefixtures("blank_images")
 LAYERS = ("hidden0", "hidden1", "head")
 
 
