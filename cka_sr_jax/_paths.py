@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+from flax import nnx
 
 
 def leaf_paths(tree: Any) -> list[tuple[str, Any]]:
@@ -18,11 +20,30 @@ def leaf_paths(tree: Any) -> list[tuple[str, Any]]:
     >>> leaf_paths({"head": {"kernel": 1, "bias": 2}, "blocks": [3]})
     [('blocks/0', 3), ('head/bias', 2), ('head/kernel', 1)]
     """
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    return [
-        (name.removesuffix("/value"), leaf) for name, (_, leaf) in zip(names, leaves, strict=True)
-    ]
+    leaves: list[tuple[str, Any]] = []
+    nodes = jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_variable)
+    for keys, node in nodes:
+        name = jax.tree_util.keystr(keys, simple=True, separator="/")
+        # A variable holds one array, or several in a tree of its own.
+        inside = jax.tree_util.tree_leaves_with_path(node) if _is_variable(node) else [((), node)]
+        for below, leaf in inside:
+            more = jax.tree_util.keystr(below[1:], simple=True, separator="/")
+            leaves.append(("/".join(filter(None, (name, more))), leaf))
+    return leaves
+
+
+def replace_leaves(tree: Any, leaves: Mapping[str, Any]) -> Any:
+    """The tree with other arrays at the named leaves.
+
+    >>> replace_leaves({"kernel": 1, "bias": 2}, {"bias": 3})
+    {'bias': 3, 'kernel': 1}
+    """
+    paths = iter([path for path, _ in leaf_paths(tree)])
+    return jax.tree.map(lambda leaf: leaves.get(next(paths), leaf), tree)
+
+
+def _is_variable(node: Any) -> bool:
+    return isinstance(node, nnx.Variable)
 
 
 def matches(pattern: str, path: str) -> bool:

@@ -8,14 +8,18 @@ from cka_sr_jax.accounting.layers import (
     row_text,
     total_row,
 )
+from cka_sr_jax.accounting.summary import Summary, SummaryRow, summary
 from cka_sr_jax.accounting.timing import interleaved_seconds
 
 __all__ = [
     "LayerRow",
+    "Summary",
+    "SummaryRow",
     "fold_vectors",
     "interleaved_seconds",
     "kernel_positions",
     "layer_rows",
     "row_text",
+    "summary",
     "total_row",
 ]

@@ -28,7 +28,7 @@ from cka_sr_jax.analysis.commands import cell_text, check_alike, error_line, in_
 from cka_sr_jax.analysis.rows import SHARES, config_row, parse_value
 from cka_sr_jax.analysis.runs import Run, load_runs, matrix_of
 from cka_sr_jax.report.figures import BLUE, label_features, series, stage_boundaries, tidy, to_png
-from cka_sr_jax.sparsity import maskable_leaves
+from cka_sr_jax.sparsity import layers_of, leaf_paths
 from cka_sr_jax.training import load_variables
 
 BINS = 201  # odd: the middle one is around 0
@@ -117,8 +117,10 @@ def kept_weights(run: Run) -> np.ndarray:
     """
     if run.folder is None:
         raise ValueError(f"{run.name} holds no weights: name the run's folder instead.")
-    kernels = maskable_leaves(load_variables(run.folder)["params"]).values()
-    flat = np.concatenate([np.ravel(kernel) for kernel in kernels])
+    params = load_variables(run.folder)["params"]
+    layers = layers_of(params)
+    kernels = [np.ravel(leaf) for path, leaf in leaf_paths(params) if path in layers]
+    flat = np.concatenate(kernels)
     return flat[flat != 0]
 
 

@@ -9,7 +9,7 @@ is any sequence of `Affine`. Layers are counted from 0, so the hidden layers are
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +95,12 @@ def compose(first: Affine, second: Affine) -> Affine:
       ValueError: as `check_chain`.
     """
     check_chain((first, second))
+    kernel, bias = compose_in_float64(first, second)
+    return Affine(like(kernel, first.kernel, second.kernel), like(bias, first.bias, second.bias))
+
+
+def compose_in_float64(first: Affine, second: Affine) -> Affine:
+    """`compose` without the rounding to the layers' type."""
     taps_1, taps_2 = _taps(first.kernel), _taps(second.kernel)
     (height, width), (rows, columns) = taps_1.shape[:2], taps_2.shape[:2]
     inputs, outputs = taps_1.shape[2], taps_2.shape[3]
@@ -104,7 +110,7 @@ def compose(first: Affine, second: Affine) -> Affine:
     bias = to_float64(first.bias) @ taps_2.sum((0, 1)) + to_float64(second.bias)
     if second.kernel.ndim == 2:
         kernel = kernel[0, 0]
-    return Affine(like(kernel, first.kernel, second.kernel), like(bias, first.bias, second.bias))
+    return Affine(kernel, bias)
 
 
 def check_chain(chain: Chain, values: bool = False) -> None:
@@ -192,7 +198,8 @@ def _taps(kernel: ArrayLike) -> np.ndarray:
     return array if array.ndim == 4 else array[None, None]
 
 
-def like(array: np.ndarray, *sources: ArrayLike) -> Array | np.ndarray:
+def like(array: Any, *sources: ArrayLike) -> Array | np.ndarray:
     """The array in the sources' type, and a JAX array where one of them is."""
-    array = array.astype(np.result_type(*(np.asarray(x).dtype for x in sources)))
+    with np.errstate(over="ignore"):  # it becomes infinity, which the callers check
+        array = array.astype(np.result_type(*(np.asarray(x).dtype for x in sources)))
     return jnp.asarray(array) if any(isinstance(x, jax.Array) for x in sources) else array

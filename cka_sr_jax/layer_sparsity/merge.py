@@ -13,6 +13,7 @@ host in float64, since the depth of the result depends on the values.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from jax.typing import ArrayLike
@@ -23,7 +24,8 @@ from cka_sr_jax.layer_sparsity.chain import (
     candidate_layers,
     check_chain,
     check_input,
-    compose,
+    compose_in_float64,
+    like,
     to_float64,
 )
 
@@ -70,23 +72,44 @@ def merge_layers(chain: Chain, nonnegative_input: bool = False) -> tuple[Affine,
       >>> len(merge_layers((one, one, one, one)))
       2
 
+    A run of layers is multiplied in float64 and rounded once.
+
     Args: as `active_layers`.
 
     Raises:
-      ValueError: as `check_chain`, with values.
+      ValueError: as `check_chain`, with values; merged weights beyond the range of their type.
     """
     check_chain(chain, values=True)
     merged: list[Affine] = []
-    below: Affine | None = None  # inactive layers, waiting for the next one
+    run: list[Affine] = []  # inactive layers, waiting for the next one
+    product: Affine | None = None  # the one layer that equals them, in float64
     for j, layer in enumerate(chain):
-        layer = layer if below is None else compose(below, layer)
+        run.append(layer)
+        product = layer if product is None else compose_in_float64(product, layer)
+        rounded = _rounded(product, run)
         signed_input = not merged and not nonnegative_input
-        if j == len(chain) - 1 or signed_input or _negative_norm(layer) > 0:
-            merged.append(layer)
-            below = None
-        else:
-            below = layer
+        if j == len(chain) - 1 or signed_input or _negative_norm(rounded) > 0:
+            merged.append(_check_finite(rounded, run, last=j))
+            run, product = [], None
     return tuple(merged)
+
+
+def _rounded(product: Affine, run: Sequence[Affine]) -> Affine:
+    """The product of a run of layers in their own type."""
+    if len(run) == 1:
+        return run[0]
+    kernels, biases = zip(*run, strict=True)
+    return Affine(like(product.kernel, *kernels), like(product.bias, *biases))
+
+
+def _check_finite(merged: Affine, run: Sequence[Affine], last: int) -> Affine:
+    for array in merged:
+        if not np.isfinite(to_float64(array)).all():
+            raise ValueError(
+                f"layers {last + 1 - len(run)} to {last} merge into weights beyond the range of "
+                f"{array.dtype}: merge a chain of float64 arrays, or scale the layers' weights."
+            )
+    return merged
 
 
 def drop_negative_parts(

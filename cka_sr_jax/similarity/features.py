@@ -17,7 +17,7 @@ explicit `pairs`; a penalty over all pairs of each group does not depend on it.
 - NNX: always natural order, as a State is always sorted; items of a list come by index.
 
 Several arrays under one name keep the order in which they were recorded. What `nn.scan` stacked has
-the layer as its first axis, where a feature has the sample: split it before.
+the layer as its first axis, where a feature has the sample: `stacked` splits it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ Path = tuple[str, ...]
 
 
 def stage_features(
-    recorded: Mapping[Any, Any], include: str | Iterable[str] | None = None
+    recorded: Mapping[Any, Any],
+    include: str | Iterable[str] | None = None,
+    *,
+    stacked: Mapping[str, int] | None = None,
 ) -> dict[str, tuple[jax.Array, ...]]:
     """The recorded features as groups in order: {"stage1": (x0, x1, ...), "stage2": ...}.
 
@@ -65,12 +68,15 @@ def stage_features(
         outputs of the blocks, "Block_1" these and the outputs inside Block_1, and "/__call__" the
         model's own output.
 
+      stacked: {pattern: number of leading axes that count layers}, for features that were sown
+        inside `nn.scan` or `nn.vmap`. A feature [l, n, ...] becomes l features [n, ...] in order.
+
     Returns:
       Name of each group -> its features, arrays [n, ...] of the same n.
 
     Raises:
-      ValueError: nothing recorded; a pattern that matches nothing; a feature that is not an array
-        or doesn't share the leading sample axis.
+      ValueError: nothing recorded; a pattern that matches nothing; a feature that is not an array,
+        lacks the axes that `stacked` says, or doesn't share the leading sample axis.
     """
     if not isinstance(recorded, Mapping):
         raise ValueError(
@@ -83,6 +89,7 @@ def stage_features(
             "no features were recorded: sow some or pass capture_intermediates, and name their "
             "collection in mutable=[...] (Linen), or use nnx.capture(model, nnx.Intermediate)."
         )
+    features = _split(features, stacked or {})
     _check(features)
     if all(len(path) == 1 for path, _ in features):
         names = sorted({path[0] for path, _ in features}, key=natural_key)
@@ -132,6 +139,29 @@ def _select(
         for path, x in features
         if any(matches(pattern, "/".join(path)) for pattern in patterns)
     ]
+
+
+def _split(features: list[tuple[Path, Any]], stacked: Mapping[str, int]) -> list[tuple[Path, Any]]:
+    """The features with those of a stack one by one, under their common name."""
+    for pattern, axes in stacked.items():
+        found = [(path, x) for path, x in features if matches(pattern, "/".join(path))]
+        if not found:
+            paths = ", ".join(dict.fromkeys("/".join(path) for path, _ in features))
+            raise ValueError(
+                f"stacked pattern {pattern!r} matches none of the features taken: {paths}."
+            )
+        for path, x in found:
+            if not isinstance(axes, int) or not 1 <= axes < np.ndim(x):
+                raise ValueError(
+                    f"stacked={{{pattern!r}: {axes!r}}} does not fit feature {'/'.join(path)!r} of "
+                    f"shape {np.shape(x)}: give the number of axes before the sample's."
+                )
+    split = []
+    for path, x in features:
+        counts = [axes for pattern, axes in stacked.items() if matches(pattern, "/".join(path))]
+        layers = x.reshape(-1, *x.shape[counts[0] :]) if counts else [x]
+        split += [(path, layer) for layer in layers]
+    return split
 
 
 def _check(features: list[tuple[Path, Any]]) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType, PartitionSpec
 from jaxtyping import Array, Float
 
 from cka_sr_jax._dtypes import float32_or_wider
@@ -68,12 +69,22 @@ def split_samples(
             f"samples={n} in batches={batches} needs {n * batches} samples and the batch has "
             f"{size}: lower samples or batches."
         )
-    return [
-        jnp.reshape(jnp.asarray(leaf)[: n * batches], (batches, n, -1)).astype(
-            float32_or_wider(leaf.dtype)
-        )
-        for leaf in leaves
-    ]
+
+    def cut(leaves: list[Any]) -> list[Array]:
+        return [
+            jnp.reshape(leaf[: n * batches], (batches, n, -1)).astype(float32_or_wider(leaf.dtype))
+            for leaf in leaves
+        ]
+
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
+    if any(_has_explicit_sharding(leaf) for leaf in leaves):
+        # Every device gets the samples that it needs for whole Grams, as XLA does by itself else.
+        cut = jax.sharding.auto_axes(cut, out_sharding=[PartitionSpec()] * len(leaves))
+    return cut(leaves)
+
+
+def _has_explicit_sharding(leaf: Array) -> bool:
+    return AxisType.Explicit in jax.typeof(leaf).sharding.mesh.axis_types
 
 
 def scaled_grams(

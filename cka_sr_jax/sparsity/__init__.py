@@ -2,7 +2,7 @@
 
 Where things are:
 
-- `sparsify`, and `get_masks` and `mask_metrics` of its state: sparsify.py.
+- `sparsify`: sparsify.py. Its state, `sparse_init`, `get_masks`, `mask_metrics`: state.py.
 - Rules by name (`make_rule`, `RULES`): registry.py. What a rule is, and how to write one: rule.py.
 - Rules: random or given masks (fixed.py), drop and grow (dynamic.py), gradual pruning (gradual.py),
   channels and N:M (structured.py).
@@ -10,6 +10,7 @@ Where things are:
   (before_training.py), NTT (tangent_transfer.py).
 - Methods that learn their masks: `learn_masks` (reparametrization.py), STR and DST
   (learned_thresholds.py), SR-STE (structured.py).
+- What a layer is, and which parameters are pruned: `layers_of` (layers.py).
 - What rules are made of: masks.py, distributions.py, schedules.py, scores.py, selection.py,
   replacement.py.
 
@@ -31,6 +32,7 @@ from cka_sr_jax.sparsity.distributions import (
 from cka_sr_jax.sparsity.dynamic import mest, rigl, snfs, sparse_evolutionary
 from cka_sr_jax.sparsity.fixed import dense, rst, static
 from cka_sr_jax.sparsity.gradual import gmp, granet
+from cka_sr_jax.sparsity.layers import Layer, layers_of
 from cka_sr_jax.sparsity.learned_thresholds import dst, soft_threshold
 from cka_sr_jax.sparsity.masks import (
     Masks,
@@ -40,19 +42,18 @@ from cka_sr_jax.sparsity.masks import (
     epsilon_sparsity,
     explored,
     full_masks,
-    maskable_leaves,
-    maskable_shapes,
     masks_from_paths,
-    random_masks,
     rescale_kept,
 )
+from cka_sr_jax.sparsity.random_places import random_masks
 from cka_sr_jax.sparsity.registry import RULES, make_rule
 from cka_sr_jax.sparsity.reparametrization import Reparametrization, learn_masks
-from cka_sr_jax.sparsity.rule import Rule, map_layers
+from cka_sr_jax.sparsity.rule import Change, Rule, map_layers
 from cka_sr_jax.sparsity.schedules import constant, cosine, cubic_counts, linear
 from cka_sr_jax.sparsity.scores import SCORES, Score, magnitude_and_gradient
 from cka_sr_jax.sparsity.selection import top_k_mask, top_k_masks
-from cka_sr_jax.sparsity.sparsify import SparseState, get_masks, mask_metrics, sparsify, with_masks
+from cka_sr_jax.sparsity.sparsify import sparsify, with_masks
+from cka_sr_jax.sparsity.state import SparseState, get_masks, mask_metrics, sparse_init
 from cka_sr_jax.sparsity.structured import channel_masks, channels, n_m_masks, sr_ste
 from cka_sr_jax.sparsity.tangent_transfer import Transferred, ntt, tangent_kernel
 
@@ -60,6 +61,8 @@ __all__ = [
     "DISTRIBUTIONS",
     "RULES",
     "SCORES",
+    "Change",
+    "Layer",
     "Masks",
     "Reparametrization",
     "Rule",
@@ -88,6 +91,7 @@ __all__ = [
     "grasp",
     "layer_counts",
     "layer_densities",
+    "layers_of",
     "leaf_paths",
     "learn_masks",
     "linear",
@@ -95,8 +99,6 @@ __all__ = [
     "make_rule",
     "map_layers",
     "mask_metrics",
-    "maskable_leaves",
-    "maskable_shapes",
     "masks_from_paths",
     "matches",
     "mest",
@@ -110,6 +112,7 @@ __all__ = [
     "snip",
     "soft_threshold",
     "sparse_evolutionary",
+    "sparse_init",
     "sparsify",
     "sr_ste",
     "static",

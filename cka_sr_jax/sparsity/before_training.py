@@ -6,8 +6,7 @@ takes each layer's count from that and draws the places at random (`shuffle`).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -15,17 +14,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from cka_sr_jax._dtypes import float32_or_wider
-from cka_sr_jax._paths import leaf_paths
+from cka_sr_jax._paths import leaf_paths, replace_leaves
 from cka_sr_jax.sparsity.distributions import check_density
-from cka_sr_jax.sparsity.masks import (
-    Masks,
-    Params,
-    apply_masks,
-    fold_in_path,
-    maskable_leaves,
-    maskable_shapes,
-    masks_from_paths,
-)
+from cka_sr_jax.sparsity.layers import Axes, Layer, Patterns, finder
+from cka_sr_jax.sparsity.masks import Masks, Params, apply_masks, masks_from_paths
+from cka_sr_jax.sparsity.per_layer import count_layers
+from cka_sr_jax.sparsity.random_places import layer_keys, random_mask
 from cka_sr_jax.sparsity.selection import top_k_masks
 
 Loss = Callable[[Params, Any], Float[Array, ""]]
@@ -39,7 +33,10 @@ def snip(
     batch: Any,
     density: float,
     *,
-    exclude: Sequence[str] = (),
+    include: Patterns = (),
+    exclude: Patterns = (),
+    stacked: Axes | None = None,
+    input_axes: Axes | None = None,
     shuffle: Array | None = None,
 ) -> Masks:
     """SNIP (Lee et al. 2019, arXiv 1810.02340): keep the largest |w dL/dw|.
@@ -60,7 +57,11 @@ def snip(
       params: untrained; the authors score freshly drawn Xavier-normal weights.
       batch: what `loss` takes: a batch of the training data, or several.
       density: share of weights kept among all that are pruned, in (0, 1]: 1 - sparsity.
+      include: path patterns of the parameters to prune, in place of all kernels; `layers_of`
+        describes this and the next three.
       exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
+      stacked: {path pattern: leading axes that count layers}, for what `nn.scan` or `vmap` stacked.
+      input_axes: {path pattern: number of input axes}, for unusual kernels of rank 3 or more.
       shuffle: a random key keeps each layer's count and draws the places at random, as the authors
         of random pruning do (Liu et al. 2022, arXiv 2202.02643); None keeps the best places.
 
@@ -69,8 +70,9 @@ def snip(
         are not finite.
     """
     check_density(density)
-    scores = snip_scores(loss, params, batch, exclude=exclude)
-    return _keep_best(params, scores, density, shuffle)
+    layers = finder(include, exclude, stacked, input_axes)(params)
+    scores = snip_scores(loss, params, batch, layers)
+    return _keep_best(params, layers, scores, density, shuffle)
 
 
 def grasp(
@@ -79,7 +81,10 @@ def grasp(
     batch: Any,
     density: float,
     *,
-    exclude: Sequence[str] = (),
+    include: Patterns = (),
+    exclude: Patterns = (),
+    stacked: Axes | None = None,
+    input_axes: Axes | None = None,
     shuffle: Array | None = None,
 ) -> Masks:
     """GraSP (Wang et al. 2020, arXiv 2002.07376): keep the largest w * Hg.
@@ -98,7 +103,11 @@ def grasp(
       params: untrained.
       batch: what `loss` takes.
       density: share of weights kept among all that are pruned, in (0, 1]: 1 - sparsity.
+      include: path patterns of the parameters to prune, in place of all kernels; `layers_of`
+        describes this and the next three.
       exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
+      stacked: {path pattern: leading axes that count layers}, for what `nn.scan` or `vmap` stacked.
+      input_axes: {path pattern: number of input axes}, for unusual kernels of rank 3 or more.
       shuffle: a random key keeps each layer's count and draws the places at random, as the authors
         of random pruning do (Liu et al. 2022, arXiv 2202.02643); None keeps the best places.
 
@@ -107,8 +116,9 @@ def grasp(
         are not finite.
     """
     check_density(density)
-    scores = grasp_scores(loss, params, batch, exclude=exclude)
-    return _keep_best(params, scores, density, shuffle)
+    layers = finder(include, exclude, stacked, input_axes)(params)
+    scores = grasp_scores(loss, params, batch, layers)
+    return _keep_best(params, layers, scores, density, shuffle)
 
 
 def synflow(
@@ -118,7 +128,10 @@ def synflow(
     density: float,
     *,
     rounds: int = 100,
-    exclude: Sequence[str] = (),
+    include: Patterns = (),
+    exclude: Patterns = (),
+    stacked: Axes | None = None,
+    input_axes: Axes | None = None,
     shuffle: Array | None = None,
 ) -> Masks:
     """SynFlow (Tanaka et al. 2020, arXiv 2006.05467): keep the largest synaptic flow, without data.
@@ -145,7 +158,11 @@ def synflow(
         enough.
       density: share of weights kept among all that are pruned, in (0, 1]: 1 - sparsity.
       rounds: n above, 1 or more; each takes one forward and one backward pass.
+      include: path patterns of the parameters to prune, in place of all kernels; `layers_of`
+        describes this and the next three.
       exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
+      stacked: {path pattern: leading axes that count layers}, for what `nn.scan` or `vmap` stacked.
+      input_axes: {path pattern: number of input axes}, for unusual kernels of rank 3 or more.
       shuffle: a random key keeps each layer's count and draws the places at random, as the authors
         of random pruning do (Liu et al. 2022, arXiv 2202.02643); None keeps the best places.
 
@@ -156,22 +173,22 @@ def synflow(
     check_density(density)
     if rounds < 1:
         raise ValueError(f"rounds={rounds} is not a number of pruning rounds: pass 1 or more.")
-    shapes = maskable_shapes(params, exclude)
-    size = sum(map(math.prod, shapes.values()))
+    layers = finder(include, exclude, stacked, input_axes)(params)
+    size = sum(layer.number * layer.size for layer in layers.values())
 
     @jax.jit  # one compilation for all rounds; in a scan, convolutions are slow on CPUs
     def next_round(
         masks: dict[str, Array], count: Int[Array, ""]
     ) -> tuple[dict[str, Array], Float[Array, ""]]:
         masked = apply_masks(params, masks_from_paths(params, masks))
-        scores = synflow_scores(model, masked, inputs, exclude=exclude)
+        scores = synflow_scores(model, masked, inputs, layers)
         largest = jnp.max(jnp.stack([score.max() for score in scores.values()]))
         # Scaled to at most 1 by a power of two, since scores are ranked in float32.
         _, exponent = jnp.frexp(largest)
         scores = {path: jnp.ldexp(score, -exponent) for path, score in scores.items()}
         return top_k_masks(scores, count, where=masks), largest
 
-    masks = {path: jnp.ones(shape, bool) for path, shape in shapes.items()}
+    masks = {path: jnp.ones(layer.shape, bool) for path, layer in layers.items()}
     for k in range(1, rounds + 1):
         count = max(1, round(density ** (k / rounds) * size))
         masks, largest = next_round(masks, jnp.int32(count))
@@ -180,24 +197,25 @@ def synflow(
                 f"SynFlow's scores leave the range of {largest.dtype} in this model: compute them "
                 "in float64, with jax.enable_x64(True) and a model and parameters of that type."
             )
-    return masks_from_paths(params, _shuffled(shuffle, masks))
+    return masks_from_paths(params, _shuffled(shuffle, layers, masks))
 
 
-def snip_scores(loss: Loss, params: Params, batch: Any, *, exclude: Sequence[str] = ()) -> Scores:
-    """{path: |w dL/dw|} of the weights that are pruned."""
-    grads = dict(leaf_paths(jax.grad(loss)(params, batch)))
+def snip_scores(loss: Loss, params: Params, batch: Any, layers: Iterable[str]) -> Scores:
+    """{path: |w dL/dw|} of the layers at these paths."""
+    grads, weights = dict(leaf_paths(jax.grad(loss)(params, batch))), dict(leaf_paths(params))
     return {
-        path: jnp.abs(_float32(weight) * _float32(grads[path]))
-        for path, weight in maskable_leaves(params, exclude).items()
+        path: jnp.abs(_float32(jnp.asarray(weights[path])) * _float32(grads[path]))
+        for path in layers
     }
 
 
-def grasp_scores(loss: Loss, params: Params, batch: Any, *, exclude: Sequence[str] = ()) -> Scores:
-    """{path: w * Hg} of the weights that are pruned: the paper's score with its sign turned."""
-    weights = maskable_leaves(params, exclude)
+def grasp_scores(loss: Loss, params: Params, batch: Any, layers: Iterable[str]) -> Scores:
+    """{path: w * Hg} of the layers at these paths: the paper's score with its sign turned."""
+    leaves = dict(leaf_paths(params))
+    weights = {path: leaves[path] for path in layers}
 
     def loss_of(weights: Mapping[str, Array]) -> Array:
-        return loss(_replace(params, weights), batch)
+        return loss(replace_leaves(params, weights), batch)
 
     gradient = jax.grad(loss_of)
     # Forward over reverse: one Hessian-vector product costs about two gradients.
@@ -205,24 +223,27 @@ def grasp_scores(loss: Loss, params: Params, batch: Any, *, exclude: Sequence[st
     return {path: _float32(weights[path]) * _float32(hessian_gradient[path]) for path in weights}
 
 
-def synflow_scores(
-    model: Model, params: Params, inputs: Array, *, exclude: Sequence[str] = ()
-) -> Scores:
-    """{path: |w dR/dw| at |w|}, R being the sum of the outputs of |params| on inputs of ones.
+def synflow_scores(model: Model, params: Params, inputs: Array, layers: Iterable[str]) -> Scores:
+    """{path: |w dR/dw| at |w|} of the layers at these paths.
+
+    R is the sum of the outputs of |params| on inputs of ones.
 
     In a network of linear layers and ReLUs without bias, the scores of each layer sum to R.
     """
     positive = jax.tree.map(jnp.abs, params)
     ones = jnp.ones(jnp.shape(inputs), jnp.result_type(inputs))
     flow = jax.grad(lambda positive: jnp.sum(model(positive, ones).astype(jnp.float32)))(positive)
-    flows = dict(leaf_paths(flow))
-    return {
-        path: jnp.abs(_float32(weight) * _float32(flows[path]))
-        for path, weight in maskable_leaves(positive, exclude).items()
-    }
+    flows, weights = dict(leaf_paths(flow)), dict(leaf_paths(positive))
+    return {path: jnp.abs(_float32(weights[path]) * _float32(flows[path])) for path in layers}
 
 
-def _keep_best(params: Params, scores: Scores, density: float, shuffle: Array | None) -> Masks:
+def _keep_best(
+    params: Params,
+    layers: Mapping[str, Layer],
+    scores: Scores,
+    density: float,
+    shuffle: Array | None,
+) -> Masks:
     size = sum(score.size for score in scores.values())
     for path, score in scores.items():
         if not isinstance(score, jax.core.Tracer) and not jnp.isfinite(score).all():
@@ -231,22 +252,20 @@ def _keep_best(params: Params, scores: Scores, density: float, shuffle: Array | 
                 "its gradients."
             )
     masks = top_k_masks(scores, max(1, round(density * size)))
-    return masks_from_paths(params, _shuffled(shuffle, masks))
+    return masks_from_paths(params, _shuffled(shuffle, layers, masks))
 
 
-def _shuffled(key: Array | None, masks: dict[str, Array]) -> dict[str, Array]:
+def _shuffled(
+    key: Array | None, layers: Mapping[str, Layer], masks: dict[str, Array]
+) -> dict[str, Array]:
+    """Masks with the counts of these at random places, where there is a key."""
     if key is None:
         return masks
-    return {
-        path: jax.random.permutation(fold_in_path(key, path), mask.ravel()).reshape(mask.shape)
-        for path, mask in masks.items()
-    }
-
-
-def _replace(params: Params, leaves: Mapping[str, Array]) -> Params:
-    """`params` with other arrays at the named leaves."""
-    paths = iter([path for path, _ in leaf_paths(params)])
-    return jax.tree.map(lambda leaf: leaves.get(next(paths), leaf), params)
+    shuffled = {}
+    for path, layer in layers.items():
+        counts = count_layers(layer, masks[path])
+        shuffled[path] = random_mask(layer_keys(key, path, layer), layer, counts)
+    return shuffled
 
 
 def _float32(array: Array) -> Array:

@@ -1,7 +1,8 @@
 """Layer-wise density: how the layers share a global density.
 
-A distribution is a function `({path: shape}, density) -> {path: density}`. Shapes are Flax's, with
-the input and output channels last; all formulas are symmetric in the spatial axes.
+A distribution is a function `({path: shape}, density) -> {path: density}`. Shapes are those of
+matrices [in, out] and convolutions [*taps, in, out] (`Layer.dims`); all formulas are symmetric in
+the taps.
 """
 
 from __future__ import annotations
@@ -9,8 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+import numpy as np
+
 from cka_sr_jax._errors import unknown
 from cka_sr_jax._paths import matches
+from cka_sr_jax.sparsity.layers import Layer
+from cka_sr_jax.sparsity.per_layer import by_path, layer_names
 
 Shapes = Mapping[str, tuple[int, ...]]
 Distribution = Callable[[Shapes, float], dict[str, float]]
@@ -135,6 +140,18 @@ def layer_counts(
     """
     densities = layer_densities(shapes, density, distribution)
     return {path: max(1, round(densities[path] * math.prod(shapes[path]))) for path in shapes}
+
+
+def counts_of(
+    layers: Mapping[str, Layer],
+    density: float,
+    distribution: str | Mapping[str, float] | Distribution = "erk",
+) -> dict[str, np.ndarray]:
+    """{path: weights kept by each layer, an array of the stack's shape}, as `layer_counts`.
+
+    A distribution sees the layers of a stack as layers of their own: path/0, path/1, ...
+    """
+    return by_path(layers, layer_counts(layer_names(layers), density, distribution))
 
 
 def check_density(density: float, name: str = "density") -> None:

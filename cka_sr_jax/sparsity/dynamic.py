@@ -2,14 +2,16 @@
 
 SET, RigL, SNFS and MEST differ in the scores that they drop and grow by; each starts from random
 masks. `replacement.py` has the update that they share.
+
+Long because each rule documents its arguments in full.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from cka_sr_jax.sparsity.fixed import random_start
-from cka_sr_jax.sparsity.replacement import grow_first, replace_share
+from cka_sr_jax.sparsity.fixed import start_counts, start_masks
+from cka_sr_jax.sparsity.layers import Axes, Patterns, finder
+from cka_sr_jax.sparsity.masks import Masks
+from cka_sr_jax.sparsity.replacement import Replacement, grow_first, replace_share
 from cka_sr_jax.sparsity.rule import Distributed, Rule
 from cka_sr_jax.sparsity.schedules import Schedule, drop_schedule, periodic
 from cka_sr_jax.sparsity.scores import Score, get_score, magnitude_and_gradient
@@ -26,7 +28,11 @@ def sparse_evolutionary(
     schedule: str = "cosine",
     drop: str | Score = "magnitude",
     grow: str | Score = "random",
-    exclude: Sequence[str] = (),
+    include: Patterns = (),
+    exclude: Patterns = (),
+    stacked: Axes | None = None,
+    input_axes: Axes | None = None,
+    start: Masks | None = None,
 ) -> Rule:
     """Sparse Evolutionary Training (SET; Mocanu et al. 2018, arXiv 1707.04780).
 
@@ -60,16 +66,23 @@ def sparse_evolutionary(
         "gradient", "random", "sensitivity") or a function `(key, mask, param, grad) -> array` of
         the parameter's shape.
       grow: score of the weights outside the mask, likewise; the highest are grown.
+      include: path patterns of the parameters to prune, in place of all kernels; `layers_of`
+        describes this and the next three.
       exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
+      stacked: {path pattern: leading axes that count layers}, for what `nn.scan` or `vmap` stacked.
+      input_axes: {path pattern: number of input axes}, for unusual kernels of rank 3 or more.
+      start: masks to start from in place of random ones, as `static` takes them.
 
     Raises:
       ValueError: a density, fraction, step or name that cannot work; at `init`, an unknown
         distribution or a pattern that matches nothing.
     """
     share = drop_schedule(drop_fraction, schedule, end_step, final_drop_fraction)
+    find = finder(include, exclude, stacked, input_axes)
+    how = Replacement(find, share, get_score(drop), get_score(grow))
     return Rule(
-        init=random_start(density, distribution, exclude),
-        update=replace_share(share, get_score(drop), get_score(grow)),
+        init=start_masks(find, density, distribution, start),
+        update=replace_share(how, start_counts(find, density, distribution, start)),
         due=periodic(update_every, end_step),
     )
 
@@ -85,7 +98,11 @@ def rigl(
     schedule: str = "cosine",
     drop: str | Score = "magnitude",
     grow: str | Score = "gradient",
-    exclude: Sequence[str] = (),
+    include: Patterns = (),
+    exclude: Patterns = (),
+    stacked: Axes | None = None,
+    input_axes: Axes | None = None,
+    start: Masks | None = None,
 ) -> Rule:
     """RigL, the rigged lottery (Evci et al. 2020, arXiv 1911.11134).
 
@@ -115,16 +132,23 @@ def rigl(
         "gradient", "random", "sensitivity") or a function `(key, mask, param, grad) -> array` of
         the parameter's shape.
       grow: score of the weights outside the mask, likewise; the highest are grown.
+      include: path patterns of the parameters to prune, in place of all kernels; `layers_of`
+        describes this and the next three.
       exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
+      stacked: {path pattern: leading axes that count layers}, for what `nn.scan` or `vmap` stacked.
+      input_axes: {path pattern: number of input axes}, for unusual kernels of rank 3 or more.
+      start: masks to start from in place of random ones, as `static` takes them.
 
     Raises:
       ValueError: a density, fraction, step or name that cannot work; at `init`, an unknown
         distribution or a pattern that matches nothing.
     """
     share = drop_schedule(drop_fraction, schedule, end_step, final_drop_fraction)
+    find = finder(include, exclude, stacked, input_axes)
+    how = Replacement(find, share, get_score(drop), get_score(grow))
     return Rule(
-        init=random_start(density, distribution, exclude),
-        update=replace_share(share, get_score(drop), get_score(grow)),
+        init=start_masks(find, density, distribution, start),
+        update=replace_share(how, start_counts(find, density, distribution, start)),
         due=periodic(update_every, end_step),
     )
 
@@ -140,7 +164,11 @@ def snfs(
     schedule: str = "cosine",
     drop: str | Score = "magnitude",
     momentum: float = 0.9,
-    exclude: Sequence[str] = (),
+    include: Patterns = (),
+    exclude: Patterns = (),
+    stacked: Axes | None = None,
+    input_axes: Axes | None = None,
+    start: Masks | None = None,
 ) -> Rule:
     """Sparse networks from scratch (SNFS; Dettmers & Zettlemoyer 2019, arXiv 1907.04840).
 
@@ -174,7 +202,12 @@ def snfs(
         "gradient", "random", "sensitivity") or a function `(key, mask, param, grad) -> array` of
         the parameter's shape.
       momentum: decay of the average, in (0, 1).
+      include: path patterns of the parameters to prune, in place of all kernels; `layers_of`
+        describes this and the next three.
       exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
+      stacked: {path pattern: leading axes that count layers}, for what `nn.scan` or `vmap` stacked.
+      input_axes: {path pattern: number of input axes}, for unusual kernels of rank 3 or more.
+      start: masks to start from in place of random ones, as `static` takes them.
 
     Raises:
       ValueError: a density, fraction, step or name that cannot work; at `init`, an unknown
@@ -185,9 +218,11 @@ def snfs(
             f"momentum={momentum} is not in (0, 1): it is the decay of the average, such as 0.9."
         )
     share = drop_schedule(drop_fraction, schedule, end_step, final_drop_fraction)
+    find = finder(include, exclude, stacked, input_axes)
+    how = Replacement(find, share, get_score(drop), get_score("gradient"))
     return Rule(
-        init=random_start(density, distribution, exclude),
-        update=replace_share(share, get_score(drop), get_score("gradient")),
+        init=start_masks(find, density, distribution, start),
+        update=replace_share(how, start_counts(find, density, distribution, start)),
         due=periodic(update_every, end_step),
         gradient_decay=momentum,
     )
@@ -205,12 +240,16 @@ def mest(
     gradient_weight: float = 0.0,
     grow: str | Score = "random",
     soft: bool = False,
-    exclude: Sequence[str] = (),
+    include: Patterns = (),
+    exclude: Patterns = (),
+    stacked: Axes | None = None,
+    input_axes: Axes | None = None,
+    start: Masks | None = None,
 ) -> Rule:
     """Memory-economic sparse training (MEST; Yuan et al. 2021, arXiv 2110.14032).
 
     A layer drops the weights with the lowest |w| + gradient_weight |dL/dw| and grows at random
-    places. There are two orders:
+    places; a weight that was dropped starts anew if it grows at once. There are two orders:
 
     - Elastic mutation (EM, the default) drops floor(f(t) n) of the layer's n weights, then grows as
       many.
@@ -241,7 +280,12 @@ def mest(
         "gradient", "random", "sensitivity") or a function `(key, mask, param, grad) -> array` of
         the parameter's shape.
       soft: grow before dropping (EM&S).
+      include: path patterns of the parameters to prune, in place of all kernels; `layers_of`
+        describes this and the next three.
       exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
+      stacked: {path pattern: leading axes that count layers}, for what `nn.scan` or `vmap` stacked.
+      input_axes: {path pattern: number of input axes}, for unusual kernels of rank 3 or more.
+      start: masks to start from in place of random ones, as `static` takes them.
 
     Raises:
       ValueError: a density, fraction, step or name that cannot work; at `init`, an unknown
@@ -253,12 +297,11 @@ def mest(
         )
     share = drop_schedule(drop_fraction, schedule, end_step, final_drop_fraction)
     drop = magnitude_and_gradient(gradient_weight) if gradient_weight else get_score("magnitude")
-    if soft:
-        update = grow_first(share, drop, get_score(grow), end_step, density, distribution)
-    else:
-        update = replace_share(share, drop, get_score(grow))
+    find = finder(include, exclude, stacked, input_axes)
+    how = Replacement(find, share, drop, get_score(grow), restart=True)
+    counts = start_counts(find, density, distribution, start)
     return Rule(
-        init=random_start(density, distribution, exclude),
-        update=update,
+        init=start_masks(find, density, distribution, start),
+        update=grow_first(how, end_step, counts) if soft else replace_share(how, counts),
         due=periodic(update_every, end_step),
     )

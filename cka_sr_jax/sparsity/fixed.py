@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from cka_sr_jax.sparsity.distributions import check_density, layer_counts, layer_densities
-from cka_sr_jax.sparsity.masks import (
-    Masks,
-    Params,
-    check_masks,
-    fold_in_path,
-    is_dense,
-    maskable_shapes,
-    masks_from_paths,
-    random_masks,
+from cka_sr_jax._paths import leaf_paths
+from cka_sr_jax.sparsity.distributions import (
+    check_density,
+    counts_of,
+    layer_densities,
 )
-from cka_sr_jax.sparsity.rule import Distributed, Rule
+from cka_sr_jax.sparsity.layers import Axes, Finder, Patterns, finder
+from cka_sr_jax.sparsity.masks import Masks, Params, masks_from_paths
+from cka_sr_jax.sparsity.per_layer import by_path, count_layers, layer_names, over_stack
+from cka_sr_jax.sparsity.random_places import layer_keys, random_places
+from cka_sr_jax.sparsity.rule import Distributed, Rule, check_prunes
 
 
 def dense() -> Rule:
@@ -43,34 +43,49 @@ def static(masks: Masks) -> Rule:
     >>> rule = static(n_m_masks(params, n=2, m=4))
 
     Args:
-      masks: pytree like the parameters. A leaf to prune has an array of bools (or zeros and ones)
-        of the parameter's shape, a leaf that stays dense has `optax.MaskedNode()`.
+      masks: pytree like the parameters, or a part of it. A leaf to prune has an array of bools (or
+        zeros and ones) of the parameter's shape. Leaves that are missing, or `optax.MaskedNode()`,
+        stay dense.
 
     Raises:
-      ValueError: at `init`, masks that lack the structure or the shapes of the parameters, or that
-        hold other values than 0 and 1.
+      ValueError: at `init`, masks of leaves or shapes that the parameters lack, or that hold other
+        values than 0 and 1.
     """
+    return Rule(lambda key, params: given_masks(params, masks))
 
-    def init(key: Array, params: Params) -> Masks:
-        given = check_masks(params, masks)
-        given = {path: mask for path, mask in given.items() if not is_dense(mask)}
-        for path, mask in given.items():
-            if not isinstance(mask, jax.core.Tracer) and not np.isin(mask, (0, 1)).all():
-                raise ValueError(
-                    f"the mask of {path} has values other than 0 and 1: pass masks, not scores "
-                    "or weights."
-                )
-        bools = {path: jnp.asarray(mask, bool) for path, mask in given.items()}
-        return masks_from_paths(params, bools)
 
-    return Rule(init)
+def given_masks(params: Params, masks: Masks) -> Masks:
+    """The mask tree of `params` with these masks; arguments and errors as for `static`."""
+    leaves = dict(leaf_paths(params))
+    given = dict(leaf_paths(masks))
+    for path, mask in given.items():
+        if path not in leaves:
+            raise ValueError(
+                f"the masks have {path}, which the parameters lack: pass masks of these parameters "
+                f"({', '.join(leaves) or 'none'})."
+            )
+        if np.shape(mask) != np.shape(leaves[path]):
+            raise ValueError(
+                f"the mask of {path} has shape {np.shape(mask)} and the parameter "
+                f"{np.shape(leaves[path])}: pass a bool array of the parameter's shape."
+            )
+        if not isinstance(mask, jax.core.Tracer) and not np.isin(mask, (0, 1)).all():
+            raise ValueError(
+                f"the mask of {path} has values other than 0 and 1: pass masks, not scores or "
+                "weights."
+            )
+    bools = {path: jnp.asarray(mask, bool) for path, mask in given.items()}
+    return masks_from_paths(params, bools)
 
 
 def rst(
     density: float,
     distribution: Distributed = "erk",
     *,
-    exclude: Sequence[str] = (),
+    include: Patterns = (),
+    exclude: Patterns = (),
+    stacked: Axes | None = None,
+    input_axes: Axes | None = None,
     exact: bool = True,
 ) -> Rule:
     """Keep random masks (RST; Liu et al. 2022, arXiv 2202.02643).
@@ -89,7 +104,11 @@ def rst(
       distribution: how the layers share the density: "uniform", "uniform_plus", "er", "erk",
         "erk_plus"; a mapping from path patterns to the layers' densities, which replaces `density`;
         or a function `({path: shape}, density) -> {path: density}`.
+      include: path patterns of the parameters to prune, in place of all kernels; `layers_of`
+        describes this and the next three.
       exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
+      stacked: {path pattern: leading axes that count layers}, for what `nn.scan` or `vmap` stacked.
+      input_axes: {path pattern: number of input axes}, for unusual kernels of rank 3 or more.
       exact: True keeps exactly round(layer density * layer size) weights of each layer. False draws
         each weight on its own, as the reference code does.
 
@@ -97,34 +116,64 @@ def rst(
       ValueError: density outside (0, 1]; at `init`, an unknown distribution or a pattern that
         matches nothing.
     """
+    find = finder(include, exclude, stacked, input_axes)
     if exact:
-        return Rule(random_start(density, distribution, exclude))
+        return Rule(start_masks(find, density, distribution))
     check_density(density)
 
     def init(key: Array, params: Params) -> Masks:
-        shapes = maskable_shapes(params, exclude)
-        densities = layer_densities(shapes, density, distribution)
-        masks = {
-            path: jax.random.bernoulli(fold_in_path(key, path), densities[path], shape)
-            for path, shape in shapes.items()
-        }
+        layers, masks = find(params), {}
+        densities = layer_densities(layer_names(layers), density, distribution)
+        shares = by_path(layers, densities)
+        for path, layer in layers.items():
+            shape = layer.shape[layer.stack :]
+
+            def draw(key: Array, share: Array, shape: tuple[int, ...] = shape) -> Array:
+                return jax.random.bernoulli(key, share, shape)
+
+            share = jnp.asarray(shares[path], jnp.float32)
+            masks[path] = over_stack(draw, layer.stack)(layer_keys(key, path, layer), share)
         return masks_from_paths(params, masks)
 
     return Rule(init)
 
 
-def random_start(
-    density: float, distribution: Distributed, exclude: Sequence[str]
+def start_counts(
+    find: Finder, density: float, distribution: Distributed, start: Masks | None = None
+) -> Callable[[Params], Mapping[str, Any]]:
+    """`(params) -> {path: weights of each layer}`: the distribution's, or those of `start`."""
+
+    def counts(params: Params) -> Mapping[str, Any]:
+        layers = find(params)
+        if start is None:
+            return counts_of(layers, density, distribution)
+        with jax.ensure_compile_time_eval():  # masks that are given are known
+            masks = dict(leaf_paths(given_masks(params, start)))
+            return {path: count_layers(layers[path], mask) for path, mask in masks.items()}
+
+    return counts
+
+
+def start_masks(
+    find: Finder, density: float, distribution: Distributed, start: Masks | None = None
 ) -> Callable[[Array, Params], Masks]:
     """A rule's `init`: the distribution's count of each layer, exactly, at random places.
 
+    Args:
+      start: masks to start from in place of random ones.
+
     Raises:
-      ValueError: density outside (0, 1]; at `init`, an unknown distribution or pattern.
+      ValueError: density outside (0, 1]; at `init`, an unknown distribution or pattern, or masks
+        that do not fit.
     """
     check_density(density)
 
     def init(key: Array, params: Params) -> Masks:
-        shapes = maskable_shapes(params, exclude)
-        return random_masks(key, params, layer_counts(shapes, density, distribution))
+        layers = find(params)
+        if start is None:
+            return random_places(key, params, layers, counts_of(layers, density, distribution))
+        masks = given_masks(params, start)
+        check_prunes(layers, masks)
+        return masks
 
     return init

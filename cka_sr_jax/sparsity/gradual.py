@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Int
 
 from cka_sr_jax._paths import leaf_paths
-from cka_sr_jax.sparsity.distributions import Shapes, check_density, layer_counts
-from cka_sr_jax.sparsity.fixed import random_start
-from cka_sr_jax.sparsity.masks import (
-    Masks,
-    Params,
-    fold_in_path,
-    full_masks,
-    mask_shapes,
-    maskable_shapes,
-    masks_from_paths,
-)
-from cka_sr_jax.sparsity.replacement import replace_share
-from cka_sr_jax.sparsity.rule import Distributed, Rule, map_layers
+from cka_sr_jax.sparsity.distributions import check_density, counts_of
+from cka_sr_jax.sparsity.fixed import given_masks, start_counts, start_masks
+from cka_sr_jax.sparsity.layers import Axes, Finder, Layer, Patterns, finder
+from cka_sr_jax.sparsity.masks import Masks, Params, all_kept, masks_from_paths
+from cka_sr_jax.sparsity.per_layer import over_stack
+from cka_sr_jax.sparsity.random_places import layer_keys
+from cka_sr_jax.sparsity.replacement import Replacement, replace_share
+from cka_sr_jax.sparsity.rule import Change, Distributed, Rule, check_prunes, map_layers
 from cka_sr_jax.sparsity.schedules import (
     Schedule,
     check_steps,
@@ -30,7 +27,7 @@ from cka_sr_jax.sparsity.schedules import (
     periodic,
 )
 from cka_sr_jax.sparsity.scores import Score, get_score
-from cka_sr_jax.sparsity.selection import top_k_mask, top_k_masks
+from cka_sr_jax.sparsity.selection import top_k_mask, top_k_masks, wide_counts
 
 
 def gmp(
@@ -41,7 +38,11 @@ def gmp(
     start_step: int = 0,
     update_every: int = 100,
     drop: str | Score = "magnitude",
-    exclude: Sequence[str] = (),
+    include: Patterns = (),
+    exclude: Patterns = (),
+    stacked: Axes | None = None,
+    input_axes: Axes | None = None,
+    start: Masks | None = None,
 ) -> Rule:
     """Gradual magnitude pruning (GMP; Zhu & Gupta 2017, arXiv 1710.01878; Gale et al. 2019).
 
@@ -74,7 +75,12 @@ def gmp(
       drop: score of the weights in the mask; the lowest are pruned. A name ("magnitude",
         "gradient", "random", "sensitivity") or a function `(key, mask, param, grad) -> array` of
         the parameter's shape.
+      include: path patterns of the parameters to prune, in place of all kernels; `layers_of`
+        describes this and the next three.
       exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
+      stacked: {path pattern: leading axes that count layers}, for what `nn.scan` or `vmap` stacked.
+      input_axes: {path pattern: number of input axes}, for unusual kernels of rank 3 or more.
+      start: masks to start from in place of random ones, as `static` takes them.
 
     Raises:
       ValueError: a density, step or name that cannot work; at `init`, an unknown distribution or a
@@ -85,27 +91,38 @@ def gmp(
     check_steps(**steps, one_shot=True)
     score = get_score(drop)
 
+    find = finder(include, exclude, stacked, input_axes)
+
     def init(key: Array, params: Params) -> Masks:
-        shapes = maskable_shapes(params, exclude)
+        layers = find(params)
         if distribution != "global":
-            layer_counts(shapes, density, distribution)  # an unknown name is an error right away
-        return full_masks(params, exclude)
+            counts_of(layers, density, distribution)  # an unknown name is an error right away
+        if start is None:
+            return all_kept(params, layers)
+        masks = given_masks(params, start)
+        check_prunes(layers, masks)
+        return masks
 
     def update(
         key: Array, step: Int[Array, ""], masks: Masks, params: Params, grads: Params
     ) -> Masks:
-        shapes = mask_shapes(masks)
+        layers = masked_layers(find, params, masks)
         if distribution == "global":
-            size = _total(shapes)
-            count = cubic_counts(size, _global_count(density, size), **steps)(step)
-            return prune_globally(key, masks, params, grads, count, score)
-        final = layer_counts(shapes, density, distribution)
+            size = _total(layers)
+            with wide_counts(size):
+                count = cubic_counts(size, _global_count(density, size), **steps)(step)
+            return prune_globally(key, layers, masks, params, grads, count, score)
+        final = counts_of(layers, density, distribution)
+        sizes = {path: layer.size for path, layer in layers.items()}
+        counts = scheduled(sizes, final, lambda *ends: cubic_counts(*ends, **steps)(step))
 
-        def layer(path: str, key: Array, mask: Array, param: Array, grad: Array) -> Array:
-            count = cubic_counts(mask.size, final[path], **steps)(step)
+        def at_layer(
+            layer: Layer, key: Array, mask: Array, param: Array, grad: Array, count: Array
+        ) -> Array:
             return top_k_mask(score(key, mask, param, grad), count, where=mask)
 
-        return masks_from_paths(params, map_layers(layer, key, masks, params, grads))
+        found = map_layers(at_layer, key, layers, masks, params, grads, counts)
+        return masks_from_paths(params, found)
 
     return Rule(init, update, periodic(update_every, end_step, start_step))
 
@@ -124,7 +141,11 @@ def granet(
     schedule: str = "cosine",
     drop: str | Score = "magnitude",
     grow: str | Score = "gradient",
-    exclude: Sequence[str] = (),
+    include: Patterns = (),
+    exclude: Patterns = (),
+    stacked: Axes | None = None,
+    input_axes: Axes | None = None,
+    start: Masks | None = None,
 ) -> Rule:
     """GraNet, gradual pruning with regrowth (Liu et al. 2021, arXiv 2106.10404).
 
@@ -163,7 +184,12 @@ def granet(
         "gradient", "random", "sensitivity") or a function `(key, mask, param, grad) -> array` of
         the parameter's shape.
       grow: score of the weights outside the mask, likewise; the highest are grown.
+      include: path patterns of the parameters to prune, in place of all kernels; `layers_of`
+        describes this and the next three.
       exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
+      stacked: {path pattern: leading axes that count layers}, for what `nn.scan` or `vmap` stacked.
+      input_axes: {path pattern: number of input axes}, for unusual kernels of rank 3 or more.
+      start: masks to start from in place of random ones, as `static` takes them.
 
     Raises:
       ValueError: a density, fraction, step or name that cannot work; at `init`, an unknown
@@ -186,41 +212,84 @@ def granet(
         )
     share = drop_schedule(drop_fraction, schedule, end_step, final_drop_fraction)
     score = get_score(drop)
-    regenerate = replace_share(share, score, get_score(grow))
+    find = finder(include, exclude, stacked, input_axes)
+    regenerate = replace_share(Replacement(find, share, score, get_score(grow), restart=True))
+    initial_counts = start_counts(find, initial_density, distribution, start)
 
     def update(
         key: Array, step: Int[Array, ""], masks: Masks, params: Params, grads: Params
-    ) -> Masks:
-        shapes = mask_shapes(masks)
-        initial = sum(layer_counts(shapes, initial_density, distribution).values())
-        final = min(initial, _global_count(density, _total(shapes)))
-        count = cubic_counts(initial, final, **steps)(step)
+    ) -> Masks | Change:
+        layers = masked_layers(find, params, masks)
+        size = _total(layers)
+        with wide_counts(size):
+            initial = _sum(initial_counts(params))
+            final = min(initial, _global_count(density, size))
+            count = cubic_counts(initial, final, **steps)(step)
         prune_key, regenerate_key = jax.random.split(key)
-        pruned = prune_globally(prune_key, masks, params, grads, count, score)
+        pruned = prune_globally(prune_key, layers, masks, params, grads, count, score)
         return regenerate(regenerate_key, step, pruned, params, grads)
 
     return Rule(
-        init=random_start(initial_density, distribution, exclude),
+        init=start_masks(find, initial_density, distribution, start),
         update=update,
         due=periodic(update_every, end_step, start_step, also=prune_end),
     )
 
 
 def prune_globally(
-    key: Array, masks: Masks, params: Params, grads: Params, count: Int[Array, ""], drop: Score
+    key: Array,
+    layers: Mapping[str, Layer],
+    masks: Masks,
+    params: Params,
+    grads: Params,
+    count: Int[Array, ""],
+    drop: Score,
 ) -> Masks:
     """The `count` weights of the masks with the highest drop score, all layers ranked together."""
     values, slopes, where = (dict(leaf_paths(tree)) for tree in (params, grads, masks))
     scores = {
-        path: drop(fold_in_path(key, path), mask, values[path], slopes[path])
-        for path, mask in where.items()
+        path: over_stack(drop, layer.stack)(
+            layer_keys(key, path, layer), where[path], values[path], slopes[path]
+        )
+        for path, layer in layers.items()
     }
     return masks_from_paths(params, top_k_masks(scores, count, where=where))
+
+
+def masked_layers(find: Finder, params: Params, masks: Masks) -> dict[str, Layer]:
+    """The layers of a rule that these masks prune.
+
+    Raises:
+      ValueError: masks of a parameter that the rule keeps dense.
+    """
+    layers = find(params)
+    check_prunes(layers, masks)
+    return {path: layers[path] for path, _ in leaf_paths(masks)}
+
+
+def scheduled(
+    initial: Mapping[str, int],
+    final: Mapping[str, np.ndarray],
+    count: Callable[[int, int], Int[Array, ""]],
+) -> dict[str, Any]:
+    """{path: count(initial, final) of each layer, an array of the stack's shape}."""
+    counts = {}
+    for path, ends in final.items():
+        with wide_counts(initial[path]):
+            of_end = {end: count(initial[path], end) for end in set(ends.ravel().tolist())}
+            counts[path] = jnp.stack([of_end[end] for end in ends.ravel().tolist()])
+            counts[path] = counts[path].reshape(ends.shape)
+    return counts
 
 
 def _global_count(density: float, size: int) -> int:
     return max(1, round(density * size))
 
 
-def _total(shapes: Shapes) -> int:
-    return sum(map(math.prod, shapes.values()))
+def _total(layers: Mapping[str, Layer]) -> int:
+    return sum(layer.number * layer.size for layer in layers.values())
+
+
+def _sum(counts: Mapping[str, Any]) -> int:
+    """How many weights these are together, as a number: masks that are given are not traced."""
+    return sum(int(np.sum(np.asarray(count), dtype=np.int64)) for count in counts.values())

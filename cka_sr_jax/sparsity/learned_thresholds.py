@@ -7,31 +7,35 @@ with one array for each pruned layer and `optax.MaskedNode()` at leaves that sta
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float
 
 from cka_sr_jax._dtypes import float32_or_wider
-from cka_sr_jax.sparsity.masks import (
-    Masks,
-    Params,
-    is_dense,
-    map_masked,
-    maskable_leaves,
-    masks_from_paths,
-)
+from cka_sr_jax._paths import leaf_paths, replace_leaves
+from cka_sr_jax.sparsity.layers import Axes, Finder, Layer, Patterns, finder
+from cka_sr_jax.sparsity.masks import Masks, Params, masks_from_paths
+from cka_sr_jax.sparsity.per_layer import over_stack
 from cka_sr_jax.sparsity.reparametrization import Reparametrization, part
+from cka_sr_jax.sparsity.selection import count_kept
 
-Values = Array | np.ndarray | np.number
-Threshold = Callable[[Values, Values], Array]  # (threshold, weight) -> an array like the weight
+# (layer, threshold, weight) -> an array like the weight
+Threshold = Callable[[Layer, Array, Array], Array]
 
 
-def soft_threshold(*, initial: float = -10.0, exclude: Sequence[str] = ()) -> Reparametrization:
+def soft_threshold(
+    *,
+    initial: float = -10.0,
+    include: Patterns = (),
+    exclude: Patterns = (),
+    stacked: Axes | None = None,
+    input_axes: Axes | None = None,
+) -> Reparametrization:
     """Soft threshold reparametrization (STR; Kusupati et al. 2020, arXiv 2002.03231).
 
       w_eff = sign(w) max(|w| - sigmoid(s), 0),   masks |w| > sigmoid(s)
@@ -53,7 +57,11 @@ def soft_threshold(*, initial: float = -10.0, exclude: Sequence[str] = ()) -> Re
 
     Args:
       initial: s at the start; sigmoid(-10) = 4.5e-5.
+      include: path patterns of the parameters to prune, in place of all kernels; `layers_of`
+        describes this and the next three.
       exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
+      stacked: {path pattern: leading axes that count layers}, for what `nn.scan` or `vmap` stacked.
+      input_axes: {path pattern: number of input axes}, for unusual kernels of rank 3 or more.
 
     Raises:
       ValueError: `initial` is not finite; at `init`, a pattern that matches nothing.
@@ -61,30 +69,37 @@ def soft_threshold(*, initial: float = -10.0, exclude: Sequence[str] = ()) -> Re
     if not math.isfinite(initial):
         raise ValueError(f"initial={initial} is not a finite number: pass s, for example -10.0.")
 
-    def start(weight: Array) -> Array:
+    def start(layer: Layer, weight: Array) -> Array:
         return jnp.full((), initial, _precise(weight))
 
-    def kept(s: Float[Values, ""], weight: Values) -> Bool[Array, "..."]:
+    def kept(layer: Layer, s: Array, weight: Array) -> Bool[Array, "..."]:
         return jnp.abs(weight).astype(s.dtype) > jax.nn.sigmoid(s)
 
-    def effective(s: Float[Values, ""], weight: Values) -> Array:
+    def effective(layer: Layer, s: Array, weight: Array) -> Array:
         wide = weight.astype(s.dtype)
         shrunk = wide - jnp.sign(wide) * jax.nn.sigmoid(s)
-        return jnp.where(kept(s, weight), shrunk, 0).astype(weight.dtype)
+        return jnp.where(kept(layer, s, weight), shrunk, 0).astype(weight.dtype)
 
-    return _thresholded(start, kept, effective, exclude)
+    find = finder(include, exclude, stacked, input_axes)
+    return _thresholded(find, start, kept, effective)
 
 
-def dst(alpha: float, *, exclude: Sequence[str] = ()) -> Reparametrization:
+def dst(
+    alpha: float,
+    *,
+    include: Patterns = (),
+    exclude: Patterns = (),
+    stacked: Axes | None = None,
+    input_axes: Axes | None = None,
+) -> Reparametrization:
     """Dynamic sparse training (DST; Liu et al. 2020, arXiv 2005.06870).
 
       w_eff = w step(|w| - t),   loss + alpha sum_t exp(-t),   masks |w| >= t
 
-    The threshold t has an entry for each output unit (neuron, filter), that is each index of the
-    kernel's last axis. It starts at 0, where all is kept. The step's slope is 0 almost everywhere
-    and is replaced by `step_slope`, so that t learns and a pruned weight may come back. A layer
-    that keeps 1 % of its weights or less has its thresholds reset to exactly 0; the optimizer's
-    slots stay.
+    The threshold t has an entry for each output unit (neuron, filter). It starts at 0, where all is
+    kept. The step's slope is 0 almost everywhere and is replaced by `step_slope`, so that t learns
+    and a pruned weight may come back. A layer that keeps 1 % of its weights or less has its
+    thresholds reset to exactly 0; the optimizer's slots stay.
 
     >>> from cka_sr_jax.sparsity import dst, learn_masks
     >>> method = dst(alpha=5e-4)
@@ -97,7 +112,11 @@ def dst(alpha: float, *, exclude: Sequence[str] = ()) -> Reparametrization:
       alpha: strength of the term that raises the thresholds, 0 or more. The authors use 5e-6 for
         VGG-16 on CIFAR-10 and 5e-4 for LeNet on MNIST. `learn_masks` adds the term's gradient, so
         the loss that you log does not contain the term.
+      include: path patterns of the parameters to prune, in place of all kernels; `layers_of`
+        describes this and the next three.
       exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
+      stacked: {path pattern: leading axes that count layers}, for what `nn.scan` or `vmap` stacked.
+      input_axes: {path pattern: number of input axes}, for unusual kernels of rank 3 or more.
 
     Raises:
       ValueError: `alpha` is not a number >= 0; at `init`, a pattern that matches nothing.
@@ -105,17 +124,18 @@ def dst(alpha: float, *, exclude: Sequence[str] = ()) -> Reparametrization:
     if not (alpha >= 0 and math.isfinite(alpha)):
         raise ValueError(f"alpha={alpha} is not a number >= 0: pass one, for example 5e-6.")
 
-    def start(weight: Array) -> Array:
-        return jnp.zeros(weight.shape[-1], _precise(weight))
+    def start(layer: Layer, weight: Array) -> Array:
+        return jnp.zeros([weight.shape[axis] for axis in layer.outputs], _precise(weight))
 
-    def distance(t: Float[Values, " out"], weight: Values) -> Float[Array, "..."]:
-        return jnp.abs(weight).astype(t.dtype) - jnp.expand_dims(t, range(weight.ndim - 1))
+    def distance(layer: Layer, t: Array, weight: Array) -> Float[Array, "..."]:
+        return jnp.abs(weight).astype(t.dtype) - jnp.expand_dims(t, layer.fan_in)
 
-    def kept(t: Float[Values, " out"], weight: Values) -> Bool[Array, "..."]:
-        return distance(t, weight) >= 0
+    def kept(layer: Layer, t: Array, weight: Array) -> Bool[Array, "..."]:
+        return distance(layer, t, weight) >= 0
 
-    def effective(t: Float[Values, " out"], weight: Values) -> Array:
-        return (unit_step(distance(t, weight)) * weight.astype(t.dtype)).astype(weight.dtype)
+    def effective(layer: Layer, t: Array, weight: Array) -> Array:
+        step = unit_step(distance(layer, t, weight))
+        return (weight.astype(t.dtype) * step).astype(weight.dtype)
 
     def regularize(grads: Params, trained: Params) -> Params:
         thresholds = jax.tree.map(
@@ -126,14 +146,15 @@ def dst(alpha: float, *, exclude: Sequence[str] = ()) -> Reparametrization:
         return {**grads, "thresholds": thresholds}
 
     def restart(trained: Params) -> Params:
-        def at_layer(t: Float[Values, " out"], weight: Values) -> Array:
-            nearly_empty = jnp.sum(kept(t, weight), dtype=jnp.int32) <= weight.size // 100
+        def at_layer(layer: Layer, t: Array, weight: Array) -> Array:
+            nearly_empty = count_kept(kept(layer, t, weight)) <= weight.size // 100
             return jnp.where(nearly_empty, 0, t)
 
-        thresholds = _map_thresholds(at_layer, trained)
-        return {**trained, "thresholds": thresholds}
+        thresholds = _map_thresholds(at_layer, find, trained)
+        return {**trained, "thresholds": replace_leaves(part(trained, "thresholds"), thresholds)}
 
-    method = _thresholded(start, kept, effective, exclude)
+    find = finder(include, exclude, stacked, input_axes)
+    method = _thresholded(find, start, kept, effective)
     return method._replace(regularize=regularize, restart=restart)
 
 
@@ -156,37 +177,39 @@ def step_slope(x: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def _thresholded(
-    start: Callable[[Array], Array], kept: Threshold, effective: Threshold, exclude: Sequence[str]
+    find: Finder, start: Callable[[Layer, Array], Array], kept: Threshold, effective: Threshold
 ) -> Reparametrization:
-    """The method whose thresholds start as start(weight) and prune layer by layer."""
+    """The method whose thresholds start as start(layer, weight) and prune layer by layer."""
 
     def init(params: Params) -> Params:
-        leaves = maskable_leaves(params, exclude)
-        starts = {path: start(jnp.asarray(leaf)) for path, leaf in leaves.items()}
+        leaves, starts = dict(leaf_paths(params)), {}
+        for path, layer in find(params).items():
+            of_layer = over_stack(partial(start, layer), layer.stack)
+            starts[path] = of_layer(jnp.asarray(leaves[path]))
         return {"weights": params, "thresholds": masks_from_paths(params, starts)}
 
     def weights(trained: Params) -> Params:
-        return map_masked(effective, part(trained, "thresholds"), part(trained, "weights"))
+        return replace_leaves(part(trained, "weights"), _map_thresholds(effective, find, trained))
 
     def masks(trained: Params) -> Masks:
         thresholds = part(trained, "thresholds")
+        found = _map_thresholds(kept, find, trained)
         return {
-            "weights": _map_thresholds(kept, trained),
+            "weights": masks_from_paths(part(trained, "weights"), found),
             "thresholds": jax.tree.map(lambda _: optax.MaskedNode(), thresholds),
         }
 
     return Reparametrization(init, weights, masks)
 
 
-def _map_thresholds(function: Threshold, trained: Params) -> Any:
-    """`function(threshold, weight)` at each pruned layer and `optax.MaskedNode()` elsewhere."""
-
-    def at_leaf(threshold: Any, weight: Any) -> Any:
-        return threshold if is_dense(threshold) else function(threshold, weight)
-
-    return jax.tree.map(
-        at_leaf, part(trained, "thresholds"), part(trained, "weights"), is_leaf=is_dense
-    )
+def _map_thresholds(function: Threshold, find: Finder, trained: Params) -> dict[str, Array]:
+    """{path: function(layer, threshold, weight)} of the pruned layers."""
+    weights, found = part(trained, "weights"), {}
+    layers, leaves = find(weights), dict(leaf_paths(weights))
+    for path, threshold in leaf_paths(part(trained, "thresholds")):
+        of_layer = over_stack(partial(function, layers[path]), layers[path].stack)
+        found[path] = of_layer(jnp.asarray(threshold), jnp.asarray(leaves[path]))
+    return found
 
 
 def _precise(weight: Array) -> Any:

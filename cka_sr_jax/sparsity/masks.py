@@ -7,8 +7,7 @@ jit, pmap and checkpoints as ordinary state. Densities are counted on masks and 
 
 from __future__ import annotations
 
-import math
-import zlib
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from cka_sr_jax._paths import leaf_paths, matches
+from cka_sr_jax._paths import leaf_paths
+from cka_sr_jax.sparsity.layers import Axes, Layer, Patterns, describe, finder
 
 Masks = Any  # a pytree of bool arrays and optax.MaskedNode
 Params = Any
@@ -82,10 +82,16 @@ def apply_masks(params: Params, masks: Masks) -> Params:
     return map_masked(lambda mask, leaf: jnp.where(mask, leaf, 0), masks, params)
 
 
-def rescale_kept(params: Params, masks: Masks) -> Params:
+def rescale_kept(
+    params: Params,
+    masks: Masks,
+    *,
+    stacked: Axes | None = None,
+    input_axes: Axes | None = None,
+) -> Params:
     """`params` masked, with each output unit's kept weights scaled to the norm that all had.
 
-      w_kept ||w|| / ||w_kept||,   norms over the weights into a unit: all axes but the last
+      w_kept ||w|| / ||w_kept||,   norms over the weights into a unit: taps and inputs
 
     A unit's output then varies as in the dense network. Deep networks without normalization need
     this at low densities, where the signal otherwise fades layer by layer. With random masks the
@@ -97,13 +103,22 @@ def rescale_kept(params: Params, masks: Masks) -> Params:
     >>> scaled["w"].ravel().tolist()
     [2.0, 0.0, 0.0, 0.0]
 
+    Args:
+      params: pytree.
+      masks: like `params`.
+      stacked: as for `layers_of`.
+      input_axes: as for `layers_of`.
+
     Raises:
-      ValueError: the masks lack the structure or the shapes of the parameters.
+      ValueError: the masks lack the structure or the shapes of the parameters; as `layers_of`.
     """
     check_masks(params, masks)
+    found = [path for path, _ in leaf_paths(masks)]
+    layers = iter(describe(params, found, stacked=stacked, input_axes=input_axes).values())
 
     def at_leaf(mask: Any, leaf: Any) -> Array:  # of NumPy or JAX
-        inputs = tuple(range(mask.ndim - 1))
+        layer = next(layers)
+        inputs = tuple(axis + layer.stack for axis in layer.fan_in)
         squares = jnp.square(leaf.astype(jnp.float32))
         whole = jnp.sum(squares, axis=inputs, keepdims=True)
         kept = jnp.sum(jnp.where(mask, squares, 0), axis=inputs, keepdims=True)
@@ -120,15 +135,18 @@ def density(masks: Masks) -> Float[Array, ""]:
     >>> float(density({"w": jnp.array([True, False]), "b": optax.MaskedNode()}))
     0.5
     """
-    leaves = jax.tree.leaves(masks)
-    if not leaves:
-        return jnp.ones(())
-    kept = jnp.stack([jnp.sum(mask, dtype=jnp.float32) for mask in leaves])
-    return jnp.sum(kept) / float(sum(mask.size for mask in leaves))
+    size = sum(mask.size for mask in jax.tree.leaves(masks))
+    return kept_weights(masks) / float(size) if size else jnp.ones((), jnp.float32)
 
 
 def epsilon_sparsity(
-    params: Params, epsilon: float, exclude: Sequence[str] = ()
+    params: Params,
+    epsilon: float,
+    *,
+    include: Patterns = (),
+    exclude: Patterns = (),
+    stacked: Axes | None = None,
+    input_axes: Axes | None = None,
 ) -> Float[Array, ""]:
     """Share of the weights that a rule may prune with |w| < `epsilon`, pruned ones included.
 
@@ -140,16 +158,49 @@ def epsilon_sparsity(
 
     Args:
       epsilon: above 0, for example 1e-3.
-      exclude: path patterns (`sparsity.matches`) of parameters to leave out.
+      include: as for `layers_of`, and so are the next three.
 
     Raises:
-      ValueError: epsilon not positive; no weight of rank 2 or more; a pattern that matches nothing.
+      ValueError: epsilon not positive; as `layers_of`.
     """
     if not epsilon > 0:
         raise ValueError(f"epsilon={epsilon} is not positive: try 1e-3.")
-    leaves = maskable_leaves(params, exclude).values()
+    layers = finder(include, exclude, stacked, input_axes)(params)
+    leaves = [leaf for path, leaf in leaf_paths(params) if path in layers]
     small = [jnp.sum(jnp.abs(leaf) < epsilon, dtype=jnp.float32) for leaf in leaves]
     return sum(small, jnp.zeros(())) / float(sum(leaf.size for leaf in leaves))
+
+
+def kept_weights(masks: Masks) -> Float[Array, ""]:
+    """How many weights these masks keep, in float32."""
+    kept = [jnp.sum(mask, dtype=jnp.float32) for mask in jax.tree.leaves(masks)]
+    return jnp.sum(jnp.stack(kept)) if kept else jnp.zeros((), jnp.float32)
+
+
+def merge_masks(parts: Sequence[Masks]) -> Masks:
+    """One tree of masks from several, each with masks of other leaves of the same parameters.
+
+    Raises:
+      ValueError: trees of other structures; a leaf with several masks.
+    """
+
+    def merge(one: Masks, other: Masks) -> Masks:
+        if is_dense(one) or is_dense(other):  # also a whole part of the tree
+            return other if is_dense(one) else one
+        treedef: Any
+        children, treedef = jax.tree.flatten(one, is_leaf=lambda node: node is not one)
+        if jax.tree_util.treedef_is_leaf(treedef):
+            raise ValueError("two masks of one leaf")
+        pairs = zip(children, treedef.flatten_up_to(other), strict=True)
+        return jax.tree.unflatten(treedef, [merge(*pair) for pair in pairs])
+
+    try:
+        return functools.reduce(merge, parts)
+    except ValueError:
+        raise ValueError(
+            f"the optimizer state holds {len(parts)} sets of masks for the same parameters and "
+            "should hold 1: make it with tx = sparsify(optimizer, rule), once."
+        ) from None
 
 
 def churn(before: Masks, after: Masks) -> Float[Array, ""]:
@@ -177,52 +228,6 @@ def explored(so_far: Masks, masks: Masks) -> Masks:
     return jax.tree.map(jnp.logical_or, so_far, masks)
 
 
-def maskable_leaves(params: Params, exclude: Sequence[str] = ()) -> dict[str, Any]:
-    """{path: leaf} of the leaves that a rule prunes: those of rank 2 or more, less `exclude`.
-
-    >>> list(maskable_leaves({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}))
-    ['kernel']
-
-    Args:
-      exclude: path patterns (`sparsity.matches`) of leaves that stay dense.
-
-    Raises:
-      ValueError: no leaf remains; a pattern that matches nothing.
-    """
-    if isinstance(exclude, str):
-        exclude = (exclude,)
-    leaves = {path: leaf for path, leaf in leaf_paths(params) if jnp.ndim(leaf) >= 2}
-    for pattern in exclude:
-        excluded = [path for path in leaves if matches(pattern, path)]
-        if not excluded:
-            raise ValueError(
-                f"exclude pattern {pattern!r} matches no parameter of rank 2 or more: use a path "
-                f"such as {', '.join(leaves) or 'none'}."
-            )
-        for path in excluded:
-            del leaves[path]
-    if not leaves:
-        raise ValueError(
-            "no parameter of rank 2 or more is left to prune: pass the model's parameters, and "
-            "exclude fewer of them."
-        )
-    return leaves
-
-
-def maskable_shapes(params: Params, exclude: Sequence[str] = ()) -> dict[str, tuple[int, ...]]:
-    """path -> shape of the leaves that a rule prunes.
-
-    Raises:
-      ValueError: as `maskable_leaves`.
-    """
-    return {path: jnp.shape(leaf) for path, leaf in maskable_leaves(params, exclude).items()}
-
-
-def mask_shapes(masks: Masks) -> dict[str, tuple[int, ...]]:
-    """path -> shape of the masked layers."""
-    return {path: mask.shape for path, mask in leaf_paths(masks)}
-
-
 def masks_from_paths(params: Params, masks: dict[str, Any]) -> Masks:
     """The mask tree of `params` with `masks[path]` at these leaves and the others dense.
 
@@ -234,34 +239,24 @@ def masks_from_paths(params: Params, masks: dict[str, Any]) -> Masks:
     return jax.tree.map(lambda _: masks.get(next(paths), optax.MaskedNode()), params)
 
 
-def full_masks(params: Params, exclude: Sequence[str] = ()) -> Masks:
-    """Masks that keep every weight of the leaves that a rule prunes.
+def full_masks(
+    params: Params,
+    *,
+    include: Patterns = (),
+    exclude: Patterns = (),
+    stacked: Axes | None = None,
+    input_axes: Axes | None = None,
+) -> Masks:
+    """Masks that keep every weight of the layers that a rule prunes; arguments as `layers_of`.
 
     Raises:
-      ValueError: as `maskable_leaves`.
+      ValueError: as `layers_of`.
     """
-    shapes = maskable_shapes(params, exclude)
-    return masks_from_paths(params, {path: jnp.ones(shape, bool) for path, shape in shapes.items()})
+    return all_kept(params, finder(include, exclude, stacked, input_axes)(params))
 
 
-def random_masks(key: Array, params: Params, counts: Mapping[str, int]) -> Masks:
-    """Masks with exactly `counts[path]` weights of each named layer, at random places.
-
-    The places in a layer depend on the key and the layer's path, not on the other layers.
-    """
+def all_kept(params: Params, layers: Mapping[str, Layer]) -> Masks:
+    """Masks that keep every weight of these layers."""
     leaves = dict(leaf_paths(params))
-    masks = {
-        path: random_mask(fold_in_path(key, path), jnp.shape(leaves[path]), count)
-        for path, count in counts.items()
-    }
-    return masks_from_paths(params, masks)
-
-
-def random_mask(key: Array, shape: tuple[int, ...], count: int) -> Bool[Array, "..."]:
-    """A bool array of this shape with exactly `count` True entries at random places."""
-    return jax.random.permutation(key, jnp.arange(math.prod(shape)) < count).reshape(shape)
-
-
-def fold_in_path(key: Array, path: str) -> Array:
-    """The key of one leaf: it depends on `key` and the leaf's path, not on the other leaves."""
-    return jax.random.fold_in(key, zlib.crc32(path.encode()))
+    # Like the parameter, so that the mask has its sharding.
+    return masks_from_paths(params, {path: jnp.ones_like(leaves[path], bool) for path in layers})

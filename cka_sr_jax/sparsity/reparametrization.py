@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array
 
 from cka_sr_jax.sparsity.masks import Masks, Params
-from cka_sr_jax.sparsity.sparsify import SparseState
+from cka_sr_jax.sparsity.state import LearnedState
 
 
 def _no_term(grads: Params, trained: Params) -> Params:
@@ -32,20 +32,21 @@ class Reparametrization(NamedTuple):
     The trained tree is {"weights": params}, with "thresholds" beside it for methods that learn
     them. The model's own weights are `weights(trained)`, never the tree itself.
 
-    A method of your own, in full: of every leaf of rank 2 or more the model sees the weights above
-    a fixed size, and the gradient reaches all weights (a straight-through estimate):
+    A method of your own, in full: of every kernel the model sees the weights above a fixed size,
+    and the gradient reaches all weights (a straight-through estimate):
 
-    >>> from cka_sr_jax.sparsity import learn_masks, masks_from_paths, maskable_leaves
+    >>> from cka_sr_jax.sparsity import apply_masks, layers_of, leaf_paths, learn_masks
+    >>> from cka_sr_jax.sparsity import masks_from_paths
     >>> def above(size):
     ...     def masks(trained):
-    ...         leaves = maskable_leaves(trained["weights"])
-    ...         kept = {path: jnp.abs(leaf) > size for path, leaf in leaves.items()}
-    ...         return {"weights": masks_from_paths(trained["weights"], kept)}
+    ...         params = trained["weights"]
+    ...         leaves, layers = leaf_paths(params), layers_of(params)
+    ...         kept = {path: jnp.abs(leaf) > size for path, leaf in leaves if path in layers}
+    ...         return {"weights": masks_from_paths(params, kept)}
     ...     def weights(trained):
-    ...         def at_leaf(leaf):
-    ...             pruned = (leaf.ndim >= 2) & (jnp.abs(leaf) <= size)
-    ...             return leaf + jax.lax.stop_gradient(jnp.where(pruned, -leaf, 0))
-    ...         return jax.tree.map(at_leaf, trained["weights"])
+    ...         seen = apply_masks(trained, masks(trained))["weights"]
+    ...         through = lambda w, s: w + jax.lax.stop_gradient(s - w)
+    ...         return jax.tree.map(through, trained["weights"], seen)
     ...     return Reparametrization(lambda params: {"weights": params}, weights, masks)
     >>> method = above(0.5)
     >>> trained = method.init({"kernel": jnp.array([[0.2, 1.0]]), "bias": jnp.array([0.1, 0.1])})
@@ -107,16 +108,16 @@ def learn_masks(
         )
     inner = optax.with_extra_args_support(inner)
 
-    def init(trained: Params) -> SparseState:
-        return SparseState(
+    def init(trained: Params) -> LearnedState:
+        return LearnedState(
             step=jnp.zeros((), jnp.int32),
             masks=method.masks(trained),
             inner_state=inner.init(trained),
         )
 
     def update(
-        updates: Params, state: SparseState, params: Params | None = None, **extra: Any
-    ) -> tuple[Params, SparseState]:
+        updates: Params, state: LearnedState, params: Params | None = None, **extra: Any
+    ) -> tuple[Params, LearnedState]:
         if params is None:
             raise ValueError(
                 "learn_masks needs the trained tree: call tx.update(grads, state, trained)."

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from cka_sr_jax._paths import leaf_paths
 from cka_sr_jax.sparsity.distributions import Distribution
-from cka_sr_jax.sparsity.masks import Masks, Params, fold_in_path
+from cka_sr_jax.sparsity.layers import Layer
+from cka_sr_jax.sparsity.masks import Masks, Params
+from cka_sr_jax.sparsity.per_layer import map_one_by_one
+from cka_sr_jax.sparsity.random_places import layer_keys
 
-Update = Callable[[Array, Int[Array, ""], Masks, Params, Params], Masks]
+
+class Change(NamedTuple):
+    """What a rule's update may return in place of masks.
+
+    Attributes:
+      masks: the new ones.
+      kept: masks of the weights that keep their value and their slots; the others of `masks` start
+        anew at 0, also where they were kept before.
+    """
+
+    masks: Masks
+    kept: Masks
+
+
+Update = Callable[[Array, Int[Array, ""], Masks, Params, Params], "Masks | Change"]
 Distributed = str | Mapping[str, float] | Distribution
 
 
@@ -30,18 +46,21 @@ class Rule(NamedTuple):
     layer drops a tenth of its weights by |w| and grows as many by |dL/dw|, but none of those that
     it has just dropped:
 
-    >>> import jax, optax
+    >>> import jax, jax.numpy as jnp, optax
     >>> from cka_sr_jax.sparsity import (
-    ...     Rule, map_layers, masks_from_paths, rst, sparsify, top_k_mask
+    ...     Rule, layers_of, map_layers, masks_from_paths, rst, sparsify, top_k_mask
     ... )
     >>> def elsewhere(density, end_step, update_every=100, moved=0.1):
     ...     def update(key, step, masks, params, grads):
-    ...         def layer(path, key, mask, param, grad):
+    ...         def at_layer(layer, key, mask, param, grad):
     ...             count = jnp.sum(mask)
     ...             grown = jnp.floor(moved * count).astype(jnp.int32)
     ...             kept = top_k_mask(jnp.abs(param), count - grown, where=mask)
     ...             return kept | top_k_mask(jnp.abs(grad), grown, where=~mask)
-    ...         return masks_from_paths(params, map_layers(layer, key, masks, params, grads))
+    ...         layers = layers_of(params)
+    ...         return masks_from_paths(
+    ...             params, map_layers(at_layer, key, layers, masks, params, grads)
+    ...         )
     ...     def due(step):
     ...         return (step > 0) & (step % update_every == 0) & (step <= end_step)
     ...     return Rule(init=rst(density).init, update=update, due=due)
@@ -62,7 +81,8 @@ class Rule(NamedTuple):
         structure and the shapes stay the same for good.
       update: `(key, step, masks, params, grads) -> masks`, called at the steps that are `due`, with
         the step counted from 0. `params` and `grads` are those that `tx.update` got: pruned
-        parameters are 0 and gradients dense, so `grads` tell where a pruned weight would help.
+        parameters are 0 and gradients dense, so `grads` tell where a pruned weight would help. A
+        `Change` in place of masks says which weights start anew.
       due: `(step) -> bool`, whether the masks change at the end of this step. The plain value False
         says that they never do, and `update` is then not compiled.
       gradient_decay: above 0, `update` gets as `grads` an exponential average of the dense
@@ -76,25 +96,43 @@ class Rule(NamedTuple):
 
 
 def map_layers(
-    function: Callable[[str, Array, Array, Array, Array], Array],
+    function: Callable[..., Any],
     key: Array,
+    layers: Mapping[str, Layer],
     masks: Masks,
     params: Params,
     grads: Params,
-) -> dict[str, Array]:
-    """{path: function(path, key, mask, param, grad)} over the masked layers.
+    *values: Mapping[str, Any],
+) -> dict[str, Any]:
+    """{path: function(layer, key, mask, param, grad, *values)}, layer after layer.
 
-    Each layer gets a key of its own, which depends on `key` and its path. `masks_from_paths` makes
-    a tree of masks from the result. `Rule` has an example.
+    The function sees one layer at a time, also of those that are stacked in one array, and is
+    compiled once for layers of equal shape. Each layer gets a key of its own, which depends on
+    `key` and its path. `masks_from_paths` makes a tree of masks from the result. `Rule` has an
+    example.
+
+    Args:
+      function: of one layer; what else it depends on comes in `values`.
+      layers: from `layers_of`; those that the masks leave dense are passed over.
+      values: {path: array of the stack's shape}, a number for each layer, such as its count.
     """
-    values, slopes = dict(leaf_paths(params)), dict(leaf_paths(grads))
-    results: dict[str, Array] = {}
-    zero = jnp.zeros(())
-    for path, mask in leaf_paths(masks):
-        # Each layer begins with a 0 from the last one's result, so that XLA takes them one after
-        # another: at once, their scores and searches would be in memory together.
-        param, grad = (leaf + zero.astype(leaf.dtype) for leaf in (values[path], slopes[path]))
-        results[path] = function(path, fold_in_path(key, path), mask, param, grad)
-        first = results[path].ravel()[0].astype(bool)  # also of a NaN or infinity
-        zero = jnp.where(first, 0.0, -0.0)
-    return results
+    check_prunes(layers, masks)
+    masked = dict(leaf_paths(masks))
+    layers = {path: layer for path, layer in layers.items() if path in masked}
+    columns: list[Mapping[str, Any]] = [dict(leaf_paths(tree)) for tree in (params, grads)]
+    keys = {path: layer_keys(key, path, layer) for path, layer in layers.items()}
+    return map_one_by_one(function, layers, keys, masked, *columns, *values)
+
+
+def check_prunes(layers: Mapping[str, Layer], masks: Masks) -> None:
+    """Check that a rule with these layers may change these masks.
+
+    Raises:
+      ValueError: masks of a parameter that the rule keeps dense.
+    """
+    for path, _ in leaf_paths(masks):
+        if path not in layers:
+            raise ValueError(
+                f"the masks prune {path}, which the rule keeps dense: name it in the rule's "
+                "include, or leave it out of the masks."
+            )

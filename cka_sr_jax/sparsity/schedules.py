@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from cka_sr_jax._errors import unknown
+from cka_sr_jax.sparsity.selection import count_dtype
 
 Step = int | Int[Array, ""]
 Schedule = Callable[[Step], Float[Array, ""]]
@@ -101,14 +102,16 @@ def cubic_counts(
     check_steps(update_every, start_step, end_step, one_shot=True)
     length = end_step - start_step
     left = 1 - np.arange(0, length, update_every) / max(length, 1)
-    counts = np.rint(final + (initial - final) * np.append(left, 0.0) ** 3).astype(np.int32)
+    counts = np.rint(final + (initial - final) * np.append(left, 0.0) ** 3)
+    counts = counts.astype(count_dtype(initial))
 
     def count(step: Step) -> Int[Array, ""]:
         step = jnp.asarray(step)
         update = jnp.clip((step - start_step) // update_every, 0, max(len(counts) - 2, 0))
         index = jnp.where(step >= end_step, len(counts) - 1, update)
         # Before a single step there is no entry yet.
-        return jnp.where(step < start_step, initial, jnp.asarray(counts)[index])
+        first = jnp.asarray(initial, counts.dtype)
+        return jnp.where(step < start_step, first, jnp.asarray(counts)[index])
 
     return count
 

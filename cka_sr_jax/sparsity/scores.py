@@ -46,7 +46,7 @@ def gradient(key: Array, mask: Array, param: Array, grad: Array) -> Array:
 
 def random(key: Array, mask: Array, param: Array, grad: Array) -> Array:
     """Uniform in [0, 1)."""
-    return jax.random.uniform(key, param.shape)
+    return jax.random.uniform(key, param.shape, jnp.float32)
 
 
 def sensitivity(key: Array, mask: Array, param: Array, grad: Array) -> Array:

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt
+
+from cka_sr_jax._dtypes import enable_x64
+
+Count = int | Int[Array, ""]
+
+# Counts of more than this are int64.
+LARGEST_INT32 = 2**31 - 1
 
 
 # It searches the threshold bit by bit, on integers in the order of the scores: at most 32 counts of
 # N values. A sort takes ten times as long (benchmarks/selection.py).
 def top_k_mask(
-    scores: Float[Array, "..."],
-    k: int | Int[Array, ""],
-    where: Bool[Array, "..."] | None = None,
+    scores: Float[Array, "..."], k: Count, where: Bool[Array, "..."] | None = None
 ) -> Bool[Array, "..."]:
     """A mask of exactly k scores, the largest.
 
@@ -37,7 +45,7 @@ def top_k_mask(
 
 def top_k_masks(
     scores: Mapping[str, Float[Array, "..."]],
-    k: int | Int[Array, ""],
+    k: Count,
     where: Mapping[str, Bool[Array, "..."]] | None = None,
 ) -> dict[str, Bool[Array, "..."]]:
     """`top_k_mask` of several layers ranked together: k weights in all, ties in the layers' order.
@@ -47,35 +55,65 @@ def top_k_masks(
     ([True, False], [True, True])
     """
     ranks = {path: _monotone_image(score) for path, score in scores.items()}
-    if where is not None:
-        ranks = {path: jnp.where(where[path], rank, 0) for path, rank in ranks.items()}
-    sizes = [score.size for score in scores.values()]
-    *starts, size = itertools.accumulate(sizes, initial=0)
-    start_of = dict(zip(scores, starts, strict=True))
-    k = jnp.clip(jnp.asarray(k, jnp.int32), 0, size)
-
-    def reaches(path: str, t: UInt32[Array, ""]) -> Bool[Array, "..."]:
-        return ranks[path] >= t
-
-    def early(path: str, t: UInt32[Array, ""]) -> Bool[Array, "..."]:
-        # The higher t, the fewer indices. With t in the sum XLA computes the indices on the fly;
-        # a side of the comparison that is constant in the loop would be stored.
-        rank = ranks[path]
-        index = start_of[path] + jax.lax.iota(jnp.uint32, rank.size).reshape(rank.shape)
-        return (rank == threshold) & (index + t <= size)
-
-    threshold, count = _threshold(partial(_count, reaches, ranks), k, size)
-    above = _count(reaches, ranks, threshold + 1)
-    # Without ties all at the threshold are chosen, and the second search ends at once.
-    missing = jnp.where(count == k, size, k - above)
-    last, _ = _threshold(partial(_count, early, ranks), missing, size)
-    chosen = {path: (rank > threshold) | early(path, last) for path, rank in ranks.items()}
     if where is None:
-        return chosen
-    return {path: mask & where[path] for path, mask in chosen.items()}
+        return largest_ranks(ranks, k)
+    ranks = {path: jnp.where(where[path], rank, 0) for path, rank in ranks.items()}
+    return {path: mask & where[path] for path, mask in largest_ranks(ranks, k).items()}
 
 
-def _monotone_image(scores: Float[Array, "..."]) -> UInt32[Array, "..."]:
+def largest_ranks(
+    ranks: Mapping[str, UInt[Array, "..."]], k: Count
+) -> dict[str, Bool[Array, "..."]]:
+    """Masks of exactly k ranks (uint32), the largest; of equal ones the earlier layer and index."""
+    sizes = [rank.size for rank in ranks.values()]
+    *starts, size = itertools.accumulate(sizes, initial=0)
+    start_of = dict(zip(ranks, starts, strict=True))
+    with wide_counts(size):
+        dtype = count_dtype(size)
+        index_dtype, bits = (
+            (jnp.uint32, 32) if dtype == jnp.int32 else (jnp.uint64, size.bit_length())
+        )
+        k = jnp.clip(jnp.asarray(k).astype(dtype), 0, size)
+
+        def reaches(path: str, t: UInt[Array, ""]) -> Bool[Array, "..."]:
+            return ranks[path] >= t
+
+        def early(path: str, t: UInt[Array, ""]) -> Bool[Array, "..."]:
+            # The higher t, the fewer indices. With t in the sum XLA computes the indices on the
+            # fly; a side of the comparison that is constant in the loop would be stored.
+            index = start_of[path] + _indices(ranks[path].shape, index_dtype)
+            return (ranks[path] == threshold) & (index + t <= size)
+
+        def count(chosen: Callable[..., Bool[Array, "..."]], t: UInt[Array, ""]) -> Int[Array, ""]:
+            return _count(chosen, t, ranks, dtype)
+
+        threshold, reached = _threshold(partial(count, reaches), k, size, jnp.uint32, 32)
+        above = count(reaches, threshold + 1)
+        # Without ties all at the threshold are chosen, and the second search ends at once.
+        missing = jnp.where(reached == k, size, k - above)
+        last, _ = _threshold(partial(count, early), missing, size, index_dtype, bits)
+        return {path: (rank > threshold) | early(path, last) for path, rank in ranks.items()}
+
+
+def count_kept(mask: Bool[Array, "..."]) -> Int[Array, ""]:
+    """How many entries are True, exactly: int32, and int64 for arrays that need it.
+
+    Use it and what follows from it inside `wide_counts(mask.size)`.
+    """
+    return jnp.sum(mask, dtype=count_dtype(mask.size))
+
+
+def count_dtype(size: int) -> Any:
+    """The integer type that counts this many weights."""
+    return jnp.int32 if size <= LARGEST_INT32 else jnp.int64
+
+
+def wide_counts(size: int) -> contextlib.AbstractContextManager[Any]:
+    """Where counts of up to `size` weights are computed: with 64-bit types if they need them."""
+    return contextlib.nullcontext() if size <= LARGEST_INT32 else enable_x64(True)
+
+
+def _monotone_image(scores: Float[Array, "..."]) -> UInt[Array, "..."]:
     """Unsigned integers >= 1 in the order of the scores, with NaN lowest.
 
     The bits of positive floats are ordered as they are, and those of negative ones in reverse.
@@ -86,24 +124,35 @@ def _monotone_image(scores: Float[Array, "..."]) -> UInt32[Array, "..."]:
     return jnp.where(magnitude > 0x7F800000, jnp.uint32(1), image)
 
 
+def _indices(shape: tuple[int, ...], dtype: Any) -> UInt[Array, "..."]:
+    """The index of each entry in the flat array; a reshape of a sharded array might gather it."""
+    strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    axes = [
+        jax.lax.broadcasted_iota(dtype, shape, axis) * jnp.asarray(stride, dtype)
+        for axis, stride in enumerate(strides)
+    ]
+    return sum(axes, jnp.zeros((), dtype))
+
+
 def _count(
-    chosen: Callable[[str, UInt32[Array, ""]], Bool[Array, "..."]],
+    chosen: Callable[[str, UInt[Array, ""]], Bool[Array, "..."]],
+    t: UInt[Array, ""],
     paths: Iterable[str],
-    t: UInt32[Array, ""],
+    dtype: Any,
 ) -> Int[Array, ""]:
     """How many entries of all layers are chosen at t."""
-    total = jnp.int32(0)
+    total = jnp.zeros((), dtype)
     for path in paths:
         # Each layer adds a 0 from the last one, so that XLA takes them one after another: it may
         # write out what it sums.
-        zero = (total >> 31).astype(jnp.uint32)
-        total += jnp.sum(chosen(path, t + zero), dtype=jnp.int32)
+        zero = (total < 0).astype(t.dtype)
+        total += jnp.sum(chosen(path, t + zero), dtype=dtype)
     return total
 
 
 def _threshold(
-    at_least: Callable[[UInt32[Array, ""]], Int[Array, ""]], k: Int[Array, ""], size: int
-) -> tuple[UInt32[Array, ""], Int[Array, ""]]:
+    at_least: Callable[..., Int[Array, ""]], k: Int[Array, ""], size: int, dtype: Any, bits: int
+) -> tuple[UInt[Array, ""], Int[Array, ""]]:
     """(t, at_least(t)) for a t where that count is k or, with ties, the next above k.
 
     t is built from the highest bit down; a bit is set where k or more values still reach t. The
@@ -116,10 +165,10 @@ def _threshold(
 
     def next_bit(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         bit, low, count = state
-        higher = at_least(low | bit)
+        higher = at_least(t=low | bit)
         enough = higher >= k
         return bit >> 1, jnp.where(enough, low | bit, low), jnp.where(enough, higher, count)
 
-    start = (jnp.uint32(1 << 31), jnp.uint32(0), jnp.int32(size))
+    start = (jnp.asarray(1 << (bits - 1), dtype), jnp.zeros((), dtype), jnp.asarray(size, k.dtype))
     _, threshold, count = jax.lax.while_loop(unfinished, next_bit, start)
     return threshold, count

@@ -2,50 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Int
 
+from cka_sr_jax._paths import leaf_paths
 from cka_sr_jax.sparsity.masks import (
     Masks,
     Params,
     apply_masks,
     check_masks,
     churn,
-    density,
     explored,
     is_dense,
     map_masked,
 )
-from cka_sr_jax.sparsity.rule import Rule
-
-
-class SparseState(NamedTuple):
-    """Optimizer state of `sparsify` and `learn_masks`.
-
-    Attributes:
-      step: updates so far.
-      masks: bool arrays, and `optax.MaskedNode()` at leaves that stay dense.
-      inner_state: the inner optimizer's.
-      gradient_average: of the dense gradients at masked leaves, for rules that need it, else ().
-      kept_before: which weights earlier masks kept, for rules that change the masks, else ().
-      churn: how much the last change changed (`churn`), for the same rules, else ().
-    """
-
-    step: Int[Array, ""]
-    masks: Masks
-    inner_state: Any
-    gradient_average: Any = ()
-    kept_before: Any = ()
-    churn: Any = ()
+from cka_sr_jax.sparsity.rule import Change, Rule
+from cka_sr_jax.sparsity.state import SparseState
 
 
 def sparsify(
-    inner: optax.GradientTransformation, rule: Rule, *, seed: int | Int[Array, ""] = 0
+    inner: optax.GradientTransformation,
+    rule: Rule,
+    *,
+    seed: int | Int[Array, ""] = 0,
+    track_explored: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     """`inner` on masked parameters, under masks that the rule sets and changes.
 
@@ -53,27 +39,30 @@ def sparsify(
     so that `optax.apply_updates` puts exactly 0 there. The forward pass then needs no masking, and
     `jax.grad` still gives the dense gradient, which some rules grow from. Where the rule changes
     the masks, new weights start at 0, with 0 in every slot of the inner state (momentum, second
-    moment). All stays on the device; equal seeds and inputs give equal masks on every device.
+    moment). A change that is due while a gradient is not finite waits until all are. All stays on
+    the device; equal seeds and inputs give equal masks on every device.
 
-    >>> from cka_sr_jax.sparsity import apply_masks, get_masks, rst, sparsify
+    >>> from cka_sr_jax.sparsity import rst, sparse_init, sparsify
     >>> params = {"kernel": jnp.ones((20, 10)), "bias": jnp.zeros(10)}
     >>> tx = sparsify(optax.sgd(0.1, momentum=0.9), rst(density=0.05))
-    >>> opt_state = tx.init(params)
-    >>> params = apply_masks(params, get_masks(opt_state))  # pruned from the first step on
+    >>> params, opt_state = sparse_init(tx, params)  # pruned from the first step on
     >>> grads = jax.grad(lambda p: jnp.sum((p["kernel"] + p["bias"]) ** 2))(params)
     >>> updates, opt_state = tx.update(grads, opt_state, params)
     >>> params = optax.apply_updates(params, updates)
     >>> int((params["kernel"] != 0).sum())
     10
 
-    `sparsify` is the outermost transform; only `optax.MultiSteps` may wrap it. Another transform
-    after it would change the updates that hold pruned weights at 0, and `get_masks` raises an error
-    for that.
+    `sparsify` is the outermost transform; only `optax.MultiSteps` and `optax.partition` may wrap
+    it. Another transform after it would change the updates that hold pruned weights at 0:
+    `sparse_init` and `get_masks` raise an error for that. An average of parameters over time (EMA)
+    is not sparse under changing masks; `apply_masks(average, get_masks(opt_state))` makes it so.
 
     Args:
       inner: any Optax transform whose result is added to the parameters: `optax.adam(1e-3)`.
       rule: from `make_rule`, a rule's function, or a `Rule` of yours.
       seed: of the rule's random choices.
+      track_explored: remember which weights were ever kept, for "explored" in `mask_metrics`; a
+        byte for each weight, at rules that change the masks.
 
     Returns:
       A transform whose `update(updates, state, params)` takes the dense gradients as `updates`, and
@@ -100,8 +89,9 @@ def sparsify(
             masks=masks,
             inner_state=inner.init(apply_masks(params, masks)),
             gradient_average=_zeros(masks, jnp.float32) if rule.gradient_decay else (),
-            kept_before=_zeros(masks, bool) if changes else (),
-            churn=jnp.zeros(()) if changes else (),
+            pending=jnp.zeros((), bool) if changes else (),
+            kept_before=_zeros(masks, bool) if changes and track_explored else (),
+            churn=jnp.zeros((), jnp.float32) if changes else (),
         )
 
     def update(
@@ -114,36 +104,59 @@ def sparsify(
         updates, inner_state = inner.update(
             apply_masks(grads, state.masks), state.inner_state, params, **extra
         )
+        step = optax.safe_increment(state.step)
+        if not changes:
+            state = state._replace(step=step, inner_state=inner_state)
+            return map_masked(_or_to_zero, state.masks, updates, params), state
         average, rule_grads = state.gradient_average, grads
         if rule.gradient_decay:
             average = _update_average(average, grads, state.masks, rule.gradient_decay)
             rule_grads = map_masked(lambda mask, grad, mean: mean, state.masks, grads, average)
-        state = state._replace(
-            step=optax.safe_increment(state.step),
-            inner_state=inner_state,
-            gradient_average=average,
+
+        def change(masks: Masks) -> tuple[Masks, Masks, Array]:
+            key = jax.random.fold_in(jax.random.key(seed), step)
+            new = rule.update(key, state.step, masks, params, rule_grads)
+            new, kept = new if isinstance(new, Change) else (new, _both(masks, new))
+            # Gradients that are not finite say nothing about where to grow.
+            finite = _all_finite(grads, masks)
+            new = jax.tree.map(partial(jnp.where, finite), new, masks)
+            kept = jax.tree.map(partial(jnp.where, finite), kept, masks)
+            return new, kept, ~finite
+
+        # Through the cond go the masks alone: what a branch returns is in memory at every step.
+        due = rule.due(state.step) | state.pending
+        new, kept, pending = jax.lax.cond(
+            due, change, lambda masks: (masks, masks, jnp.zeros((), bool)), state.masks
         )
-        kept = state.masks
-        if changes:
-
-            def change(state: SparseState) -> tuple[Masks, SparseState]:
-                key = jax.random.fold_in(jax.random.key(seed), state.step)
-                new = rule.update(key, state.step - 1, state.masks, params, rule_grads)
-                kept = map_masked(jnp.logical_and, state.masks, new)
-                return kept, state._replace(
-                    masks=new,
-                    inner_state=_reset_slots(inner, state.inner_state, kept),
-                    kept_before=explored(state.kept_before, state.masks),
-                    churn=churn(state.masks, new),
-                )
-
-            kept, state = jax.lax.cond(
-                rule.due(state.step - 1), change, lambda state: (state.masks, state), state
-            )
-        updates = map_masked(_or_to_zero, kept, updates, params)
-        return updates, state
+        explored_now = state.kept_before
+        if track_explored:
+            explored_now = explored(state.kept_before, state.masks)
+        state = state._replace(
+            step=step,
+            masks=new,
+            # Where weights stay pruned the slots are 0 already.
+            inner_state=_reset_slots(inner, inner_state, kept),
+            gradient_average=average,
+            pending=pending,
+            kept_before=explored_now,
+            churn=jnp.where(due & ~pending, churn(state.masks, new), state.churn),
+        )
+        return map_masked(_or_to_zero, kept, updates, params), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _both(before: Masks, after: Masks) -> Masks:
+    return jax.tree.map(jnp.logical_and, before, after)
+
+
+def _all_finite(grads: Params, masks: Masks) -> Bool[Array, ""]:
+    """Whether the gradients of all masked leaves are finite."""
+    masked, finite = dict(leaf_paths(masks)), jnp.ones((), bool)
+    for path, grad in leaf_paths(grads):
+        if path in masked:
+            finite &= jnp.all(jnp.isfinite(grad))
+    return finite
 
 
 def _or_to_zero(mask: Array, update: Array, param: Array) -> Array:
@@ -156,7 +169,7 @@ def _or_to_zero(mask: Array, update: Array, param: Array) -> Array:
 def _check_state(state: Any, params: Params, rule: Rule, changes: bool) -> None:
     """Raise ValueError for a state of another rule, which might train dense without a word."""
     made_by_it = isinstance(state, SparseState) and (
-        bool(jax.tree.leaves(state.kept_before)) == bool(changes and jax.tree.leaves(state.masks))
+        bool(jax.tree.leaves(state.pending)) == changes
         and bool(jax.tree.leaves(state.gradient_average))
         == bool(rule.gradient_decay and jax.tree.leaves(state.masks))
     )
@@ -171,12 +184,15 @@ def _check_state(state: Any, params: Params, rule: Rule, changes: bool) -> None:
 
 
 def _zeros(masks: Masks, dtype: DTypeLike) -> Any:
-    return jax.tree.map(lambda mask: jnp.zeros(mask.shape, dtype), masks)
+    return jax.tree.map(lambda mask: jnp.zeros_like(mask, dtype), masks)  # with its sharding
 
 
 def _update_average(average: Any, grads: Params, masks: Masks, decay: float) -> Any:
     def at_leaf(mask: Any, grad: Array, mean: Any) -> Any:
-        return mean if is_dense(mask) else decay * mean + (1 - decay) * grad.astype(jnp.float32)
+        if is_dense(mask):
+            return mean
+        new = decay * mean + (1 - decay) * grad.astype(jnp.float32)
+        return jnp.where(jnp.isfinite(grad), new, mean)  # or it would stay NaN for good
 
     return jax.tree.map(at_leaf, masks, grads, average, is_leaf=is_dense)
 
@@ -198,67 +214,3 @@ def with_masks(
 ) -> SparseState:
     """The state of `sparsify(inner, ...)` under other masks, with 0 in the slots they prune."""
     return state._replace(masks=masks, inner_state=_reset_slots(inner, state.inner_state, masks))
-
-
-def get_masks(opt_state: Any) -> Masks:
-    """The masks inside an optimizer state, however deep `sparsify` was wrapped.
-
-    Raises:
-      ValueError: the state holds no masks, or several sets; or another transform follows `sparsify`
-        in an `optax.chain` and would undo the pruning. In an `optax.named_chain` this goes unseen:
-        its state is a dict, which loses the order under jit.
-    """
-    return _find_state(opt_state).masks
-
-
-def mask_metrics(opt_state: Any) -> dict[str, Float[Array, ""]]:
-    """Scalars on the masks inside an optimizer state.
-
-    Returns:
-      "density"; and for a rule that changes the masks "churn", how much the last change changed
-      (`churn`), and "explored", the share of weights that were kept at least once: R_s, the
-      exploration rate of in-time over-parametrization (ITOP; Liu et al. 2021, arXiv 2102.02887).
-
-    Raises:
-      ValueError: as `get_masks`.
-    """
-    state = _find_state(opt_state)
-    metrics = {"density": density(state.masks)}
-    if jax.tree.leaves(state.kept_before):
-        metrics["churn"] = state.churn
-        metrics["explored"] = density(explored(state.kept_before, state.masks))
-    return metrics
-
-
-def _find_state(opt_state: Any) -> SparseState:
-    found = [
-        (path, leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(
-            opt_state, is_leaf=lambda node: isinstance(node, SparseState)
-        )
-        if isinstance(leaf, SparseState)
-    ]
-    if len(found) != 1:
-        raise ValueError(
-            f"the optimizer state holds {len(found)} sets of masks and should hold 1: make it with "
-            "tx = sparsify(optimizer, rule), once."
-        )
-    path, state = found[0]
-    node = opt_state
-    for entry in path:
-        # The state of a chain is a plain tuple, with an entry for each of its transforms.
-        if type(node) is tuple and entry.idx != len(node) - 1:
-            raise ValueError(
-                "sparsify is followed by another transform, which changes the updates that hold "
-                "pruned weights at 0: write sparsify(optax.chain(...), rule)."
-            )
-        node = _child(node, entry)
-    return state
-
-
-def _child(node: Any, entry: Any) -> Any:
-    if isinstance(entry, jax.tree_util.GetAttrKey):
-        return getattr(node, entry.name)
-    if isinstance(entry, jax.tree_util.SequenceKey):
-        return node[entry.idx]
-    return node[entry.key]

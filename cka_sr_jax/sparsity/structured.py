@@ -1,34 +1,40 @@
 """Structured sparsity: N of every M consecutive weights, and whole output channels.
 
-Kernels are laid out as those of Flax's `Dense` and `Conv`: the last axis is the output, the one
-before it the input. Exclude kernels of another layout, such as those of `DenseGeneral`.
+Long because each function documents its arguments in full.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from cka_sr_jax._paths import leaf_paths
 from cka_sr_jax.sparsity.distributions import check_density
-from cka_sr_jax.sparsity.masks import (
-    Masks,
-    Params,
-    full_masks,
-    map_masked,
-    maskable_leaves,
-    masks_from_paths,
-)
+from cka_sr_jax.sparsity.fixed import given_masks
+from cka_sr_jax.sparsity.layers import Axes, Layer, Patterns, finder, layers_of
+from cka_sr_jax.sparsity.masks import Masks, Params, all_kept, map_masked, masks_from_paths
+from cka_sr_jax.sparsity.per_layer import over_stack
 from cka_sr_jax.sparsity.reparametrization import Reparametrization, part
-from cka_sr_jax.sparsity.rule import Rule, map_layers
+from cka_sr_jax.sparsity.rule import Rule, check_prunes, map_layers
 from cka_sr_jax.sparsity.schedules import check_steps, cubic_counts, periodic
 from cka_sr_jax.sparsity.selection import top_k_mask
 
 
-def n_m_masks(params: Params, n: int, m: int, *, exclude: Sequence[str] = ()) -> Masks:
+def n_m_masks(
+    params: Params,
+    n: int,
+    m: int,
+    *,
+    include: Patterns = (),
+    exclude: Patterns = (),
+    stacked: Axes | None = None,
+    input_axes: Axes | None = None,
+) -> Masks:
     """Masks that keep the n largest |w| of every m consecutive weights along the input axis.
 
     Sparse tensor cores run the pattern 2:4. Each group keeps exactly n weights: of equal ones those
@@ -43,24 +49,38 @@ def n_m_masks(params: Params, n: int, m: int, *, exclude: Sequence[str] = ()) ->
     >>> tx = sparsify(optax.sgd(0.1), static(masks))
 
     Args:
-      params: pytree; kernels have shape [..., in, out].
+      params: pytree.
       n: weights kept in each group, 0 < n < m.
       m: size of a group; it divides the input axis of every layer.
+      include: path patterns of the parameters to prune, in place of all kernels; `layers_of`
+        describes this and the next three.
       exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "stem".
+      stacked: {path pattern: leading axes that count layers}, for what `nn.scan` or `vmap` stacked.
+      input_axes: {path pattern: number of input axes}, for unusual kernels of rank 3 or more.
 
     Raises:
       ValueError: n and m that cannot work; an input axis that m does not divide; a pattern that
         matches nothing.
     """
     _check_n_m(n, m)
-    leaves = maskable_leaves(params, exclude)
-    _check_input_axes(leaves, m)
-    masks = {path: _n_m_mask(leaf, n, m) for path, leaf in leaves.items()}
+    layers = finder(include, exclude, stacked, input_axes)(params)
+    _check_input_axes(layers, m)
+    leaves, masks = dict(leaf_paths(params)), {}
+    for path, layer in layers.items():
+        of_layer = partial(_n_m_mask, layer, n, m)
+        masks[path] = over_stack(of_layer, layer.stack)(leaves[path])
     return masks_from_paths(params, masks)
 
 
 def sr_ste(
-    n: int = 2, m: int = 4, *, decay: float = 2e-4, exclude: Sequence[str] = ()
+    n: int = 2,
+    m: int = 4,
+    *,
+    decay: float = 2e-4,
+    include: Patterns = (),
+    exclude: Patterns = (),
+    stacked: Axes | None = None,
+    input_axes: Axes | None = None,
 ) -> Reparametrization:
     """N:M sparsity learned from scratch with SR-STE (Zhou et al. 2021, arXiv 2102.04010).
 
@@ -83,7 +103,11 @@ def sr_ste(
       n: weights kept in each group, 0 < n < m.
       m: size of a group; it divides the input axis of every layer.
       decay: of the pruned weights, 0 or more; the default is the authors' (recalled, not verified).
+      include: path patterns of the parameters to prune, in place of all kernels; `layers_of`
+        describes this and the next three.
       exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "stem".
+      stacked: {path pattern: leading axes that count layers}, for what `nn.scan` or `vmap` stacked.
+      input_axes: {path pattern: number of input axes}, for unusual kernels of rank 3 or more.
 
     Raises:
       ValueError: n, m or decay that cannot work; at `init`, an input axis that m does not divide or
@@ -93,11 +117,18 @@ def sr_ste(
     if not 0 <= decay < float("inf"):
         raise ValueError(f"decay={decay} is not a number >= 0: pass one, for example 2e-4.")
 
+    which: dict[str, Any] = {
+        "include": include,
+        "exclude": exclude,
+        "stacked": stacked,
+        "input_axes": input_axes,
+    }
+
     def weight_masks(trained: Params) -> Masks:
-        return n_m_masks(part(trained, "weights"), n, m, exclude=exclude)
+        return n_m_masks(part(trained, "weights"), n, m, **which)
 
     def init(params: Params) -> Params:
-        _check_input_axes(maskable_leaves(params, exclude), m)
+        _check_input_axes(layers_of(params, **which), m)
         return {"weights": params}
 
     def weights(trained: Params) -> Params:
@@ -119,11 +150,19 @@ def sr_ste(
     )
 
 
-def channel_masks(params: Params, density: float, *, exclude: Sequence[str] = ()) -> Masks:
+def channel_masks(
+    params: Params,
+    density: float,
+    *,
+    include: Patterns = (),
+    exclude: Patterns = (),
+    stacked: Axes | None = None,
+    input_axes: Axes | None = None,
+) -> Masks:
     """Masks that keep whole output channels: in each layer those with the largest kernels.
 
     Each layer keeps round(density * channels) channels, at least one, by the L2 norm of the
-    kernel's slice along the last axis. Exclude the classifier: its channels are the classes. Only
+    kernel's slice. Exclude the classifier: its channels are the classes. Only
     kernels are masked, so a pruned channel still outputs its bias, or what a normalization after it
     adds, until the model is cut down.
 
@@ -132,18 +171,23 @@ def channel_masks(params: Params, density: float, *, exclude: Sequence[str] = ()
     [[False, True, True, False]]
 
     Args:
-      params: pytree; kernels have shape [..., out].
+      params: pytree.
       density: share of channels kept in each layer, in (0, 1].
+      include: path patterns of the parameters to prune, in place of all kernels; `layers_of`
+        describes this and the next three.
       exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
+      stacked: {path pattern: leading axes that count layers}, for what `nn.scan` or `vmap` stacked.
+      input_axes: {path pattern: number of input axes}, for unusual kernels of rank 3 or more.
 
     Raises:
       ValueError: density outside (0, 1]; a pattern that matches nothing.
     """
     check_density(density)
-    masks = {}
-    for path, kernel in maskable_leaves(params, exclude).items():
-        count = _final_count(kernel.shape[-1], density)
-        masks[path] = _largest_channels(kernel, count, jnp.ones(kernel.shape[-1], bool))
+    leaves, masks = dict(leaf_paths(params)), {}
+    for path, layer in finder(include, exclude, stacked, input_axes)(params).items():
+        count = _final_count(layer, density)
+        largest = partial(_largest_channels, layer, count=count)
+        masks[path] = over_stack(largest, layer.stack)(leaves[path])
     return masks_from_paths(params, masks)
 
 
@@ -153,7 +197,11 @@ def channels(
     end_step: int,
     start_step: int = 0,
     update_every: int = 100,
-    exclude: Sequence[str] = (),
+    include: Patterns = (),
+    exclude: Patterns = (),
+    stacked: Axes | None = None,
+    input_axes: Axes | None = None,
+    start: Masks | None = None,
 ) -> Rule:
     """Gradual pruning of whole output channels, along the cubic schedule of `gmp`.
 
@@ -175,7 +223,11 @@ def channels(
         run is a sensible value: 7500 of 10,000 steps. It must come before the run's last step, so
         that the pruned network is trained.
       update_every: steps from one pruning to the next.
+      include: path patterns of the parameters to prune, in place of all kernels; `layers_of`
+        describes this and the next three.
       exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
+      stacked: {path pattern: leading axes that count layers}, for what `nn.scan` or `vmap` stacked.
+      input_axes: {path pattern: number of input axes}, for unusual kernels of rank 3 or more.
 
     Raises:
       ValueError: a density or step that cannot work; at `init`, a pattern that matches nothing.
@@ -184,45 +236,60 @@ def channels(
     steps = {"start_step": start_step, "end_step": end_step, "update_every": update_every}
     check_steps(**steps, one_shot=True)
 
+    find = finder(include, exclude, stacked, input_axes)
+
     def init(key: Array, params: Params) -> Masks:
-        return full_masks(params, exclude)
+        layers = find(params)
+        if start is None:
+            return all_kept(params, layers)
+        masks = given_masks(params, start)
+        check_prunes(layers, masks)
+        return masks
 
     def update(
         key: Array, step: Int[Array, ""], masks: Masks, params: Params, grads: Params
     ) -> Masks:
-        def layer(path: str, key: Array, mask: Array, param: Array, grad: Array) -> Array:
-            size = mask.shape[-1]
-            count = cubic_counts(size, _final_count(size, density), **steps)(step)
-            left = jnp.any(mask, axis=range(mask.ndim - 1))
-            return _largest_channels(param, count, left)
+        def at_layer(layer: Layer, key: Array, mask: Array, param: Array, grad: Array) -> Array:
+            final = _final_count(layer, density)
+            count = cubic_counts(layer.dims[-1], final, **steps)(step)
+            return _largest_channels(layer, param, count, jnp.any(mask, axis=layer.fan_in))
 
-        return masks_from_paths(params, map_layers(layer, key, masks, params, grads))
+        found = map_layers(at_layer, key, find(params), masks, params, grads)
+        return masks_from_paths(params, found)
 
     return Rule(init, update, periodic(update_every, end_step, start_step))
 
 
-def _n_m_mask(kernel: Float[Array, "..."], n: int, m: int) -> Bool[Array, "..."]:
-    size = jnp.abs(kernel).reshape(-1, m, kernel.shape[-1])
+def _n_m_mask(layer: Layer, n: int, m: int, kernel: Float[Array, "..."]) -> Bool[Array, "..."]:
+    order = (*layer.fan_in, *layer.outputs)
+    ordered = jnp.transpose(kernel, order)
+    size = jnp.abs(ordered).reshape(-1, m, layer.dims[-1])
     size = jnp.where(jnp.isnan(size), -1, size)
     # A weight's rank in its group is the number of weights that beat it. Jitted, XLA fuses the
     # comparisons into the sum: no memory, and a hundredth of the time of a sort (m = 4, CPU).
     own, other = size[:, :, None, :], size[:, None, :, :]
     earlier = jnp.tri(m, k=-1, dtype=bool)[None, :, :, None]
     rank = jnp.sum((other > own) | ((other == own) & earlier), axis=2, dtype=jnp.int32)
-    return (rank < n).reshape(kernel.shape)
+    return jnp.transpose(
+        (rank < n).reshape(ordered.shape), [order.index(axis) for axis in range(len(order))]
+    )
 
 
 def _largest_channels(
-    kernel: Float[Array, "... out"], count: int | Int[Array, ""], where: Bool[Array, " out"]
-) -> Bool[Array, "... out"]:
+    layer: Layer,
+    kernel: Float[Array, "..."],
+    count: int | Int[Array, ""],
+    where: Bool[Array, "..."] | None = None,
+) -> Bool[Array, "..."]:
     """Of the channels in `where` the `count` with the largest norm, as a mask of the kernel."""
-    squares = jnp.sum(jnp.square(kernel.astype(jnp.float32)), axis=range(kernel.ndim - 1))
+    squares = jnp.sum(jnp.square(kernel.astype(jnp.float32)), axis=layer.fan_in)
     chosen = top_k_mask(squares, count, where=where)
-    return jnp.broadcast_to(jnp.expand_dims(chosen, range(kernel.ndim - 1)), kernel.shape)
+    # Like the kernel, so that the mask has its sharding.
+    return jnp.expand_dims(chosen, layer.fan_in) & jnp.ones_like(kernel, bool)
 
 
-def _final_count(size: int, density: float) -> int:
-    return max(1, round(density * size))
+def _final_count(layer: Layer, density: float) -> int:
+    return max(1, round(density * layer.dims[-1]))
 
 
 def _check_n_m(n: int, m: int) -> None:
@@ -233,10 +300,10 @@ def _check_n_m(n: int, m: int) -> None:
         )
 
 
-def _check_input_axes(leaves: dict[str, Any], m: int) -> None:
-    for path, leaf in leaves.items():
-        if leaf.shape[-2] % m:
+def _check_input_axes(layers: Mapping[str, Layer], m: int) -> None:
+    for path, layer in layers.items():
+        if layer.dims[-2] % m:
             raise ValueError(
-                f"the input axis of {path} has length {leaf.shape[-2]}, which m={m} does not "
-                f"divide: take an m that does, or keep this layer dense with {path!r} in exclude."
+                f"{path} has {layer.dims[-2]} inputs, which m={m} does not divide: take an m that "
+                f"does, or keep this layer dense with {path!r} in exclude."
             )

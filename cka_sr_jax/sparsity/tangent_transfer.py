@@ -7,8 +7,8 @@ untrained dense network, its teacher. Its masks and weights are where the real t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +19,10 @@ from jaxtyping import Array, Float
 from cka_sr_jax._dtypes import float32_or_wider
 from cka_sr_jax._paths import leaf_paths
 from cka_sr_jax.sparsity.before_training import Model
-from cka_sr_jax.sparsity.distributions import check_density, layer_counts
-from cka_sr_jax.sparsity.masks import Masks, Params, apply_masks, maskable_shapes, masks_from_paths
+from cka_sr_jax.sparsity.distributions import check_density, counts_of
+from cka_sr_jax.sparsity.layers import Axes, Layer, Patterns, finder
+from cka_sr_jax.sparsity.masks import Masks, Params, apply_masks, masks_from_paths
+from cka_sr_jax.sparsity.per_layer import over_stack
 from cka_sr_jax.sparsity.rule import Distributed
 from cka_sr_jax.sparsity.selection import top_k_mask
 
@@ -48,7 +50,10 @@ def ntt(
     l2: float = 1e-5,
     update_every: int = 100,
     distribution: Distributed = "uniform",
-    exclude: Sequence[str] = (),
+    include: Patterns = (),
+    exclude: Patterns = (),
+    stacked: Axes | None = None,
+    input_axes: Axes | None = None,
 ) -> Transferred:
     """Neural tangent transfer (NTT; Liu & Zenke 2020, arXiv 2006.08228).
 
@@ -84,8 +89,12 @@ def ntt(
       distribution: how the layers share the density: "uniform", "uniform_plus", "er", "erk",
         "erk_plus"; a mapping from path patterns to the layers' densities; or a function
         `({path: shape}, density) -> {path: density}`.
+      include: path patterns of the parameters to prune, in place of all kernels; `layers_of`
+        describes this and the next three.
       exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head"; NTT
         trains them too.
+      stacked: {path pattern: leading axes that count layers}, for what `nn.scan` or `vmap` stacked.
+      input_axes: {path pattern: number of input axes}, for unusual kernels of rank 3 or more.
 
     Raises:
       ValueError: density outside (0, 1]; `update_every` below 1; no batches; a batch without two
@@ -95,7 +104,8 @@ def ntt(
     check_density(density)
     if update_every < 1:
         raise ValueError(f"update_every={update_every} is not a number of steps: pass 1 or more.")
-    counts = layer_counts(maskable_shapes(params, exclude), density, distribution)
+    layers = finder(include, exclude, stacked, input_axes)(params)
+    counts = counts_of(layers, density, distribution)
     optimizer = optax.adam(learning_rate)
 
     @jax.jit
@@ -111,7 +121,7 @@ def ntt(
 
     @jax.jit
     def draw(student: Params) -> Masks:
-        return _largest_weights(student, counts)
+        return _largest_weights(student, layers, counts)
 
     student, state, masks = params, optimizer.init(params), None
     steps = iter(batches)
@@ -211,8 +221,13 @@ def _float32(array: Array) -> Array:
     return array.astype(float32_or_wider(array.dtype))
 
 
-def _largest_weights(params: Params, counts: Mapping[str, int]) -> Masks:
+def _largest_weights(
+    params: Params, layers: Mapping[str, Layer], counts: Mapping[str, Any]
+) -> Masks:
     """Masks with exactly these many weights of each layer, the largest by |w|."""
     weights = dict(leaf_paths(params))
-    masks = {path: top_k_mask(jnp.abs(weights[path]), count) for path, count in counts.items()}
+    masks = {
+        path: over_stack(top_k_mask, layer.stack)(jnp.abs(weights[path]), counts[path])
+        for path, layer in layers.items()
+    }
     return masks_from_paths(params, masks)

@@ -123,7 +123,7 @@ def _of_rule(rule: Rule) -> Method:
 
 
 def _all_kept_rule(exclude: Any) -> Rule:
-    return Rule(init=lambda key, params: full_masks(params, exclude))
+    return Rule(init=lambda key, params: full_masks(params, exclude=exclude))
 
 
 def _learned(learned: Any) -> Method:
@@ -139,12 +139,13 @@ def _learned(learned: Any) -> Method:
 
 def _scheduled_rule(config: Sparsity, steps: int) -> Rule:
     options = _options(config)
+    # A weight that grows at the end of a step is first trained in the next one.
+    last = max(1, steps - 2)
     for share in ("start", "prune_end"):
         if share in options:
-            options[f"{share}_step"] = min(round(options.pop(share) * steps), steps - 1)
+            options[f"{share}_step"] = min(round(options.pop(share) * steps), last)
     if "end_step" in _parameters(config["rule"]):
-        # An update at the end of step t first acts in step t + 1.
-        options["end_step"] = max(1, min(round(config["end"] * steps), steps - 1))
+        options["end_step"] = max(1, min(round(config["end"] * steps), last))
     try:
         return make_rule(config["rule"], **options)
     except ValueError as error:

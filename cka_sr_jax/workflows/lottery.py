@@ -73,7 +73,7 @@ def prepare(config: ConfigDict) -> LotteryPlan:
     plan = loop.prepare(config)
     # Every round has masks, the dense one too, so that all states have the same structure.
     masks = jax.eval_shape(
-        lambda p: full_masks(p, config.sparsity.exclude), state_shapes(plan).params
+        lambda p: full_masks(p, exclude=config.sparsity.exclude), state_shapes(plan).params
     )
     masks = jax.tree.map(lambda mask: jnp.ones(mask.shape, bool), masks)
     rounds = config.lottery.rounds

@@ -233,3 +233,15 @@ def test_bad_arguments_are_refused_with_a_sentence():
         drop_negative_parts(chain, 1.0, inputs=-np.ones((1, 2)), nonnegative_input=True)
     with pytest.raises(ValueError, match="which jit and grad hide"):
         jax.jit(merge_layers)(jax.tree.map(jnp.asarray, chain))
+
+
+def test_a_run_is_multiplied_in_float64_and_rounded_once():
+    layers = [
+        Affine(np.array([[size]], np.float32), np.zeros(1, np.float32))
+        for size in (1e20, 1e20, 1e-20, 1e-20)
+    ]
+    (merged,) = merge_layers(layers, nonnegative_input=True)
+    assert merged.kernel.dtype == np.float32
+    np.testing.assert_allclose(merged.kernel, 1.0, rtol=1e-6)
+    with pytest.raises(ValueError, match="layers 0 to 1 merge into weights beyond the range of"):
+        merge_layers(layers[:2], nonnegative_input=True)

@@ -392,3 +392,43 @@ def test_include_that_matches_nothing_lists_the_paths():
 def test_errors_say_what_to_pass(recorded, message):
     with pytest.raises(ValueError, match=message):
         stage_features(recorded)
+
+
+class Scanned(nn.Module):
+    """A block that sows its output, in a loop or inside `nn.scan`."""
+
+    scan: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        class Block(nn.Module):
+            @nn.compact
+            def __call__(self, x, _):
+                x = x + nn.tanh(nn.Dense(3)(x))
+                self.sow("features", "block", x)
+                return x, None
+
+        if not self.scan:
+            for i in range(4):
+                x, _ = Block(name=f"block{i}")(x, None)
+            return x
+        axes = {"variable_axes": {"params": 0, "features": 0}, "split_rngs": {"params": True}}
+        return nn.scan(Block, **axes, length=4)(name="blocks")(x, None)[0]
+
+
+def test_what_a_scan_stacked_is_split_into_its_layers():
+    x = jax.random.normal(KEY, (6, 3))
+    params = Scanned().init(KEY, x)["params"]
+    blocks = [params[f"block{i}"] for i in range(4)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+    _, loop = Scanned().apply({"params": params}, x, mutable=["features"])
+    _, scan = Scanned(True).apply({"params": {"blocks": stacked}}, x, mutable=["features"])
+    (expected,) = stage_features(loop["features"]).values()
+    (found,) = stage_features(scan["features"], stacked={"block": 1}).values()
+    assert len(found) == 4
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"stacked=.'block': 3. does not fit feature"):
+        stage_features(scan["features"], stacked={"block": 3})
+    with pytest.raises(ValueError, match="stacked pattern 'blok' matches none"):
+        stage_features(scan["features"], stacked={"blok": 1})

@@ -52,7 +52,7 @@ def trees():
 def test_rst_masks_on_every_kind_of_tree(kind, exact):
     params = trees()[kind]
     masks = rst(0.3, exact=exact).init(jax.random.key(1), params)
-    shapes = {path: leaf.shape for path, leaf in leaf_paths(params) if leaf.ndim >= 2}
+    shapes = {path: leaf.shape for path, leaf in leaf_paths(params) if path.endswith("kernel")}
     found = dict(leaf_paths(masks))
     assert found.keys() == shapes.keys()
     if exact:
@@ -122,16 +122,23 @@ def test_static_takes_masks_from_anywhere():
     ("masks", "message"),
     [
         ({"w": jnp.ones((3, 2), bool), "b": optax.MaskedNode()}, r"mask of w has shape \(3, 2\)"),
-        ({"w": jnp.ones((2, 3), bool)}, "another structure"),
-        ({"w": jnp.ones((2, 3), bool), "b": None}, "mask of b is None"),
+        ({"v": jnp.ones((2, 3), bool)}, "the masks have v, which the parameters lack"),
+        (jnp.ones((2, 3), bool), "which the parameters lack"),
         ({"w": jnp.full((2, 3), 0.5), "b": optax.MaskedNode()}, "values other than 0 and 1"),
-        (None, "another structure"),
     ],
 )
 def test_static_refuses_masks_that_do_not_fit(masks, message):
     params = {"w": jnp.ones((2, 3)), "b": jnp.ones(3)}
     with pytest.raises(ValueError, match=message):
         static(masks).init(jax.random.key(0), params)
+
+
+@pytest.mark.parametrize("masks", [{"w": jnp.ones((2, 3), bool)}, {}, None])
+def test_masks_may_be_a_part_of_the_tree(masks):
+    params = {"w": jnp.ones((2, 3)), "v": jnp.ones((2, 3)), "b": jnp.ones(3)}
+    found = static(masks).init(jax.random.key(0), params)
+    assert dict(leaf_paths(found)).keys() == (masks or {}).keys()
+    assert found["v"] == optax.MaskedNode()
 
 
 @pytest.mark.parametrize(
@@ -141,7 +148,7 @@ def test_static_refuses_masks_that_do_not_fit(masks, message):
         (
             rst(0.1, exclude=("haed/kernel",)),
             linen_params(),
-            "exclude pattern 'haed/kernel' matches no parameter of rank 2 or more: use a path such",
+            "exclude pattern 'haed/kernel' matches no parameter that would be pruned: use a path",
         ),
         (rst(0.1, exclude="*"), linen_params(), "is left to prune"),
         (rst(0.1), {"b": jnp.ones(3)}, "is left to prune"),

@@ -28,7 +28,8 @@ def test_epsilon_sparsity_counts_small_weights_and_zeros():
     params = {"kernel": jnp.array([[0.0, 0.5], [-2e-3, 1e-3]]), "bias": jnp.zeros(2)}
     assert epsilon_sparsity(params, 1e-3) == 0.25
     assert epsilon_sparsity(params, 3e-3) == 0.75
-    assert epsilon_sparsity({**params, "head": jnp.ones((2, 2))}, 3e-3, ["kernel"]) == 0
+    two = {"mid": params, "head": {"kernel": jnp.ones((2, 2))}}
+    assert epsilon_sparsity(two, 3e-3, exclude="mid") == 0
     with pytest.raises(ValueError, match="epsilon=0 is not positive"):
         epsilon_sparsity(params, 0)
 

@@ -31,7 +31,12 @@ def test_scores_may_be_plain_functions():
     assert flat.sum() == 9
     assert flat[:4].all()
     both = sparse_evolutionary(
-        0.3, end_step=10, update_every=2, drop=magnitude_and_gradient(0.5), grow="sensitivity"
+        0.3,
+        "uniform",
+        end_step=10,
+        update_every=2,
+        drop=magnitude_and_gradient(0.5),
+        grow="sensitivity",
     )
     masks = both.update(jax.random.key(1), jnp.int32(2), masks, params, grads)
     assert int(masks["a"].sum()) == 9

@@ -193,9 +193,9 @@ PARAMS = {"conv": {"kernel": jnp.ones((3, 3, 3, 8))}, "mid": {"kernel": jnp.ones
     [
         (
             lambda: n_m_masks(PARAMS, 2, 4),
-            "input axis of conv/kernel has length 3, which m=4 does not divide: .*exclude",
+            "conv/kernel has 3 inputs, which m=4 does not divide: .*exclude",
         ),
-        (lambda: sr_ste(2, 4).init(PARAMS), "input axis of conv/kernel has length 3"),
+        (lambda: sr_ste(2, 4).init(PARAMS), "conv/kernel has 3 inputs"),
         (lambda: n_m_masks(PARAMS, 4, 2), "n=4 of every m=2 weights cannot be kept"),
         (lambda: n_m_masks(PARAMS, 4, 4), "n=4 of every m=4 weights cannot be kept"),
         (lambda: sr_ste(0, 4), "n=0 of every m=4 weights cannot be kept"),
@@ -204,7 +204,7 @@ PARAMS = {"conv": {"kernel": jnp.ones((3, 3, 3, 8))}, "mid": {"kernel": jnp.ones
         (lambda: sr_ste(decay=float("nan")), "decay=nan is not a number >= 0"),
         (lambda: n_m_masks(PARAMS, 2, 4, exclude="cnv/kernel"), "exclude pattern 'cnv/kernel'"),
         (lambda: channel_masks(PARAMS, 0.0), r"density=0.0 is not in \(0, 1\]"),
-        (lambda: channel_masks({"bias": jnp.ones(3)}, 0.5), "no parameter of rank 2 or more"),
+        (lambda: channel_masks({"bias": jnp.ones(3)}, 0.5), "no parameter is left to prune"),
         (lambda: channels(1.5, end_step=10), "density=1.5 is not in"),
         (lambda: channels(0.5, end_step=0), "end_step=0 does not come after"),
         (lambda: channels(0.5, end_step=9, update_every=0), "update_every=0 is not a number"),

@@ -1,0 +1,332 @@
+"""What a layer is: which parameters are pruned, and which of their axes count what.
+
+Every rule, pruner and report takes its layers from `layers_of`, so `include`, `exclude`, `stacked`
+and `input_axes` mean the same everywhere. Long because the names and axes of several libraries are
+told apart here.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cka_sr_jax._paths import leaf_paths, matches
+
+# Flax's kernels, and what Haiku, Equinox and plain code call theirs.
+WEIGHTS = ("kernel", "w", "weight")
+# Words in the name of a parameter that is not a layer's weights.
+OTHERS = {
+    *("bias", "scale", "gamma", "temperature", "cls", "token", "tokens"),
+    *("embed", "embedding", "embeddings", "pos", "position", "positional"),
+}
+ATTENTION = ("query", "key", "value")
+
+Patterns = str | Sequence[str]
+Axes = Mapping[str, int]
+
+
+class Layer(NamedTuple):
+    """How a parameter array is a layer, or a stack of layers.
+
+    Attributes:
+      shape: of the array.
+      stack: number of leading axes that count layers, as from `nn.scan`; 0 for a single layer.
+      taps: axes of a convolution's window. These and the next two are axes of one layer, which
+        lacks the stack's axes.
+      inputs: axes of the inputs.
+      outputs: axes of the outputs.
+    """
+
+    shape: tuple[int, ...]
+    stack: int
+    taps: tuple[int, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    @property
+    def number(self) -> int:
+        """How many layers the array holds."""
+        return math.prod(self.shape[: self.stack])
+
+    @property
+    def size(self) -> int:
+        """Weights of one layer."""
+        return math.prod(self.shape[self.stack :])
+
+    @property
+    def fan_in(self) -> tuple[int, ...]:
+        """Axes of one layer over which an output unit sums: the taps and the inputs."""
+        return self.taps + self.inputs
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Shape of one layer as a matrix [in, out] or a convolution [*taps, in, out].
+
+        Several input or output axes, as attention has for its heads, count as one.
+        """
+        one = self.shape[self.stack :]
+        taps = tuple(one[axis] for axis in self.taps)
+        return (*taps, *(math.prod(one[axis] for axis in axes) for axes in self[3:]))
+
+    def __str__(self) -> str:
+        *taps, inputs, outputs = self.dims
+        one = f"matrix {inputs} x {outputs}"
+        if taps:
+            one = f"convolution {' x '.join(map(str, taps))}, {inputs} to {outputs} channels"
+        return f"{self.number} layers: {one}" if self.stack else one
+
+
+def layers_of(
+    params: Any,
+    *,
+    include: Patterns = (),
+    exclude: Patterns = (),
+    stacked: Axes | None = None,
+    input_axes: Axes | None = None,
+) -> dict[str, Layer]:
+    """{path: Layer} of the parameters that are pruned.
+
+    By default these are the kernels: leaves of rank 2 or more that are called `kernel` (Flax), `w`
+    or `weight` (Haiku, Equinox, plain code). In a tree without any such leaf they are the leaves of
+    rank 2 or more whose name does not say that they are a bias, a scale, an embedding, a position
+    or a token. All others stay dense.
+
+    The last axis is the output and the one before it the input; axes before these are a
+    convolution's window. Attention differs, and is recognized: `query`, `key` and `value` kernels
+    [in, heads, features] have two output axes, `out` beside them [heads, features, out] has two
+    input axes. So is a kernel whose bias has its last axes, as `nn.DenseGeneral` makes. Equinox
+    puts the outputs first.
+
+    >>> params = {"scan": {"kernel": jnp.ones((8, 64, 256)), "bias": jnp.ones((8, 256))}}
+    >>> for path, layer in layers_of(params, stacked={"scan": 1}).items():
+    ...     print(path, "is", layer)
+    scan/kernel is 8 layers: matrix 64 x 256
+
+    Args:
+      params: pytree of arrays, or of shapes (`jax.ShapeDtypeStruct`).
+      include: path patterns (`sparsity.matches`); given, only what they match is pruned. A pattern
+        that ends in a leaf's name prunes that leaf whatever it is called, as "embedding" does; any
+        other selects among the kernels, as "decoder" and "mlp_*" do.
+      exclude: path patterns of parameters that stay dense, such as "head".
+      stacked: {path pattern: number of leading axes that count layers}, for parameters that
+        `nn.scan`, `nn.vmap` or `nnx.vmap` stacked. Every rule then treats each layer of the stack
+        as a parameter of its own.
+      input_axes: {path pattern: number of input axes}, for kernels [inputs..., outputs...] of rank
+        3 or more that are neither convolutions nor attention, counted after the stack's axes.
+
+    Raises:
+      ValueError: no parameter is left to prune; a pattern that matches nothing; axes that a
+        parameter does not have; a kernel that looks stacked and is not declared so.
+    """
+    include, exclude = _patterns(include), _patterns(exclude)
+    shapes = {path: jnp.shape(leaf) for path, leaf in leaf_paths(params)}
+    _check_axes("stacked", stacked or {}, shapes)
+    stack = {path: _first_match(stacked or {}, path) or 0 for path in shapes}
+    found = _select(include, shapes, {path: len(shapes[path]) - stack[path] for path in shapes})
+    for pattern in exclude:
+        excluded = [path for path in found if matches(pattern, path)]
+        if not excluded:
+            raise ValueError(
+                f"exclude pattern {pattern!r} matches no parameter that would be pruned: use a "
+                f"path such as {', '.join(found) or 'none'}."
+            )
+        found = [path for path in found if path not in excluded]
+    if not found:
+        raise ValueError(
+            "no parameter is left to prune: pass the model's parameters, with a leaf of rank 2 or "
+            "more called kernel, w or weight or named in include, and exclude fewer of them."
+        )
+    return describe(params, found, stacked=stacked, input_axes=input_axes)
+
+
+def describe(
+    params: Any,
+    paths: Sequence[str],
+    *,
+    stacked: Axes | None = None,
+    input_axes: Axes | None = None,
+) -> dict[str, Layer]:
+    """{path: Layer} of these parameters; arguments and errors as for `layers_of`."""
+    stacked, input_axes = dict(stacked or {}), dict(input_axes or {})
+    shapes = {path: jnp.shape(leaf) for path, leaf in leaf_paths(params)}
+    _check_axes("stacked", stacked, shapes)
+    _check_axes("input_axes", input_axes, {path: shapes[path] for path in paths})
+    attributes = _attributes(params)
+    layers = {}
+    for path in paths:
+        stack, inputs = _first_match(stacked, path) or 0, _first_match(input_axes, path)
+        layers[path] = _layer(path, shapes, stack, inputs, path in attributes)
+    return layers
+
+
+Finder = Callable[[Any], dict[str, Layer]]  # params -> layers
+
+
+def finder(
+    include: Patterns, exclude: Patterns, stacked: Axes | None, input_axes: Axes | None
+) -> Finder:
+    """`layers_of` with these options."""
+    return partial(
+        layers_of, include=include, exclude=exclude, stacked=stacked, input_axes=input_axes
+    )
+
+
+def _select(include: Sequence[str], shapes: Mapping[str, Any], ranks: Mapping[str, int]) -> list:
+    """The paths that are pruned, before `exclude`."""
+    matrices = [path for path in shapes if ranks[path] >= 2]
+    kernels = [path for path in matrices if _is_weight(path)]
+    if not kernels:
+        kernels = [path for path in matrices if not OTHERS & set(_words(_name(path)))]
+    if not include:
+        return kernels
+    found: set[str] = set()
+    for pattern in include:
+        named = [path for path in matrices if _names_leaf(pattern, path)]
+        new = named or [path for path in kernels if matches(pattern, path)]
+        if not new:
+            raise ValueError(
+                f"include pattern {pattern!r} matches no parameter of rank 2 or more: use a path "
+                f"such as {', '.join(kernels or matrices) or 'none'}."
+            )
+        found.update(new)
+    return [path for path in matrices if path in found]
+
+
+def _layer(
+    path: str, shapes: Mapping[str, Any], stack: int, input_axes: int | None, attribute: bool
+) -> Layer:
+    shape = shapes[path]
+    rank = len(shape) - stack
+    inputs = input_axes
+    if inputs is not None and inputs >= rank:
+        raise ValueError(
+            f"input_axes gives {path} {inputs} input axes, which leaves no output axis in its "
+            f"shape {shape}: pass 1 to {rank - 1}."
+        )
+    if inputs is None and rank >= 3:
+        if stack == 0:
+            _check_not_stacked(path, shapes)
+        inputs = _inputs_by_bias(path, shape[stack:], shapes, stack)
+        inputs = inputs or _attention_inputs(path, rank, shapes)
+    axes = tuple(range(rank))
+    if inputs is not None:
+        return Layer(shape, stack, (), axes[:inputs], axes[inputs:])
+    if attribute and _name(path) == "weight":  # Equinox's: [out, in, *taps]
+        return Layer(shape, stack, axes[2:], axes[1:2], axes[:1])
+    return Layer(shape, stack, axes[:-2], axes[-2:-1], axes[-1:])
+
+
+def _check_not_stacked(path: str, shapes: Mapping[str, Any]) -> None:
+    """Raise ValueError for a kernel whose bias or norms show that it holds several layers."""
+    shape = shapes[path]
+    bias = shapes.get(_beside(path, "bias"), ())
+    by_bias = len(bias) > 1 and bias[0] == shape[0] and bias != shape[-len(bias) :]
+    scales = [other for other in shapes if _name(other) == "scale" and len(shapes[other]) > 1]
+    top = path.split("/")[0] if "/" in path else ""
+    near = [other for other in scales if other.startswith(f"{top}/") or not top]
+    by_norm = any(shapes[other][0] == shape[0] for other in near)
+    by_attention = _in_attention(path, shapes) and len(shape) > 3
+    if by_bias or by_norm or by_attention:
+        raise ValueError(
+            f"{path} of shape {shape} looks like {shape[0]} layers in one array, as nn.scan and "
+            f"nn.vmap make: say so with stacked={{{top or path!r}: 1}}, or give its number of "
+            f"input axes with input_axes={{{path!r}: {len(shape) - 1}}}."
+        )
+
+
+def _inputs_by_bias(
+    path: str, shape: tuple[int, ...], shapes: Mapping[str, Any], stack: int
+) -> int | None:
+    """How many input axes a kernel has if its bias shows several output axes, else None."""
+    units = shapes.get(_beside(path, "bias"), ())[stack:]
+    several = len(units) > 1 and shape[-len(units) :] == units
+    return len(shape) - len(units) if several else None
+
+
+def _attention_inputs(path: str, rank: int, shapes: Mapping[str, Any]) -> int | None:
+    layer = path.split("/")[-2:-1]
+    if rank != 3 or not _in_attention(path, shapes):
+        return None
+    return 2 if layer == ["out"] else 1
+
+
+def _in_attention(path: str, shapes: Mapping[str, Any]) -> bool:
+    """Whether a kernel stands in a module that has query, key and value, as Flax's attention."""
+    *around, layer, name = ("", *path.split("/"))
+    siblings = ["/".join((*around, part, name)).removeprefix("/") for part in ATTENTION]
+    return layer in (*ATTENTION, "out") and all(sibling in shapes for sibling in siblings)
+
+
+def _beside(path: str, name: str) -> str:
+    return "/".join((*path.split("/")[:-1], name))
+
+
+def _attributes(params: Any) -> set[str]:
+    """The paths of leaves that are attributes of an object, as in an Equinox module."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    paths = [path for path, _ in leaf_paths(params)]
+    return {
+        path
+        for path, (keys, _) in zip(paths, leaves, strict=True)
+        if keys and isinstance(keys[-1], jax.tree_util.GetAttrKey)
+    }
+
+
+def _check_axes(option: str, axes: Axes, shapes: Mapping[str, Any]) -> None:
+    for pattern, count in axes.items():
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(
+                f"{option}={{{pattern!r}: {count!r}}} is not a number of axes: pass 1 or more."
+            )
+        found = [path for path in shapes if matches(pattern, path)]
+        if not found:
+            raise ValueError(
+                f"{option} pattern {pattern!r} matches no parameter: use a path such as "
+                f"{', '.join(shapes) or 'none'}."
+            )
+        for path in found:
+            if len(shapes[path]) < count:
+                raise ValueError(
+                    f"{option}={{{pattern!r}: {count}}} does not fit {path} of shape "
+                    f"{shapes[path]}: use a pattern that matches other parameters alone."
+                )
+
+
+def _patterns(patterns: Patterns) -> tuple[str, ...]:
+    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+
+
+def _first_match(axes: Axes, path: str) -> int | None:
+    return next((count for pattern, count in axes.items() if matches(pattern, path)), None)
+
+
+def _name(path: str) -> str:
+    return path.rsplit("/", 1)[-1]
+
+
+def _words(name: str) -> list[str]:
+    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower().split("_")
+
+
+def _is_weight(path: str) -> bool:
+    name, layer = _name(path), _name(_parent(path))
+    if _words(name)[0] not in WEIGHTS:
+        return False
+    # Flax calls an embedding's array `embedding`; others call it `weight`.
+    return name == "kernel" or "embed" not in layer.lower()
+
+
+def _names_leaf(pattern: str, path: str) -> bool:
+    """Whether a pattern matches a path up to its end by the leaf's name, not by a bare `*`."""
+    last = pattern.rsplit("/", 1)[-1]
+    return last.strip("*") != "" and matches(pattern, path) and not matches(pattern, _parent(path))
+
+
+def _parent(path: str) -> str:
+    return path.rpartition("/")[0]

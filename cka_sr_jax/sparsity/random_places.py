@@ -1,0 +1,85 @@
+"""Random masks: exact counts at random places, drawn where the parameters lie."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool
+
+from cka_sr_jax._paths import leaf_paths
+from cka_sr_jax.sparsity.layers import Axes, Layer, describe
+from cka_sr_jax.sparsity.masks import Masks, Params, masks_from_paths
+from cka_sr_jax.sparsity.per_layer import over_stack
+from cka_sr_jax.sparsity.selection import count_dtype, largest_ranks, wide_counts
+
+
+def random_masks(
+    key: Array,
+    params: Params,
+    counts: Mapping[str, Any],
+    *,
+    stacked: Axes | None = None,
+) -> Masks:
+    """Masks with exactly `counts[path]` weights of each named layer, at random places.
+
+    The places in a layer depend on the key and the layer's path, not on the other layers. For a
+    parameter that `stacked` matches, the count is an array of the stack's shape.
+    """
+    layers = describe(params, list(counts), stacked=stacked)
+    return random_places(key, params, layers, counts)
+
+
+def random_places(
+    key: Array, params: Params, layers: Mapping[str, Layer], counts: Mapping[str, Any]
+) -> Masks:
+    """`random_masks` of layers that are known."""
+    leaves = dict(leaf_paths(params))
+    masks = {
+        path: _random_mask(layer_keys(key, path, layer), leaves[path], layer, counts[path])
+        for path, layer in layers.items()
+    }
+    return masks_from_paths(params, masks)
+
+
+def _random_mask(keys: Array, leaf: Any, layer: Layer, counts: Any) -> Bool[Array, "..."]:
+    """A random mask of the leaf's sharding, drawn where the parameter lies."""
+    if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
+        return random_mask(keys, layer, counts)
+    # On one device a sharding would only tie the mask to it.
+    several = len(leaf.sharding.device_set) > 1
+    place: Any = {"out_shardings": leaf.sharding} if several else {}
+    drawn: Any = jax.jit(random_mask, static_argnums=1, **place)
+    return drawn(keys, layer, np.asarray(counts))
+
+
+def random_mask(keys: Array, layer: Layer, counts: Any) -> Bool[Array, "..."]:
+    """A mask with exactly so many weights of each layer, at random places.
+
+    Args:
+      keys: of the stack's shape.
+      counts: of the stack's shape.
+    """
+    shape = layer.shape[layer.stack :]
+
+    def draw(key: Array, count: Array) -> Bool[Array, "..."]:
+        return largest_ranks({"": jax.random.bits(key, shape, jnp.uint32)}, count)[""]
+
+    with wide_counts(layer.size):
+        counts = jnp.asarray(counts).astype(count_dtype(layer.size))
+        return over_stack(draw, layer.stack)(keys, counts)
+
+
+def layer_keys(key: Array, path: str, layer: Layer) -> Array:
+    """The key of a layer, or the keys of a stack's layers: they depend on the path alone."""
+    own = fold_in_path(key, path)
+    return jax.random.split(own, layer.shape[: layer.stack]) if layer.stack else own
+
+
+def fold_in_path(key: Array, path: str) -> Array:
+    """The key of one leaf: it depends on `key` and the leaf's path, not on the other leaves."""
+    return jax.random.fold_in(key, zlib.crc32(path.encode()))

@@ -1,0 +1,216 @@
+"""What a layer is: which parameters are pruned, and which axes count what."""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from cka_sr_jax.sparsity import layers_of, leaf_paths, rst
+
+
+def shape(*lengths):
+    return jax.ShapeDtypeStruct(lengths, jnp.float32)
+
+
+def described(params, **options):
+    return {path: str(layer) for path, layer in layers_of(params, **options).items()}
+
+
+class Block(nn.Module):
+    """A transformer's block, as Flax writes it."""
+
+    @nn.compact
+    def __call__(self, x, _=None):
+        y = nn.LayerNorm()(x)
+        x = x + nn.MultiHeadDotProductAttention(num_heads=2, name="attention")(y, y)
+        return x + nn.Dense(8, name="down")(nn.gelu(nn.Dense(16, name="up")(x))), None
+
+
+class Transformer(nn.Module):
+    """Embeddings, positions and blocks, in a loop or scanned."""
+
+    scan: bool = False
+
+    @nn.compact
+    def __call__(self, tokens):
+        x = nn.Embed(11, 8)(tokens)
+        x = x + self.param("pos", nn.initializers.normal(0.02), (1, tokens.shape[1], 8))
+        if self.scan:
+            blocks = nn.scan(
+                Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3
+            )
+            x, _ = blocks(name="blocks")(x, None)
+        else:
+            for i in range(3):
+                x, _ = Block(name=f"block{i}")(x)
+        return nn.Dense(11, name="head")(nn.LayerNorm()(x))
+
+
+def transformer(scan=False):
+    tokens = jnp.zeros((2, 5), jnp.int32)
+    return jax.eval_shape(Transformer(scan).init, jax.random.key(0), tokens)["params"]
+
+
+def test_a_transformer_prunes_its_kernels_alone():
+    found = layers_of(transformer())
+    assert len(found) == 3 * 6 + 1
+    assert all(path.endswith("/kernel") for path in found)
+    block = {path: layer.dims for path, layer in found.items() if path.startswith("block0")}
+    assert block == {
+        "block0/attention/key/kernel": (8, 8),
+        "block0/attention/out/kernel": (8, 8),
+        "block0/attention/query/kernel": (8, 8),
+        "block0/attention/value/kernel": (8, 8),
+        "block0/down/kernel": (16, 8),
+        "block0/up/kernel": (8, 16),
+    }
+    assert found["block0/attention/query/kernel"].inputs == (0,)
+    assert found["block0/attention/out/kernel"].inputs == (0, 1)
+
+
+def test_a_scan_is_a_stack_of_the_loops_layers():
+    loop, scan = layers_of(transformer()), layers_of(transformer(True), stacked={"blocks": 1})
+    for path, layer in scan.items():
+        same = loop[path.replace("blocks", "block0")]
+        assert (layer.dims, layer.size, layer.inputs) == (same.dims, same.size, same.inputs)
+        assert layer.number == (3 if path.startswith("blocks") else 1)
+
+
+def test_a_scan_that_is_not_declared_is_refused():
+    with pytest.raises(ValueError, match=r"looks like 3 layers.*stacked=\{'blocks': 1\}"):
+        layers_of(transformer(True))
+    bare = {"k": shape(8, 64, 256), "bias": shape(8, 256), "scale": shape(8, 64)}
+    with pytest.raises(ValueError, match=r"k of shape \(8, 64, 256\) looks like 8 layers"):
+        rst(0.1).init(jax.random.key(0), bare)
+
+
+def test_a_stack_prunes_neither_its_biases_nor_its_norms():
+    params = {"k": jnp.ones((8, 6, 5)), "bias": jnp.ones((8, 5)), "scale": jnp.ones((8, 6))}
+    masks = rst(0.1, "uniform", stacked={"*": 1}).init(jax.random.key(0), params)
+    assert dict(leaf_paths(masks)).keys() == {"k"}
+    assert masks["k"].sum(axis=(1, 2)).tolist() == [3] * 8
+
+
+class Linear(NamedTuple):
+    """As Equinox keeps its weights: outputs first, as attributes."""
+
+    weight: jax.Array
+    bias: jax.Array
+
+
+@pytest.mark.parametrize(
+    ("params", "expected"),
+    [
+        ({"w": shape(3, 4), "b": shape(4)}, {"w": "matrix 3 x 4"}),
+        ({"a": shape(3, 4), "b": shape(4, 2)}, {"a": "matrix 3 x 4", "b": "matrix 4 x 2"}),
+        (
+            {"conv": {"kernel": shape(3, 3, 2, 4)}, "embed": {"embedding": shape(9, 2)}},
+            {"conv/kernel": "convolution 3 x 3, 2 to 4 channels"},
+        ),
+        (
+            {"proj": {"kernel": shape(5, 2, 3), "bias": shape(2, 3)}},
+            {"proj/kernel": "matrix 5 x 6"},
+        ),
+        (
+            {"token_embedding": {"weight": shape(9, 2)}, "fc": {"weight": shape(2, 3)}},
+            {"fc/weight": "matrix 2 x 3"},
+        ),
+        (
+            {"norm": {"weight": shape(4)}, "fc": {"weight": shape(4, 3)}},
+            {"fc/weight": "matrix 4 x 3"},
+        ),
+        ({"fc": Linear(shape(7, 4), shape(7))}, {"fc/weight": "matrix 4 x 7"}),
+        (
+            {"conv": Linear(shape(7, 4, 3, 3), shape(7))},
+            {"conv/weight": "convolution 3 x 3, 4 to 7 channels"},
+        ),
+        ({"rnn": {"weight_hh": shape(4, 8)}}, {"rnn/weight_hh": "matrix 4 x 8"}),
+        (
+            {"pos_embed": shape(1, 5, 4), "cls_token": shape(1, 1, 4), "u": shape(4, 3)},
+            {"u": "matrix 4 x 3"},
+        ),
+        ({"value": {"kernel": shape(4, 3)}}, {"value/kernel": "matrix 4 x 3"}),
+    ],
+)
+def test_weights_are_known_by_name_and_axes(params, expected):
+    assert described(params) == expected
+
+
+def test_nnx_attention_and_vmapped_experts():
+    rngs = nnx.Rngs(0)
+    attention = nnx.MultiHeadAttention(
+        num_heads=2, in_features=8, qkv_features=8, decode=False, rngs=rngs
+    )
+    found = layers_of(nnx.state(attention, nnx.Param))
+    assert {path: layer.dims for path, layer in found.items()} == {
+        f"{name}/kernel": (8, 8) for name in ("key", "out", "query", "value")
+    }
+
+    @nnx.split_rngs(splits=4)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def experts(rngs):
+        return nnx.Linear(6, 5, rngs=rngs)
+
+    state = nnx.state(experts(rngs), nnx.Param)
+    assert described(state, stacked={"*": 1}) == {"kernel": "4 layers: matrix 6 x 5"}
+    with pytest.raises(ValueError, match=r"kernel of shape \(4, 6, 5\) looks like 4 layers"):
+        layers_of(state)
+
+
+@pytest.mark.parametrize(
+    ("options", "paths"),
+    [
+        ({"include": "mlp"}, ["mlp/kernel"]),
+        ({"include": ("mlp", "embedding")}, ["embed/embedding", "mlp/kernel"]),
+        ({"include": "*", "exclude": "head"}, ["mlp/kernel"]),
+        ({"include": "mlp/bias"}, ["mlp/bias"]),
+        ({"exclude": "/head/kernel"}, ["mlp/kernel"]),
+    ],
+)
+def test_include_selects_and_exclude_leaves_out(options, paths):
+    params = {
+        "embed": {"embedding": shape(9, 4)},
+        "mlp": {"kernel": shape(4, 4), "bias": shape(2, 2)},
+        "head": {"kernel": shape(4, 3), "bias": shape(3)},
+    }
+    assert list(layers_of(params, **options)) == paths
+
+
+def test_input_axes_are_declared_by_pattern():
+    params = {"proj": {"kernel": shape(2, 3, 4)}}
+    assert described(params) == {"proj/kernel": "convolution 2, 3 to 4 channels"}
+    assert described(params, input_axes={"proj": 2}) == {"proj/kernel": "matrix 6 x 4"}
+    stacked = described(params, stacked={"proj": 1}, input_axes={"proj": 1})
+    assert stacked == {"proj/kernel": "2 layers: matrix 3 x 4"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"include": "mpl"}, "include pattern 'mpl' matches no parameter"),
+        ({"exclude": "mpl"}, "exclude pattern 'mpl' matches no parameter"),
+        ({"stacked": {"mpl": 1}}, "stacked pattern 'mpl' matches no parameter"),
+        ({"input_axes": {"mpl": 1}}, "input_axes pattern 'mpl' matches no parameter"),
+        ({"stacked": {"kernel": 3}}, r"stacked=\{'kernel': 3\} does not fit mlp/kernel"),
+        ({"stacked": {"kernel": 0}}, "is not a number of axes: pass 1 or more"),
+        ({"stacked": {"kernel": 1}}, "no parameter is left to prune"),
+        ({"input_axes": {"kernel": 2}}, "leaves no output axis"),
+        ({"exclude": "*"}, "no parameter is left to prune"),
+    ],
+)
+def test_what_cannot_be_right_is_refused(options, message):
+    params = {"mlp": {"kernel": shape(4, 4), "bias": shape(4)}}
+    with pytest.raises(ValueError, match=message) as error:
+        layers_of(params, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_a_parameter_called_value_is_excluded_by_its_path():
+    params = {"value": np.ones((3, 3)), "other": {"value": np.ones((3, 3))}}
+    assert list(layers_of(params)) == ["other/value", "value"]
+    assert list(layers_of(params, exclude="/value")) == ["other/value"]
+    assert list(layers_of(params, exclude="other/value")) == ["value"]

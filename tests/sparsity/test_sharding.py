@@ -1,0 +1,142 @@
+"""Sharded parameters: masks as on one device, sharded as the parameter, never gathered whole."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from cka_sr_jax.similarity import cka_penalty
+from cka_sr_jax.sparsity import get_masks, leaf_paths, make_rule, sparse_init, sparsify
+
+COMMON = {"density": 0.2, "end_step": 10, "update_every": 1}
+RULES = {
+    "rst": {"density": 0.2},
+    "set": COMMON,
+    "rigl": COMMON,
+    "snfs": COMMON,
+    "mest": {**COMMON, "soft": True},
+    "granet": {**COMMON, "initial_density": 0.6},
+    "gmp": COMMON,
+    "channels": COMMON,
+}
+SHAPES = {
+    "blocks": {"kernel": ((4, 16, 32), P(None, "x", "y"))},
+    "up0": {"kernel": ((16, 32), P("x", "y"))},
+    "up1": {"kernel": ((16, 32), P("x", "y"))},
+    "up2": {"kernel": ((16, 32), P("x", "y"))},
+    "down": {"kernel": ((32, 16), P(None, "x"))},
+    "head": {"kernel": ((16, 8), P()), "bias": ((8,), P())},
+}
+IS_SHAPE = {"is_leaf": lambda node: isinstance(node, tuple)}
+
+
+def mesh(kind):
+    return jax.make_mesh((2, 2), ("x", "y"), axis_types=(kind, kind))
+
+
+def parameters():
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: rng.normal(size=leaf[0]).astype(np.float32), SHAPES, **IS_SHAPE
+    )
+
+
+def shardings(mesh):
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, leaf[1]), SHAPES, **IS_SHAPE)
+
+
+def train(tx, params, steps=3):
+    params, state = sparse_init(tx, params)
+
+    @jax.jit
+    def step(params, state):
+        grads = jax.tree.map(lambda p: jnp.cos(3 * p) + p, params)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(steps):
+        params, state = step(params, state)
+    return params, state, step
+
+
+def transform(name):
+    rule = make_rule(name, **RULES[name], stacked={"blocks": 1})
+    return sparsify(optax.adam(1e-2), rule)
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    found = {}
+
+    def masks(name):
+        if name not in found:
+            _, state, _ = train(transform(name), jax.tree.map(jnp.asarray, parameters()))
+            found[name] = {path: np.asarray(mask) for path, mask in leaf_paths(get_masks(state))}
+        return found[name]
+
+    return masks
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+@pytest.mark.parametrize("name", RULES)
+def test_masks_are_those_of_one_device_and_sharded_as_the_parameters(name, kind, on_one_device):
+    grid = mesh(kind)
+    params = jax.device_put(parameters(), shardings(grid))
+    expected = {path: leaf.sharding.spec for path, leaf in leaf_paths(params)}
+    with jax.set_mesh(grid):
+        after, state, step = train(transform(name), params)
+        masks = dict(leaf_paths(get_masks(state)))
+        for path, mask in on_one_device(name).items():
+            np.testing.assert_array_equal(masks[path], mask, err_msg=path)
+            assert masks[path].sharding.is_equivalent_to(
+                NamedSharding(grid, expected[path]), mask.ndim
+            )
+        # Adam's slots too.
+        for slot in (state.inner_state[0].mu, state.inner_state[0].nu):
+            for path, leaf in leaf_paths(slot):
+                assert leaf.sharding.is_equivalent_to(
+                    NamedSharding(grid, expected[path]), leaf.ndim
+                )
+        text = step.lower(after, state).compile().as_text()
+    assert gathered(text) == []
+
+
+def gathered(text):
+    """Shapes of all-gathers of as many elements as the smallest sharded parameter has, or more."""
+    shapes = re.findall(r"= \w+\[([\d,]+)\]\S* all-gather", text)
+    sizes = [(shape, int(np.prod([int(n) for n in shape.split(",")]))) for shape in shapes]
+    return [shape for shape, size in sizes if size >= 512]
+
+
+@pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.parametrize("name", ["rst", "rigl", "granet"])
+def test_the_state_can_be_planned_and_made_in_place(name):
+    grid = mesh(AxisType.Auto)
+    params = jax.device_put(parameters(), shardings(grid))
+    tx = transform(name)
+    planned = jax.eval_shape(tx.init, params)
+    own = {leaf.shape: leaf.sharding for leaf in jax.tree.leaves(params)}
+    places = jax.tree.map(lambda s: own.get(s.shape, NamedSharding(grid, P())), planned)
+    made = jax.jit(tx.init, out_shardings=places)(params)
+    for (path, mask), (_, other) in zip(
+        leaf_paths(get_masks(made)), leaf_paths(get_masks(tx.init(params))), strict=True
+    ):
+        np.testing.assert_array_equal(mask, other, err_msg=path)
+        assert mask.sharding.is_equivalent_to(own[mask.shape], mask.ndim)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+def test_the_penalty_of_a_sharded_batch_is_that_of_one_device(kind):
+    rng = np.random.default_rng(0)
+    features = [rng.normal(size=(16, 8)).astype(np.float32) for _ in range(3)]
+    grid = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("x", "y"), axis_types=(kind, kind))
+    sharded = jax.device_put(features, NamedSharding(grid, P("x")))
+    with jax.set_mesh(grid):
+        value = jax.jit(cka_penalty)(sharded)
+    np.testing.assert_allclose(value, cka_penalty(features), rtol=1e-5)
