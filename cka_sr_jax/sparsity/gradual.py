@@ -80,7 +80,7 @@ def gmp(
       exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
       stacked: {path pattern: leading axes that count layers}, for what `nn.scan` or `vmap` stacked.
       input_axes: {path pattern: number of input axes}, for unusual kernels of rank 3 or more.
-      start: masks to start from in place of random ones, as `static` takes them.
+      start: masks to start from in place of full ones, as `static` takes them.
 
     Raises:
       ValueError: a density, step or name that cannot work; at `init`, an unknown distribution or a

@@ -228,6 +228,7 @@ def channels(
       exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
       stacked: {path pattern: leading axes that count layers}, for what `nn.scan` or `vmap` stacked.
       input_axes: {path pattern: number of input axes}, for unusual kernels of rank 3 or more.
+      start: masks to start from in place of full ones, as `static` takes them.
 
     Raises:
       ValueError: a density or step that cannot work; at `init`, a pattern that matches nothing.

@@ -172,7 +172,7 @@ def test_a_schedule_sets_the_step_size():
 @pytest.mark.parametrize("momentum", [None, 0.9])
 def test_layers_become_inactive_with_sparsify_and_cka_in_the_loss(momentum):
     tx = optax.chain(optax.sgd(0.1, momentum), layer_prox(0.5, 0.1, "hidden[1-9]*"))
-    tx = sparsify(tx, rst(0.4))
+    tx = sparsify(tx, rst(0.6))
     params, opt_state = trained(tx, 150)
     chain = from_mlp(params)
     assert active_layers(chain) == (0,)
@@ -180,7 +180,7 @@ def test_layers_become_inactive_with_sparsify_and_cka_in_the_loss(momentum):
     assert jax.tree.all(
         jax.tree.map(lambda a, b: bool(jnp.all(a == b)), apply_masks(params, masks), params)
     )
-    assert np.mean(np.asarray(params["hidden1"]["kernel"]) != 0) <= 0.4
+    assert np.mean(np.asarray(params["hidden1"]["kernel"]) != 0) <= 0.6
     assert np.isfinite(loss(params))
 
 

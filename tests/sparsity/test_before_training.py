@@ -8,7 +8,16 @@ import numpy as np
 import optax
 import pytest
 
-from cka_sr_jax.sparsity import apply_masks, grasp, leaf_paths, snip, static, synflow, top_k_masks
+from cka_sr_jax.sparsity import (
+    apply_masks,
+    grasp,
+    layers_of,
+    leaf_paths,
+    snip,
+    static,
+    synflow,
+    top_k_masks,
+)
 from cka_sr_jax.sparsity.before_training import grasp_scores, snip_scores, synflow_scores
 
 WIDTHS = (48, 128, 128, 16, 8)
@@ -50,7 +59,7 @@ def test_snip_is_the_sensitivity_to_the_mask():
     ones = jax.tree.map(jnp.ones_like, params)
     masked = lambda c: loss(jax.tree.map(jnp.multiply, c, params), batch)  # noqa: E731
     by_mask = jax.jit(jax.grad(masked))(ones)
-    scores = snip_scores(loss, params, batch)
+    scores = snip_scores(loss, params, batch, layers_of(params))
     for path, expected in leaf_paths(by_mask["layers"]):
         np.testing.assert_allclose(scores[f"layers/{path}"], np.abs(expected), atol=1e-7)
 
@@ -65,7 +74,7 @@ def test_grasp_is_the_hessian_times_the_gradient(enable_x64):
     g, step = gradient(weights), 1e-6
     ahead = gradient(jax.tree.map(lambda w, d: w + step * d, weights, g))
     behind = gradient(jax.tree.map(lambda w, d: w - step * d, weights, g))
-    scores = grasp_scores(loss, params, batch)
+    scores = grasp_scores(loss, params, batch, layers_of(params))
     for layer, weight in weights.items():
         expected = weight * (ahead[layer] - behind[layer]) / (2 * step)
         np.testing.assert_allclose(scores[f"layers/{layer}"], expected, rtol=1e-5, atol=1e-10)
@@ -74,7 +83,9 @@ def test_grasp_is_the_hessian_times_the_gradient(enable_x64):
 def test_synflow_is_conserved_from_layer_to_layer():
     params = make_params()
     total = model(jax.tree.map(jnp.abs, params), jnp.ones((1, WIDTHS[0]))).sum()
-    for score in synflow_scores(model, params, jnp.zeros((1, WIDTHS[0]))).values():
+    for score in synflow_scores(
+        model, params, jnp.zeros((1, WIDTHS[0])), layers_of(params)
+    ).values():
         np.testing.assert_allclose(score.sum(), total, rtol=1e-5)
 
 
@@ -112,7 +123,7 @@ def test_counts_are_exact_and_shuffling_keeps_them(method, density):
 def test_the_best_scores_are_kept():
     params, batch = make_params(), make_batch()
     masks = dict(leaf_paths(grasp(loss, params, batch, 0.2)))
-    scores = grasp_scores(loss, params, batch)
+    scores = grasp_scores(loss, params, batch, layers_of(params))
     inside = np.concatenate([np.asarray(scores[p])[masks[p]] for p in masks])
     outside = np.concatenate([np.asarray(scores[p])[~masks[p]] for p in masks])
     assert inside.min() >= outside.max()
@@ -122,7 +133,8 @@ def test_synflow_in_one_round_and_shuffled():
     params = make_params()
     masks = synflow(model, params, jnp.ones((1, WIDTHS[0])), 0.1, rounds=1)
     expected = top_k_masks(
-        synflow_scores(model, params, jnp.ones((1, WIDTHS[0]))), sum(kept(masks).values())
+        synflow_scores(model, params, jnp.ones((1, WIDTHS[0])), layers_of(params)),
+        sum(kept(masks).values()),
     )
     for path, mask in leaf_paths(masks):
         np.testing.assert_array_equal(mask, expected[path])
