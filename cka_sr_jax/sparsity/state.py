@@ -136,9 +136,11 @@ def _find_states(opt_state: Any) -> list[SparseState]:
             f"the optimizer state holds {len(found) + len(inside)} sets of masks and should hold "
             "1: make it with tx = sparsify(optimizer, rule), once."
         )
+    states = [state for _, state in found]
+    merge_masks([state.masks for state in states])  # no leaf has two
     for path, _ in found:
         _check_wrappers(opt_state, path)
-    return [state for _, state in found]
+    return states
 
 
 def _sparse_states(tree: Any) -> list[tuple[Any, SparseState]]:
