@@ -11,11 +11,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt
 
 from cka_sr_jax._dtypes import enable_x64
 
-Count = int | Int[Array, ""]
+Count = int | Int[Array | np.ndarray, ""]
 
 # Counts of more than this are int64.
 LARGEST_INT32 = 2**31 - 1
