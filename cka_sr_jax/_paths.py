@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-from flax import nnx
 
 
 def leaf_paths(tree: Any) -> list[tuple[str, Any]]:
@@ -43,7 +43,9 @@ def replace_leaves(tree: Any, leaves: Mapping[str, Any]) -> Any:
 
 
 def _is_variable(node: Any) -> bool:
-    return isinstance(node, nnx.Variable)
+    # Where there is a variable, nnx is imported; importing it here would cost half a second.
+    nnx = sys.modules.get("flax.nnx")
+    return nnx is not None and isinstance(node, nnx.Variable)
 
 
 def matches(pattern: str, path: str) -> bool:

@@ -171,6 +171,9 @@ def model_weights(config: Sparsity, trained: Any) -> Any:
 
 # Fields of `config.sparsity` that are not options of a method.
 _SETTINGS = ("rule", "end", "rescale")
+# Arguments that a config cannot give: arrays, functions, and a rule's first masks (in a config
+# `start` is a share).
+_NOT_IN_CONFIGS = ("batch", "batches", "inputs", "loss", "model", "params", "start")
 # Options that a config gives as shares of the run, and the steps that the rules take.
 _STEPS_OF_SHARES = {"start": "start_step", "prune_end": "prune_end_step"}
 
@@ -254,7 +257,7 @@ def _parameters(name: str) -> dict[str, Any]:
     options = {
         shares.get(option, option): parameter.default
         for option, parameter in inspect.signature(functions[name]).parameters.items()
-        if option not in ("batch", "batches", "inputs", "loss", "model", "params")
+        if option not in _NOT_IN_CONFIGS
     }
     return options | {"rounds": None} if name == "ntt" else options
 

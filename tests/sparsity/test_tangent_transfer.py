@@ -132,7 +132,7 @@ def test_pruned_weights_get_no_gradient():
 
 
 @pytest.mark.usefixtures("standard_promotion")
-def test_the_student_comes_closer_to_its_teacher_than_with_random_masks():
+def test_the_student_comes_closer_to_its_teacher_than_with_random_masks_on_average():
     params, batches = make_params(), make_batches(300)
     options = {"kernel_weight": 1e-2, "l2": 1e-6}
 
@@ -147,13 +147,15 @@ def test_the_student_comes_closer_to_its_teacher_than_with_random_masks():
     student, masks = ntt(
         model, params, batches, 0.3, learning_rate=5e-3, update_every=50, **options
     )
-    adam, randomly = optax.adam(5e-3), random_masks(jax.random.key(0), params, kept(masks))
-    other, state = params, adam.init(params)
-    for inputs in batches:
-        other, state = step(other, state, randomly, inputs)
-
     held_out = make_batches(1, 64, seed=2)[0]
-    assert loss(student, masks, held_out) < 0.75 * loss(other, randomly, held_out)
+    adam, at_random = optax.adam(5e-3), []
+    for seed in range(5):
+        randomly = random_masks(jax.random.key(seed), params, kept(masks))
+        other, state = params, adam.init(params)
+        for inputs in batches:
+            other, state = step(other, state, randomly, inputs)
+        at_random.append(float(loss(other, randomly, held_out)))
+    assert loss(student, masks, held_out) < 0.9 * np.mean(at_random)
     assert loss(student, masks, held_out) < 0.2 * loss(params, randomly, held_out)
 
 
