@@ -64,7 +64,7 @@ def erk_plus(head: str | None = None, head_density: float = 1.0) -> Distribution
     """
 
     def distribution(shapes: Shapes, density: float) -> dict[str, float]:
-        path = _find_head(shapes, head)
+        path = _find_head(shapes, head, "erk_plus")
         fixed = {path: head_density}
         return _share_rest(erk, fixed, shapes, density, "erk_plus")
 
@@ -87,7 +87,9 @@ def uniform_plus(first: str | None = None, head: str | None = None) -> Distribut
     """
 
     def distribution(shapes: Shapes, density: float) -> dict[str, float]:
-        fixed = {_find_first(shapes, first): 1.0, _find_head(shapes, head): max(density, 0.2)}
+        name = "uniform_plus"
+        head_path = _find_head(shapes, head, name)
+        fixed = {_find_first(shapes, first, name): 1.0, head_path: max(density, 0.2)}
         return _share_rest(uniform, fixed, shapes, density, "uniform_plus")
 
     return distribution
@@ -200,26 +202,31 @@ def _share_rest(
     return {path: fixed.get(path, shared.get(path, 0.0)) for path in shapes}
 
 
-def _find_head(shapes: Shapes, pattern: str | None) -> str:
+def _find_head(shapes: Shapes, pattern: str | None, distribution: str) -> str:
     candidates = [path for path in shapes if len(shapes[path]) == 2]
-    return _find_one(shapes, "head", pattern, candidates)
+    return _find_one(shapes, "head", pattern, candidates, distribution)
 
 
-def _find_first(shapes: Shapes, pattern: str | None) -> str:
+def _find_first(shapes: Shapes, pattern: str | None, distribution: str) -> str:
     convolutions = [path for path in shapes if len(shapes[path]) > 2]
     fewest = min((shapes[path][-2] for path in convolutions), default=0)
     candidates = [path for path in convolutions if shapes[path][-2] == fewest]
-    return _find_one(shapes, "first", pattern, candidates)
+    return _find_one(shapes, "first", pattern, candidates, distribution)
 
 
-def _find_one(shapes: Shapes, role: str, pattern: str | None, candidates: list[str]) -> str:
+def _find_one(
+    shapes: Shapes, role: str, pattern: str | None, candidates: list[str], distribution: str
+) -> str:
+    named = ""
     if pattern is not None:
         candidates = [path for path in shapes if matches(pattern, path)]
+        named = f" for {role}={pattern!r}"
     if len(candidates) != 1:
         raise ValueError(
-            f"the {role} layer is not clear: {len(candidates)} candidates "
-            f"({', '.join(candidates) or 'none'}) for {role}={pattern!r}; pass {role}= with the "
-            f"path of one of {', '.join(shapes)}."
+            f"distribution {distribution!r} does not fit this model, whose {role} layer is not "
+            f"clear: {len(candidates)} candidates ({', '.join(candidates) or 'none'}){named}; use "
+            f"another distribution, such as 'erk', or in code {distribution}({role}=path) with one "
+            f"of {', '.join(shapes)}."
         )
     return candidates[0]
 

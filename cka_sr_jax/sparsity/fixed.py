@@ -16,8 +16,8 @@ from cka_sr_jax.sparsity.distributions import (
     counts_of,
     layer_densities,
 )
-from cka_sr_jax.sparsity.layers import Axes, Finder, Patterns, finder
-from cka_sr_jax.sparsity.masks import Masks, Params, masks_from_paths
+from cka_sr_jax.sparsity.layers import Axes, Finder, Layer, Patterns, finder
+from cka_sr_jax.sparsity.masks import Masks, Params, all_kept, masks_from_paths
 from cka_sr_jax.sparsity.per_layer import by_path, count_layers, layer_names, over_stack
 from cka_sr_jax.sparsity.random_places import layer_keys, random_places
 from cka_sr_jax.sparsity.rule import Distributed, Rule, check_prunes
@@ -138,6 +138,27 @@ def rst(
     return Rule(init)
 
 
+def given_start(params: Params, layers: Mapping[str, Layer], start: Masks) -> Masks:
+    """These masks as the first of a rule.
+
+    Raises:
+      ValueError: as `static`; masks of a parameter that the rule keeps dense.
+    """
+    masks = given_masks(params, start)
+    check_prunes(layers, masks)
+    return masks
+
+
+def start_full(find: Finder, start: Masks | None) -> Callable[[Array, Params], Masks]:
+    """A rule's `init` that keeps all weights, or the masks of `start`."""
+
+    def init(key: Array, params: Params) -> Masks:
+        layers = find(params)
+        return all_kept(params, layers) if start is None else given_start(params, layers, start)
+
+    return init
+
+
 def start_counts(
     find: Finder, density: float, distribution: Distributed, start: Masks | None = None
 ) -> Callable[[Params], Mapping[str, Any]]:
@@ -172,8 +193,6 @@ def start_masks(
         layers = find(params)
         if start is None:
             return random_places(key, params, layers, counts_of(layers, density, distribution))
-        masks = given_masks(params, start)
-        check_prunes(layers, masks)
-        return masks
+        return given_start(params, layers, start)
 
     return init

@@ -12,9 +12,9 @@ from jaxtyping import Array, Int
 
 from cka_sr_jax._paths import leaf_paths
 from cka_sr_jax.sparsity.distributions import check_density, counts_of
-from cka_sr_jax.sparsity.fixed import given_masks, start_counts, start_masks
+from cka_sr_jax.sparsity.fixed import start_counts, start_full, start_masks
 from cka_sr_jax.sparsity.layers import Axes, Finder, Layer, Patterns, finder
-from cka_sr_jax.sparsity.masks import Masks, Params, all_kept, masks_from_paths
+from cka_sr_jax.sparsity.masks import Masks, Params, masks_from_paths
 from cka_sr_jax.sparsity.per_layer import over_stack
 from cka_sr_jax.sparsity.random_places import layer_keys
 from cka_sr_jax.sparsity.replacement import Replacement, replace_share
@@ -94,14 +94,10 @@ def gmp(
     find = finder(include, exclude, stacked, input_axes)
 
     def init(key: Array, params: Params) -> Masks:
-        layers = find(params)
         if distribution != "global":
-            counts_of(layers, density, distribution)  # an unknown name is an error right away
-        if start is None:
-            return all_kept(params, layers)
-        masks = given_masks(params, start)
-        check_prunes(layers, masks)
-        return masks
+            # An unknown name is an error right away.
+            counts_of(find(params), density, distribution)
+        return start_full(find, start)(key, params)
 
     def update(
         key: Array, step: Int[Array, ""], masks: Masks, params: Params, grads: Params

@@ -268,13 +268,16 @@ def _beside(path: str, name: str) -> str:
 
 
 def _attributes(params: Any) -> set[str]:
-    """The paths of leaves that are attributes of an object, as in an Equinox module."""
+    """The paths of leaves that are attributes of an object, as in an Equinox module.
+
+    The array inside an `nnx.Variable` is its attribute `value`, which the path does not name.
+    """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     paths = [path for path, _ in leaf_paths(params)]
     return {
         path
         for path, (keys, _) in zip(paths, leaves, strict=True)
-        if keys and isinstance(keys[-1], jax.tree_util.GetAttrKey)
+        if keys and isinstance(keys[-1], jax.tree_util.GetAttrKey) and keys[-1].name == _name(path)
     }
 
 

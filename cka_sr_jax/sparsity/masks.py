@@ -39,8 +39,8 @@ def map_masked(function: Callable[..., Any], masks: Masks, tree: Any, *rest: Any
     return jax.tree.map(at_leaf, tree, masks, *rest, is_leaf=is_dense)
 
 
-def check_masks(params: Params, masks: Masks) -> dict[str, Any]:
-    """{path: mask, or `optax.MaskedNode()` where dense} of all parameters.
+def check_masks(params: Params, masks: Masks) -> None:
+    """Check that masks are a tree like the parameters.
 
     Raises:
       ValueError: the masks lack the structure or the shapes of the parameters.
@@ -53,8 +53,7 @@ def check_masks(params: Params, masks: Masks) -> dict[str, Any]:
             "the masks have another structure than the parameters: pass a pytree like the "
             "parameters, with optax.MaskedNode() at each leaf that stays dense."
         ) from None
-    leaves = leaf_paths(params)
-    for (path, leaf), mask in zip(leaves, entries, strict=True):
+    for (path, leaf), mask in zip(leaf_paths(params), entries, strict=True):
         if mask is None:
             raise ValueError(
                 f"the mask of {path} is None: put optax.MaskedNode() at each leaf that stays dense."
@@ -64,7 +63,6 @@ def check_masks(params: Params, masks: Masks) -> dict[str, Any]:
                 f"the mask of {path} has shape {np.shape(mask)} and the parameter "
                 f"{np.shape(leaf)}: pass a bool array of the parameter's shape."
             )
-    return {path: mask for (path, _), mask in zip(leaves, entries, strict=True)}
 
 
 def apply_masks(params: Params, masks: Masks) -> Params:

@@ -15,12 +15,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from cka_sr_jax._paths import leaf_paths
 from cka_sr_jax.sparsity.distributions import check_density
-from cka_sr_jax.sparsity.fixed import given_masks
+from cka_sr_jax.sparsity.fixed import start_full
 from cka_sr_jax.sparsity.layers import Axes, Layer, Patterns, finder, layers_of
-from cka_sr_jax.sparsity.masks import Masks, Params, all_kept, map_masked, masks_from_paths
+from cka_sr_jax.sparsity.masks import Masks, Params, map_masked, masks_from_paths
 from cka_sr_jax.sparsity.per_layer import over_stack
 from cka_sr_jax.sparsity.reparametrization import Reparametrization, part
-from cka_sr_jax.sparsity.rule import Rule, check_prunes, map_layers
+from cka_sr_jax.sparsity.rule import Rule, map_layers
 from cka_sr_jax.sparsity.schedules import check_steps, cubic_counts, periodic
 from cka_sr_jax.sparsity.selection import top_k_mask
 
@@ -239,14 +239,6 @@ def channels(
 
     find = finder(include, exclude, stacked, input_axes)
 
-    def init(key: Array, params: Params) -> Masks:
-        layers = find(params)
-        if start is None:
-            return all_kept(params, layers)
-        masks = given_masks(params, start)
-        check_prunes(layers, masks)
-        return masks
-
     def update(
         key: Array, step: Int[Array, ""], masks: Masks, params: Params, grads: Params
     ) -> Masks:
@@ -258,7 +250,7 @@ def channels(
         found = map_layers(at_layer, key, find(params), masks, params, grads)
         return masks_from_paths(params, found)
 
-    return Rule(init, update, periodic(update_every, end_step, start_step))
+    return Rule(start_full(find, start), update, periodic(update_every, end_step, start_step))
 
 
 def _n_m_mask(layer: Layer, n: int, m: int, kernel: Float[Array, "..."]) -> Bool[Array, "..."]:

@@ -25,7 +25,6 @@ from ml_collections import ConfigDict
 
 from cka_sr_jax._paths import leaf_paths, matches
 from cka_sr_jax.sparsity import (
-    DISTRIBUTIONS,
     RULES,
     Masks,
     Rule,
@@ -45,7 +44,6 @@ from cka_sr_jax.sparsity import (
     static,
     synflow,
 )
-from cka_sr_jax.training.distributions import distribution
 from cka_sr_jax.training.pruning import (
     Untrained,
     grasp_masks,
@@ -244,8 +242,6 @@ def _options(config: Sparsity) -> dict[str, Any]:
     for option, default in parameters.items():
         if default is inspect.Parameter.empty and option not in (*options, "end_step"):
             raise ValueError(f"sparsity.rule {name!r} needs the option sparsity.{option}: set it.")
-    if options.get("distribution") in DISTRIBUTIONS:
-        options["distribution"] = distribution(options["distribution"])
     return options
 
 

@@ -26,6 +26,20 @@ END = 10
 COMMON = {"density": 0.3, "end_step": END, "update_every": 2}
 
 
+# Every rule that masks with a schedule or without, by a label whose first word is its name.
+RULES = {
+    "rst": {"density": 0.3},
+    "set": COMMON,
+    "rigl": COMMON,
+    "snfs": COMMON,
+    "mest": {**COMMON, "soft": True},
+    "granet": COMMON,
+    "gmp": COMMON,
+    "gmp erk": {**COMMON, "distribution": "erk"},
+    "channels": COMMON,
+}
+
+
 def random_layers(seed):
     """Parameters and gradients with ties: values on a coarse grid."""
     rng = np.random.default_rng(seed)

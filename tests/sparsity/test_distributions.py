@@ -112,11 +112,11 @@ def test_uniform_plus_keeps_a_dense_enough_head_at_the_density():
 
 def test_named_layers_replace_the_guess():
     shapes = {"embed": (50, 20), "mid": (20, 20), "out": (20, 5)}
-    with pytest.raises(ValueError, match="the head layer is not clear: 3 candidates"):
+    with pytest.raises(ValueError, match="head layer is not clear: 3 candidates"):
         erk_plus()(shapes, 0.3)
     assert erk_plus(head="out", head_density=0.7)(shapes, 0.3)["out"] == 0.7
     conv = {"a": (3, 3, 1, 8), "b": (3, 3, 1, 8), "c": (3, 3, 16, 16), "fc": (8, 2)}
-    with pytest.raises(ValueError, match="the first layer is not clear: 2 candidates"):
+    with pytest.raises(ValueError, match="first layer is not clear: 2 candidates"):
         uniform_plus()(conv, 0.5)
     assert uniform_plus(first="b")(conv, 0.5)["b"] == 1
 

@@ -161,6 +161,15 @@ def test_nnx_attention_and_vmapped_experts():
         layers_of(state)
 
 
+def test_an_nnx_parameter_called_weight_has_its_inputs_first():
+    class Layer(nnx.Module):
+        def __init__(self):
+            self.weight = nnx.Param(jnp.ones((4, 7)))
+
+    for params in (Layer(), nnx.state(Layer(), nnx.Param)):
+        assert described(params) == {"weight": "matrix 4 x 7"}
+
+
 @pytest.mark.parametrize(
     ("options", "paths"),
     [

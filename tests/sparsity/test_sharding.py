@@ -12,18 +12,8 @@ from jax.sharding import PartitionSpec as P
 
 from cka_sr_jax.similarity import cka_penalty
 from cka_sr_jax.sparsity import get_masks, leaf_paths, make_rule, sparse_init, sparsify
+from tests.sparsity.naive import RULES
 
-COMMON = {"density": 0.2, "end_step": 10, "update_every": 1}
-RULES = {
-    "rst": {"density": 0.2},
-    "set": COMMON,
-    "rigl": COMMON,
-    "snfs": COMMON,
-    "mest": {**COMMON, "soft": True},
-    "granet": {**COMMON, "initial_density": 0.6},
-    "gmp": COMMON,
-    "channels": COMMON,
-}
 SHAPES = {
     "blocks": {"kernel": ((4, 16, 32), P(None, "x", "y"))},
     "up0": {"kernel": ((16, 32), P("x", "y"))},
@@ -50,7 +40,7 @@ def shardings(mesh):
     return jax.tree.map(lambda leaf: NamedSharding(mesh, leaf[1]), SHAPES, **IS_SHAPE)
 
 
-def train(tx, params, steps=3):
+def train(tx, params, steps=3):  # masks change at the end of the last
     params, state = sparse_init(tx, params)
 
     @jax.jit
@@ -65,7 +55,7 @@ def train(tx, params, steps=3):
 
 
 def transform(name):
-    rule = make_rule(name, **RULES[name], stacked={"blocks": 1})
+    rule = make_rule(name.split()[0], **RULES[name], stacked={"blocks": 1})
     return sparsify(optax.adam(1e-2), rule)
 
 

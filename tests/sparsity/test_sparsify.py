@@ -26,7 +26,7 @@ from cka_sr_jax.sparsity import (
     sparsify,
     static,
 )
-from tests.sparsity.naive import COMMON, END, run
+from tests.sparsity.naive import COMMON, END, RULES, run
 
 
 def test_mask_metrics_are_those_of_the_history():
@@ -71,19 +71,6 @@ def test_a_state_of_no_rule_or_of_other_parameters():
     other = tx.init({"w": jnp.ones((1, 5)), "b": jnp.ones(3)})
     with pytest.raises(ValueError, match=r"mask of w has shape \(1, 5\)"):
         tx.update(params, other, params)
-
-
-RULES = {
-    "rst": {"density": 0.2},
-    "set": COMMON,
-    "rigl": COMMON,
-    "snfs": COMMON,
-    "mest": {**COMMON, "soft": True},
-    "granet": COMMON,
-    "gmp": COMMON,
-    "gmp erk": {**COMMON, "distribution": "erk"},
-    "channels": COMMON,
-}
 
 
 def layers(dtype=jnp.float32):

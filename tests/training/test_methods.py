@@ -128,3 +128,20 @@ def test_a_run_that_resumes_has_its_masks_from_the_checkpoint(tmp_path, monkeypa
     shutil.rmtree(tmp_path / "report")
     monkeypatch.setitem(methods.PRUNERS, "snip", methods.PRUNERS["snip"]._replace(masks=None))
     assert run(config, tmp_path)["parameters_kept"] == kept
+
+
+@pytest.mark.parametrize(
+    ("distribution", "reason"),
+    [
+        ("erk_plus", r"head layer is not clear: 2 candidates \(head/kernel, hidden0/kernel\)"),
+        ("uniform_plus", r"head layer is not clear: 2 candidates"),
+    ],
+)
+def test_a_distribution_that_does_not_suit_the_model_names_a_cure_that_a_config_has(
+    distribution, reason
+):
+    config = small_config(sparsity__distribution=distribution)
+    config.model.options.hidden, config.penalty.beta = (16,), 0.0
+    message = f"^distribution '{distribution}' does not fit this model, whose {reason}.*; use "
+    with pytest.raises(ConfigError, match=message + "another distribution, such as 'erk', or in"):
+        prepare(config)
