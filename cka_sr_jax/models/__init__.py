@@ -23,11 +23,15 @@ from cka_sr_jax.models.lenet import LeNet5
 from cka_sr_jax.models.mlp import MLP
 from cka_sr_jax.models.resnet import CifarResNet
 
-__all__ = ["MLP", "CifarResNet", "LeNet5", "create_model"]
+__all__ = ["MLP", "CifarResNet", "LeNet5", "UnknownOptionError", "create_model"]
 
 _MODELS: dict[str, type[nn.Module]] = {"mlp": MLP, "lenet5": LeNet5}
 # The usual ones, for the message.
 _RESNETS = [f"resnet{depth}" for depth in (18, 20, 32, 34, 44, 56, 110)]
+
+
+class UnknownOptionError(ValueError):
+    """An option that a model does not have."""
 
 
 def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:
@@ -36,7 +40,8 @@ def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:
     Options are the model's own fields, such as `hidden`, `width` or `dtype`.
 
     Raises:
-      ValueError: unknown name or option; a ResNet of another depth.
+      UnknownOptionError: an option that the model does not have; it is a ValueError.
+      ValueError: unknown name; a ResNet of another depth.
     """
     fixed: dict[str, Any] = {"num_classes": num_classes}
     if resnet := re.fullmatch(r"resnet(\d+)", name):
@@ -54,5 +59,5 @@ def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:
     accepted = fields - {"parent", "name"} - set(fixed)
     for option in options:
         if option not in accepted:
-            raise ValueError(unknown(f"option of {name}", option, accepted))
+            raise UnknownOptionError(unknown(f"option of {name}", option, accepted))
     return model(**fixed, **options)

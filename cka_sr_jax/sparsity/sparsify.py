@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -113,7 +113,7 @@ def sparsify(
             average = _update_average(average, grads, state.masks, rule.gradient_decay)
             rule_grads = map_masked(lambda mask, grad, mean: mean, state.masks, grads, average)
 
-        def change(masks: Masks) -> tuple[Masks, Masks, Array]:
+        def change(masks: Masks) -> _Changed:
             key = jax.random.fold_in(jax.random.key(seed), step)
             new = rule.update(key, state.step, masks, params, rule_grads)
             new, kept = new if isinstance(new, Change) else (new, _both(masks, new))
@@ -121,29 +121,39 @@ def sparsify(
             finite = _all_finite(grads, masks)
             new = jax.tree.map(partial(jnp.where, finite), new, masks)
             kept = jax.tree.map(partial(jnp.where, finite), kept, masks)
-            return new, kept, ~finite
+            return _Changed(new, kept, ~finite, jnp.where(finite, churn(masks, new), state.churn))
 
-        # Through the cond go the masks alone: what a branch returns is in memory at every step.
+        def wait(masks: Masks) -> _Changed:
+            return _Changed(masks, masks, jnp.zeros((), bool), state.churn)
+
+        # Through the cond go masks and scalars: what a branch returns is in memory at every step.
         due = rule.due(state.step) | state.pending
-        new, kept, pending = jax.lax.cond(
-            due, change, lambda masks: (masks, masks, jnp.zeros((), bool)), state.masks
-        )
+        after = jax.lax.cond(due, change, wait, state.masks)
         explored_now = state.kept_before
         if track_explored:
             explored_now = explored(state.kept_before, state.masks)
         state = state._replace(
             step=step,
-            masks=new,
+            masks=after.masks,
             # Where weights stay pruned the slots are 0 already.
-            inner_state=_reset_slots(inner, inner_state, kept),
+            inner_state=_reset_slots(inner, inner_state, after.kept),
             gradient_average=average,
-            pending=pending,
+            pending=after.pending,
             kept_before=explored_now,
-            churn=jnp.where(due & ~pending, churn(state.masks, new), state.churn),
+            churn=after.churn,
         )
-        return map_masked(_or_to_zero, kept, updates, params), state
+        return map_masked(_or_to_zero, after.kept, updates, params), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+class _Changed(NamedTuple):
+    """What a step does to the masks: which weights it leaves, which go on, and the scalars."""
+
+    masks: Masks
+    kept: Masks
+    pending: Array
+    churn: Array
 
 
 def _both(before: Masks, after: Masks) -> Masks:

@@ -24,7 +24,7 @@ from cka_sr_jax.data import (
     load_dataset,
     normalize,
 )
-from cka_sr_jax.models import create_model
+from cka_sr_jax.models import UnknownOptionError, create_model
 from cka_sr_jax.training.config import ConfigError, config_errors
 from cka_sr_jax.training.methods import Method, Untrained, build_method, fixed_masks
 from cka_sr_jax.training.optimizer import create_optimizer, create_schedule
@@ -134,14 +134,13 @@ def _create_model(config: ConfigDict, num_classes: int) -> nn.Module:
         return create_model(config.model.name, num_classes, dtype=dtype, **config.model.options)
     except (TypeError, ArithmeticError) as error:
         raise _bad_options(config, error) from error
+    except UnknownOptionError as error:
+        raise ConfigError(
+            f"{str(error).rstrip('.?')}; if the config file sets it for another model, name a file "
+            f"that is made for {config.model.name}."
+        ) from error
     except ValueError as error:
-        reason = str(error)
-        if reason.startswith("Unknown option") and reason.endswith("."):  # and no near name
-            reason = (
-                f"{reason[:-1]}; if the config file sets it for another model, name a file that is "
-                f"made for {config.model.name}."
-            )
-        raise ConfigError(reason) from error
+        raise ConfigError(str(error)) from error
 
 
 def _bad_options(config: ConfigDict, error: Exception) -> ConfigError:
