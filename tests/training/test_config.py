@@ -170,7 +170,10 @@ def test_a_field_that_a_config_lacks_is_named():
             "Unknown option of mlp 'width': expected one of dtype, hidden; if the config file sets "
             "it for another model, name a file that is made for mlp",
         ),
-        ({"model__options__hiden": 3}, "Unknown option of mlp 'hiden': did you mean 'hidden'; if the"),
+        (
+            {"model__options__hiden": 3},
+            "Unknown option of mlp 'hiden': did you mean 'hidden'; if the",
+        ),
         (
             {"model__name": "resnet21", "model__options__hidden": (3,)},
             "Unknown model 'resnet21', since depth=21",
