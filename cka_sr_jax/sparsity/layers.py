@@ -100,8 +100,8 @@ def layers_of(
     The last axis is the output and the one before it the input; axes before these are a
     convolution's window. Attention differs, and is recognized: `query`, `key` and `value` kernels
     [in, heads, features] have two output axes, `out` beside them [heads, features, out] has two
-    input axes. So is a kernel whose bias has its last axes, as `nn.DenseGeneral` makes. Equinox
-    puts the outputs first.
+    input axes. A bias of several axes, as `nn.DenseGeneral` makes, shows the output axes of the
+    kernel beside it. Equinox puts the outputs first.
 
     >>> params = {"scan": {"kernel": jnp.ones((8, 64, 256)), "bias": jnp.ones((8, 256))}}
     >>> for path, layer in layers_of(params, stacked={"scan": 1}).items():
