@@ -13,7 +13,7 @@ test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -n auto --maxprocesses=4 --cov=cka_sr_jax
 
 test-slow: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -n auto --maxprocesses=4 -m slow
+	KERNELS=default $(BIN)/python -m pytest -n auto --maxprocesses=4 -m slow
 
 # In an environment made anew with only the library's dependencies; needs a package index.
 test-library: $(VENV)/installed-dev

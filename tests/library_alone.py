@@ -21,7 +21,8 @@ LAB = ("models", "data", "training", "workflows", "sweeps", "analysis", "report"
 DEPENDENCIES = {"flax", "jax", "jaxlib", "jaxtyping", "numpy", "optax"}
 PAGES = ("README.md", "docs/own_models.md", "docs/methods.md")
 RAN = "this block ran"
-ALLOWED = {"__future__", *sys.stdlib_module_names, *DEPENDENCIES}
+# jaxlib brings ml_dtypes, and imports it from C++ in the name of whoever called.
+ALLOWED = {"__future__", *sys.stdlib_module_names, *DEPENDENCIES, "ml_dtypes"}
 
 import_any = builtins.__import__
 

@@ -5,7 +5,10 @@ import json
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
+from ml_collections import ConfigDict
 from PIL import Image
+
+from cka_sr_jax.data import load_dataset
 
 FEATURES = "tensorflow_datasets.core.features"
 
@@ -71,3 +74,18 @@ def write_set(folder, splits, features=None, *, supervised=True, keys=("image", 
         info["supervisedKeys"] = {"tuple": {"items": [{"featureKey": key} for key in keys]}}
     (folder / "dataset_info.json").write_text(json.dumps(info))
     return folder
+
+
+def examples(count, seed=0, shape=(4, 3, 3)):
+    rng = np.random.default_rng(seed)
+    return [(rng.integers(0, 256, shape).astype(np.uint8), i % 5) for i in range(count)]
+
+
+def load(directory, cache, name="tiny", validation=0.0):
+    fields = {"name": name, "dir": str(directory), "cache_dir": str(cache)}
+    return load_dataset(ConfigDict(fields | {"validation": validation, "downsample": 1}))
+
+
+def assert_holds(images, labels, expected):
+    np.testing.assert_array_equal(images, np.stack([image for image, _ in expected]))
+    np.testing.assert_array_equal(labels, [label for _, label in expected])

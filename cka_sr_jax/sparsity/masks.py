@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from cka_sr_jax._paths import leaf_paths
 from cka_sr_jax.sparsity.layers import Axes, Layer, Patterns, describe, finder
+from cka_sr_jax.sparsity.selection import count_together, wide_counts
 
 Masks = Any  # a pytree of bool arrays and optax.MaskedNode
 Params = Any
@@ -211,10 +212,13 @@ def churn(before: Masks, after: Masks) -> Float[Array, ""]:
     >>> float(churn({"w": before}, {"w": after}))
     0.5
     """
-    pairs = list(zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True))
-    changed = [jnp.sum(a ^ b, dtype=jnp.float32) for a, b in pairs]
-    kept = [jnp.sum(a, dtype=jnp.float32) + jnp.sum(b, dtype=jnp.float32) for a, b in pairs]
-    return jnp.asarray(sum(changed) / jnp.maximum(sum(kept), 1), jnp.float32)
+    changed = kept = jnp.zeros((), jnp.float32)
+    for one, other in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        with wide_counts(one.size):
+            counts = count_together(one ^ other, one, other)
+            moved, *rest = (count.astype(jnp.float32) for count in counts)
+        changed, kept = changed + moved, kept + sum(rest)
+    return changed / jnp.maximum(kept, 1)
 
 
 def explored(so_far: Masks, masks: Masks) -> Masks:

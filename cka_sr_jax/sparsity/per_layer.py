@@ -60,25 +60,23 @@ def map_one_by_one(
     """{path: function(layer, *[column[path] for each column])}, layer after layer.
 
     The function sees single layers: it is mapped over the axes of a stack. Layers of equal shape
-    and of one role (paths that differ in numbers alone) share one compiled loop, and no two groups
+    and of one role (paths that differ in numbers alone) share one compiled loop, and no two layers
     are in memory together.
     """
-    total = sum(layer.number * layer.size for layer in layers.values())
     results: dict[str, Any] = {}
     zero = jnp.zeros((), jnp.float32)
-    for paths in _groups(layers, columns, total // 8):
+    for paths in _groups(layers, columns):
         layer = layers[paths[0]]
-        # Each group begins with a 0 from the last one's result, so that XLA takes them one after
-        # another: at once, their scores and searches would be in memory together.
-        rows = [[_plus(column[path], zero) for column in columns] for path in paths]
+        rows = [tuple(column[path] for column in columns) for path in paths]
         of_layer = partial(function, layer)
         with wide_counts(layer.size):
+            # Each group begins with a 0 from the last one's result, so that XLA takes them one
+            # after another: at once, their scores and searches would be in memory together.
             if len(paths) == 1:
-                found = [over_stack(of_layer, layer.stack)(*rows[0])]
+                row = [_plus(value, zero) for value in rows[0]]
+                found = [over_stack(of_layer, layer.stack)(*row)]
             else:
-                stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
-                together = jax.lax.map(lambda row: of_layer(*row), stacked)  # noqa: B023
-                found = [jax.tree.map(lambda x, i=i: x[i], together) for i in range(len(paths))]
+                found = _in_one_loop(of_layer, rows, zero.astype(jnp.int32))
         results.update(zip(paths, found, strict=True))
         # A reduction stays where a sharded array lies; an element of it would be gathered.
         some = jnp.any(jax.tree.leaves(found[-1])[0].astype(bool))  # also of a NaN or infinity
@@ -86,20 +84,26 @@ def map_one_by_one(
     return results
 
 
-def _groups(
-    layers: Mapping[str, Layer], columns: Sequence[Mapping[str, Any]], most: int
-) -> list[list[str]]:
-    """Paths that share a loop, at most `most` weights together: stacking copies them."""
-    groups: dict[Any, list[list[str]]] = {}
+def _groups(layers: Mapping[str, Layer], columns: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Paths that share a loop."""
+    groups: dict[Any, list[str]] = {}
     for path, layer in layers.items():
         role = re.sub(r"\d+", "#", path)
         kinds = tuple(jax.typeof(column[path]) for column in columns)
         # A stack is a loop already.
-        same = groups.setdefault((path if layer.stack else role, layer, kinds), [[]])
-        if same[-1] and (len(same[-1]) + 1) * layer.size > most:
-            same.append([])
-        same[-1].append(path)
-    return [paths for same in groups.values() for paths in same]
+        groups.setdefault((path if layer.stack else role, layer, kinds), []).append(path)
+    return list(groups.values())
+
+
+def _in_one_loop(function: Callable[..., Any], rows: Sequence[Any], zero: Array) -> list[Any]:
+    """[function(*row) for each row], compiled once; no row is copied before its turn."""
+
+    def at(i: Array) -> Any:
+        branches = [lambda row=row: jax.tree.map(jnp.asarray, row) for row in rows]
+        return function(*jax.lax.switch(i, branches))
+
+    results = jax.lax.map(at, jnp.arange(len(rows)) + zero)
+    return [jax.tree.map(lambda x, i=i: x[i], results) for i in range(len(rows))]
 
 
 def _plus(leaf: Any, zero: Array) -> Array:  # of NumPy or JAX

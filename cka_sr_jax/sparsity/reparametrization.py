@@ -85,9 +85,10 @@ def learn_masks(
     >>> trained = optax.apply_updates(trained, updates)
     >>> masks = get_masks(opt_state)["weights"]  # of the model's parameters
 
-    `get_masks` and `mask_metrics` work as after `sparsify`. Like `sparsify` it is the outermost
-    transform, which only `optax.MultiSteps` may wrap: another one after it would change the trained
-    tree that the masks are computed from.
+    `get_masks` and `mask_metrics` work as after `sparsify`. Where rounding decides between two
+    weights, their masks may choose another one than `method.weights`. Like `sparsify` it is the
+    outermost transform, which only `optax.MultiSteps` may wrap: another one after it would change
+    the trained tree that the masks are computed from.
 
     Args:
       inner: any Optax transform whose result is added to the parameters.

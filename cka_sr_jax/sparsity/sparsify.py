@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -113,47 +112,37 @@ def sparsify(
             average = _update_average(average, grads, state.masks, rule.gradient_decay)
             rule_grads = map_masked(lambda mask, grad, mean: mean, state.masks, grads, average)
 
-        def change(masks: Masks) -> _Changed:
+        def change(masks: Masks) -> Masks | Change:
             key = jax.random.fold_in(jax.random.key(seed), step)
-            new = rule.update(key, state.step, masks, params, rule_grads)
-            new, kept = new if isinstance(new, Change) else (new, _both(masks, new))
-            # Gradients that are not finite say nothing about where to grow.
-            finite = _all_finite(grads, masks)
-            new = jax.tree.map(partial(jnp.where, finite), new, masks)
-            kept = jax.tree.map(partial(jnp.where, finite), kept, masks)
-            return _Changed(new, kept, ~finite, jnp.where(finite, churn(masks, new), state.churn))
+            return rule.update(key, state.step, masks, params, rule_grads)
 
-        def wait(masks: Masks) -> _Changed:
-            return _Changed(masks, masks, jnp.zeros((), bool), state.churn)
-
-        # Through the cond go masks and scalars: what a branch returns is in memory at every step.
+        change = jax.jit(change)  # so that the two below trace it once
+        restarts = isinstance(jax.eval_shape(change, state.masks), Change)
+        # Gradients that are not finite say nothing about where to grow.
         due = rule.due(state.step) | state.pending
-        after = jax.lax.cond(due, change, wait, state.masks)
+        now = jax.lax.cond(due, _all_finite, lambda *_: jnp.zeros((), bool), grads, state.masks)
+        # Through the conds go masks and scalars: what a branch returns is in memory at every step.
+        masks = jax.lax.cond(
+            now, change, lambda masks: Change(masks, masks) if restarts else masks, state.masks
+        )
+        masks, kept = masks if restarts else (masks, _both(state.masks, masks))
+        changed = jax.lax.cond(now, churn, lambda *_: state.churn, state.masks, masks)
         explored_now = state.kept_before
         if track_explored:
             explored_now = explored(state.kept_before, state.masks)
         state = state._replace(
             step=step,
-            masks=after.masks,
+            masks=masks,
             # Where weights stay pruned the slots are 0 already.
-            inner_state=_reset_slots(inner, inner_state, after.kept),
+            inner_state=_reset_slots(inner, inner_state, kept),
             gradient_average=average,
-            pending=after.pending,
+            pending=due & ~now,
             kept_before=explored_now,
-            churn=after.churn,
+            churn=changed,
         )
-        return map_masked(_or_to_zero, after.kept, updates, params), state
+        return map_masked(_or_to_zero, kept, updates, params), state
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-class _Changed(NamedTuple):
-    """What a step does to the masks: which weights it leaves, which go on, and the scalars."""
-
-    masks: Masks
-    kept: Masks
-    pending: Array
-    churn: Array
 
 
 def _both(before: Masks, after: Masks) -> Masks:

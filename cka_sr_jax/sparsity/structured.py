@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from cka_sr_jax._paths import leaf_paths
@@ -132,14 +133,14 @@ def sr_ste(
         return {"weights": params}
 
     def weights(trained: Params) -> Params:
-        def straight_through(mask: Array, weight: Array) -> Array:
+        def straight_through(mask: Array, weight: Any) -> Array:  # of NumPy or JAX
             # w + (0 - w) is exactly 0 and w + 0 exactly w, both with slope 1.
             return weight + jax.lax.stop_gradient(jnp.where(mask, 0, -weight))
 
         return map_masked(straight_through, weight_masks(trained), part(trained, "weights"))
 
     def regularize(grads: Params, trained: Params) -> Params:
-        def shrink(mask: Array, grad: Array, weight: Array) -> Array:
+        def shrink(mask: Array, grad: Any, weight: Any) -> Array:
             return jnp.where(mask, grad, grad + decay * weight)
 
         masks, values = weight_masks(trained), part(trained, "weights")
@@ -253,7 +254,9 @@ def channels(
     return Rule(start_full(find, start), update, periodic(update_every, end_step, start_step))
 
 
-def _n_m_mask(layer: Layer, n: int, m: int, kernel: Float[Array, "..."]) -> Bool[Array, "..."]:
+def _n_m_mask(
+    layer: Layer, n: int, m: int, kernel: Float[Array | np.ndarray, "..."]
+) -> Bool[Array, "..."]:
     order = (*layer.fan_in, *layer.outputs)
     ordered = jnp.transpose(kernel, order)
     size = jnp.abs(ordered).reshape(-1, m, layer.dims[-1])

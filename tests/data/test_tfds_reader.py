@@ -12,11 +12,18 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from absl import logging
-from ml_collections import ConfigDict
 from PIL import Image
 
-from cka_sr_jax.data import channel_statistics, load_dataset, load_tfds, tfds_reader
-from tests.tfds_sets import class_feature, image_feature, tensor_feature, write_set
+from cka_sr_jax.data import channel_statistics, load_tfds, tfds_reader
+from tests.tfds_sets import (
+    assert_holds,
+    class_feature,
+    examples,
+    image_feature,
+    load,
+    tensor_feature,
+    write_set,
+)
 
 REPOSITORY = Path(__file__).parents[2]
 REAL_SETS = REPOSITORY / "../shared/tfds"
@@ -24,31 +31,6 @@ REAL_SETS = REPOSITORY / "../shared/tfds"
 needs_cifar10 = pytest.mark.skipif(
     not (REAL_SETS / "cifar10").is_dir(), reason="CIFAR-10 is not here"
 )
-
-
-def examples(count, seed=0, shape=(4, 3, 3)):
-    rng = np.random.default_rng(seed)
-    return [(rng.integers(0, 256, shape).astype(np.uint8), i % 5) for i in range(count)]
-
-
-def load(directory, cache, name="tiny", validation=0.0):
-    fields = {"name": name, "dir": str(directory), "cache_dir": str(cache)}
-    return load_dataset(ConfigDict(fields | {"validation": validation, "downsample": 1}))
-
-
-def assert_holds(images, labels, expected):
-    np.testing.assert_array_equal(images, np.stack([image for image, _ in expected]))
-    np.testing.assert_array_equal(labels, [label for _, label in expected])
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def sets(tmp_path):
-    return tmp_path / "sets"
 
 
 # ---- reading ----
@@ -81,26 +63,6 @@ def test_gray_images_of_unstated_size_and_plain_integer_labels(sets, cache, supe
     assert_holds(data.train_images, data.train_labels, train)
     assert_holds(data.test_images, data.test_labels, train[:5])
     assert data.num_classes == 5  # the largest label + 1
-
-
-def test_the_newest_version_is_taken(sets, cache):
-    for seed, version in enumerate(("2.0.0", "10.0.0", "9.9.9")):
-        splits = {"train": examples(2, seed), "test": examples(2, seed)}
-        write_set(sets / "tiny" / version, splits)
-    data = load(sets, cache)
-    assert_holds(data.train_images, data.train_labels, examples(2, seed=1))
-
-
-def test_configurations(sets, cache):
-    for seed, configuration in enumerate(("small", "large")):
-        splits = {"train": examples(2, seed), "test": examples(2, seed)}
-        write_set(sets / "tiny" / configuration / "1.0.0", splits)
-    with pytest.raises(ValueError, match="expected one of 'tiny/large', 'tiny/small'"):
-        load(sets, cache)
-    data = load(sets, cache, name="tiny/large")
-    assert_holds(data.train_images, data.train_labels, examples(2, seed=1))
-    write_set(sets / "tiny2/only/1.0.0", {"train": examples(2), "test": examples(3)})
-    assert len(load(sets, cache, name="tiny2").test_labels) == 3
 
 
 # ---- the cache ----
@@ -228,30 +190,6 @@ def test_progress_is_logged_when_decoding_takes_long(sets, cache, monkeypatch, c
 
 
 # ---- refusals ----
-
-
-@pytest.mark.parametrize("name", ["../tiny", "/tiny", "tiny/..", "tiny:1.0.0", "a b", "tiny/a/b"])
-def test_a_name_that_is_no_name_is_refused(sets, cache, name):
-    with pytest.raises(ValueError, match=r"^data\.name is .*; expected 'digits', or a TFDS set"):
-        load(sets, cache, name=name)
-
-
-def test_a_set_that_is_not_there_is_refused(sets, cache):
-    with pytest.raises(ValueError, match=r"^data\.dir is empty; expected the folder"):
-        load("", cache)
-    with pytest.raises(ValueError, match=r"sets', which is not a folder; .*array_record"):
-        load(sets, cache)
-    sets.mkdir()
-    with pytest.raises(ValueError, match=r"it holds no prepared set at all.*pip install"):
-        load(sets, cache)
-    (sets / "tiny_images/1.0.0").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"it holds no prepared set at all"):
-        load(sets, cache, name="tiny_images")
-    write_set(sets / "tiny/1.0.0", {"train": examples(2), "test": examples(2)})
-    expected = r"it holds tiny; did you mean 'tiny'\?.*builder\('tinny'.*'array_record'"
-    with pytest.raises(ValueError, match=expected):
-        load(sets, cache, name="tinny")
-    assert not cache.exists()
 
 
 def other_features(**features):

@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 
 from cka_sr_jax.sparsity import (
     Change,
-    apply_masks,
     get_masks,
     layer_counts,
     make_rule,
+    sparse_init,
     sparsify,
 )
 from cka_sr_jax.sparsity.random_places import fold_in_path
@@ -127,15 +127,9 @@ def run(rule, steps, grads_at=lambda step, params: params, states=None):
     """Masks after each update of a training without a model; `states` collects the states."""
     params = {k: jnp.asarray(v) for k, v in random_layers(0)[0].items()}
     tx = sparsify(optax.sgd(0.01), rule)
-    state = tx.init(params)
-    params = apply_masks(params, get_masks(state))
+    params, state = sparse_init(tx, params)
     history = [get_masks(state)]
-
-    @jax.jit
-    def one(params, state, grads):
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
+    one = step_of(tx)
     for step in range(steps):
         params, state = one(params, state, grads_at(step, params))
         history.append(get_masks(state))
@@ -182,3 +176,33 @@ def check_memory(name):
     compiled = jax.jit(rule.update).lower(key, step, masks, params, params).compile()
     size = 4 * 5 * 400 * 500
     assert compiled.memory_analysis().temp_size_in_bytes < 3 * size
+
+
+def layers(dtype=jnp.float32):
+    """Parameters with two layers of one shape and one of another."""
+    rng = np.random.default_rng(0)
+    sizes = {"one": (6, 5), "two": (6, 5), "conv": (3, 3, 2, 4)}
+    return {
+        name: {"kernel": jnp.asarray(rng.normal(size=size), dtype), "bias": jnp.ones(3, dtype)}
+        for name, size in sizes.items()
+    }
+
+
+def step_of(tx):
+    """The jitted step `(params, state, grads) -> (params, state)` of an optimizer."""
+
+    @jax.jit
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
+def train(tx, params, steps, grads_at=lambda step, params: params, step=None):
+    """Parameters and state after so many steps from `sparse_init`."""
+    params, state = sparse_init(tx, params)
+    step = step or step_of(tx)
+    for i in range(steps):
+        params, state = step(params, state, grads_at(i, params))
+    return params, state

@@ -77,18 +77,6 @@ def test_bernoulli_masks_have_the_density_on_average():
     assert int(masks["w"].sum()) != 4000
 
 
-def test_masks_differ_by_key_and_not_by_the_other_layers():
-    params = {"a": jnp.ones((20, 20)), "b": jnp.ones((20, 20))}
-    rule = rst(0.5, "uniform")
-    one, two = (rule.init(jax.random.key(seed), params) for seed in (0, 1))
-    assert (one["a"] != two["a"]).any()
-    assert (one["a"] != one["b"]).any()
-    alone = rule.init(jax.random.key(0), {"a": params["a"]})
-    np.testing.assert_array_equal(alone["a"], one["a"])
-    jitted = jax.jit(rule.init)(jax.random.key(0), params)
-    np.testing.assert_array_equal(jitted["a"], one["a"])
-
-
 def test_exclude_and_dense():
     params = linen_params()
     masks = rst(0.2, exclude=("head/kernel", "conv*")).init(jax.random.key(0), params)
@@ -158,3 +146,9 @@ def test_bad_input_is_one_sentence(rule, params, message):
     with pytest.raises(ValueError, match=message) as error:
         rule.init(jax.random.key(0), params)
     assert "\n" not in str(error.value)
+
+
+def test_static_takes_masks_of_numbers():
+    masks = {"w": np.eye(3)}
+    found = static(masks).init(jax.random.key(0), {"w": jnp.ones((3, 3))})
+    np.testing.assert_array_equal(found["w"], np.eye(3, dtype=bool))

@@ -7,44 +7,18 @@ import optax
 import pytest
 
 from cka_sr_jax.sparsity import (
-    apply_masks,
-    churn,
-    density,
-    dst,
-    explored,
     get_masks,
     granet,
     leaf_paths,
-    learn_masks,
     make_rule,
-    mask_metrics,
     mest,
     rigl,
     rst,
     selection,
     sparse_init,
     sparsify,
-    static,
 )
-from tests.sparsity.naive import COMMON, END, RULES, run
-
-
-def test_mask_metrics_are_those_of_the_history():
-    for name in ("set", "gmp"):
-        states = []
-        history = run(make_rule(name, **COMMON), END + 2, states=states)
-        union = history[0]
-        for before, masks, state in zip(history, history[1:], states, strict=False):
-            union = explored(union, masks)
-            metrics = mask_metrics(state)
-            assert metrics["density"] == density(masks)
-            assert metrics["explored"] == density(union)
-            if churn(before, masks) > 0:
-                np.testing.assert_allclose(metrics["churn"], churn(before, masks), rtol=1e-6)
-    params = {"w": jnp.ones((3, 4))}
-    assert mask_metrics(sparsify(optax.sgd(0.1), make_rule("rst", density=0.5)).init(params)) == {
-        "density": 0.5
-    }
+from tests.sparsity.naive import COMMON, END, RULES, layers, step_of, train
 
 
 @pytest.mark.parametrize(
@@ -71,32 +45,6 @@ def test_a_state_of_no_rule_or_of_other_parameters():
     other = tx.init({"w": jnp.ones((1, 5)), "b": jnp.ones(3)})
     with pytest.raises(ValueError, match=r"mask of w has shape \(1, 5\)"):
         tx.update(params, other, params)
-
-
-def layers(dtype=jnp.float32):
-    rng = np.random.default_rng(0)
-    sizes = {"one": (6, 5), "two": (6, 5), "conv": (3, 3, 2, 4)}
-    return {
-        name: {"kernel": jnp.asarray(rng.normal(size=size), dtype), "bias": jnp.ones(3, dtype)}
-        for name, size in sizes.items()
-    }
-
-
-def step_of(tx):
-    @jax.jit
-    def step(params, state, grads):
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    return step
-
-
-def train(tx, params, steps, grads_at=lambda step, params: params, step=None):
-    params, state = sparse_init(tx, params)
-    step = step or step_of(tx)
-    for i in range(steps):
-        params, state = step(params, state, grads_at(i, params))
-    return params, state
 
 
 @pytest.mark.usefixtures("enable_x64")
@@ -231,71 +179,3 @@ def test_eight_billion_weights_and_leaves_beyond_int32_can_be_planned(name):
         updates, after = jax.eval_shape(tx.update, big, state, big)
         assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, big)
         assert jax.tree.structure(after) == jax.tree.structure(state)
-
-
-def test_parts_of_one_partition_have_one_tree_of_masks():
-    params = layers()
-    labels = {"one": "a", "two": "b", "conv": "b"}
-    rules = {"a": rst(0.5, "uniform"), "b": make_rule("rigl", **COMMON)}
-    tx = optax.partition(
-        {name: sparsify(optax.sgd(0.1), rule) for name, rule in rules.items()}, labels
-    )
-    params, state = train(tx, params, 4)
-    masks = dict(leaf_paths(get_masks(state)))
-    assert masks.keys() == {"one/kernel", "two/kernel", "conv/kernel"}
-    assert int(masks["one/kernel"].sum()) == 15
-    for path, leaf in leaf_paths(params):
-        assert path not in masks or not leaf[~masks[path]].any()
-    metrics = mask_metrics(state)
-    assert set(metrics) == {"density", "churn", "explored"}
-    np.testing.assert_allclose(metrics["density"], density(get_masks(state)))
-
-
-@pytest.mark.parametrize(
-    ("tx", "message"),
-    [
-        (optax.chain(sparsify(optax.scale_by_adam(), rst(0.5)), optax.scale(-1e-3)), "followed by"),
-        (
-            optax.named_chain(("s", sparsify(optax.sgd(0.1), rst(0.5))), ("t", optax.scale(1.0))),
-            "followed by another transform",
-        ),
-        (optax.sgd(0.1), "holds 0 sets of masks"),
-        (sparsify(sparsify(optax.sgd(0.1), rst(0.5)), rst(0.1)), "holds 2 sets of masks"),
-        (
-            optax.contrib.schedule_free(sparsify(optax.sgd(0.1), rst(0.5)), 0.1),
-            "ScheduleFree around sparsify",
-        ),
-    ],
-)
-def test_what_would_not_stay_sparse_is_refused_at_the_start(tx, message):
-    with pytest.raises(ValueError, match=message):
-        sparse_init(tx, {"w": jnp.ones((4, 5)), "b": jnp.ones(3)})
-
-
-def test_sparse_init_masks_parameters_and_leaves_a_trained_tree_dense():
-    params = {"w": jnp.ones((4, 5)), "b": jnp.ones(3)}
-    masked, state = sparse_init(sparsify(optax.sgd(0.1), rst(0.5)), params)
-    expected = apply_masks(params, get_masks(state))
-    np.testing.assert_array_equal(masked["w"], expected["w"])
-    method = dst(1e-3)
-    trained = method.init(params)
-    same, _ = sparse_init(learn_masks(optax.sgd(0.1), method), trained)
-    assert same is trained
-
-
-def test_exploration_is_counted_where_it_is_asked_for():
-    rule = make_rule("rigl", **COMMON)
-    params = {"w": jnp.ones((10, 5))}
-    with_it, without = (
-        sparsify(optax.sgd(0.1), rule, track_explored=flag).init(params) for flag in (True, False)
-    )
-    assert set(mask_metrics(with_it)) == {"density", "churn", "explored"}
-    assert set(mask_metrics(without)) == {"density", "churn"}
-    sizes = [sum(leaf.nbytes for leaf in jax.tree.leaves(s)[1:]) for s in (with_it, without)]
-    assert sizes[0] - sizes[1] == 50
-
-
-def test_static_takes_masks_of_numbers():
-    masks = {"w": np.eye(3)}
-    found = static(masks).init(jax.random.key(0), {"w": jnp.ones((3, 3))})
-    np.testing.assert_array_equal(found["w"], np.eye(3, dtype=bool))

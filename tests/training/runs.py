@@ -40,3 +40,13 @@ def assert_same_run(one, two):
 def records(workdir, split):
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     return [r for r in map(json.loads, lines) if r["split"] == split]
+
+
+def config_with(**fields):
+    """A config with these fields, whatever their types: what a user may write."""
+    config = default_config()
+    config.model.options.hidden = (16, 16)
+    for field, value in fields.items():
+        with config.unlocked(), config.ignore_type():
+            config.update_from_flattened_dict({field.replace("__", "."): value})
+    return config

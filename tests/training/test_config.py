@@ -4,18 +4,9 @@ import json
 
 import pytest
 
-from cka_sr_jax.training import ConfigError, default_config
+from cka_sr_jax.training import ConfigError
 from cka_sr_jax.training.config import flatten, validate
-from cka_sr_jax.workflows import run
-
-
-def config_with(**fields):
-    config = default_config()
-    config.model.options.hidden = (16, 16)
-    for field, value in fields.items():
-        with config.unlocked(), config.ignore_type():
-            config.update_from_flattened_dict({field.replace("__", "."): value})
-    return config
+from tests.training.runs import config_with
 
 
 @pytest.mark.parametrize(
@@ -158,49 +149,6 @@ def test_a_field_that_a_config_lacks_is_named():
         del config.train.steps
     with pytest.raises(ConfigError, match=r"The config has no field train\.steps: start from def"):
         validate(config, devices=1)
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"sparsity__exclude": ("haed",)}, "exclude pattern 'haed' matches no parameter"),
-        ({"model__name": "resnet"}, "Unknown model 'resnet'"),
-        (
-            {"model__options__width": 3},
-            "Unknown option of mlp 'width': expected one of dtype, hidden; if the config file sets "
-            "it for another model, name a file that is made for mlp",
-        ),
-        (
-            {"model__options__hiden": 3},
-            "Unknown option of mlp 'hiden': did you mean 'hidden'; if the",
-        ),
-        (
-            {"model__name": "resnet21", "model__options__hidden": (3,)},
-            "Unknown model 'resnet21', since depth=21",
-        ),
-        ({"model__options__hidden": (16,)}, "no pair of features to penalize"),
-        ({"model__options__hidden": ("a", "b")}, "model.options=.* do not make a mlp"),
-        ({"model__options__hidden": (0, 16)}, r"hidden=\(0, 16\): expected 1 unit or more in each"),
-        ({"model__options__dtype": "float32"}, "model.options.dtype cannot be set"),
-        ({"data__name": "mnist"}, "data.dir is empty"),
-        ({"data__name": "mnist", "data__dir": "/nowhere"}, "data.dir is '/nowhere'"),
-        ({"data__mean": (0.1, 0.2), "data__std": (1.0, 1.0)}, "There are 2 means"),
-        ({"data__pad": 8}, "data.pad=8: expected fewer pixels than the 8 of the images'"),
-        ({"train__batch_size": 4000}, "more than the 1293 training images"),
-        (
-            {"sparsity__rule": "rigl", "sparsity__update_every": 10_000},
-            r"with sparsity.end=0.75: update_every=10000 is more than",
-        ),
-    ],
-)
-def test_what_only_data_and_model_can_tell_is_one_sentence_and_writes_nothing(
-    fields, message, tmp_path
-):
-    workdir = tmp_path / "run"
-    with pytest.raises(ConfigError, match=message) as error:
-        run(config_with(**fields), workdir)
-    assert "\n" not in str(error.value)
-    assert not workdir.exists()
 
 
 def test_flatten_reads_tuples_as_json_does():
