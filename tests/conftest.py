@@ -10,13 +10,6 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 
-# Kernels without MLIR take a quarter off the time; XLA ends at a flag that it no longer has. The
-# slow tests use the kernels that users have: these round an update that is computed in two kernels
-# alike, so that masks which are learned from updated weights are those of the weights.
-FAST_KERNELS = ""
-if version("jaxlib").startswith("0.10.") and os.environ.get("KERNELS") != "default":
-    FAST_KERNELS = " --xla_cpu_use_fusion_emitters=false"
-
 # Four fake CPU devices for the multi-device tests; NPROC sizes XLA's thread pool, which hangs on
 # two cores without it. Tests compile far more than they compute, so XLA optimizes little. All are
 # read when jax is first imported.
@@ -24,7 +17,14 @@ os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0 "
     "--xla_llvm_disable_expensive_passes=true"
-    + FAST_KERNELS,
+    # Kernels without MLIR take a quarter off the time; XLA ends at a flag that it no longer has.
+    # KERNELS=default tests those that users have: of the two, only these round an update alike
+    # wherever it is computed, so that masks learned from updated weights are those of the weights.
+    + (
+        " --xla_cpu_use_fusion_emitters=false"
+        if version("jaxlib").startswith("0.10.") and os.environ.get("KERNELS") != "default"
+        else ""
+    ),
 )
 os.environ.setdefault("NPROC", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
