@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 
 import jax
+import numpy as np
+import scipy.stats
 from rich.console import Console
 from rich.table import Table
 
@@ -22,3 +25,9 @@ def print_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     Console(width=110).print(table)
+
+
+def interval(values: Sequence[float], digits: int = 2) -> str:
+    """Mean and half-width of the 95 % t interval."""
+    half = scipy.stats.sem(values) * scipy.stats.t.ppf(0.975, len(values) - 1)
+    return f"{np.mean(values):.{digits}f} ± {half:.{digits}f}"

@@ -45,6 +45,7 @@ from cka_sr_jax.sparsity.masks import (
     masks_from_paths,
     rescale_kept,
 )
+from cka_sr_jax.sparsity.new_weights import adam_correction, ramp
 from cka_sr_jax.sparsity.random_places import random_masks
 from cka_sr_jax.sparsity.registry import RULES, make_rule
 from cka_sr_jax.sparsity.reparametrization import Reparametrization, learn_masks
@@ -69,6 +70,7 @@ __all__ = [
     "Score",
     "SparseState",
     "Transferred",
+    "adam_correction",
     "apply_masks",
     "channel_masks",
     "channels",
@@ -104,6 +106,7 @@ __all__ = [
     "mest",
     "n_m_masks",
     "ntt",
+    "ramp",
     "random_masks",
     "rescale_kept",
     "rigl",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Int, UInt
 
 from cka_sr_jax._paths import leaf_paths
 from cka_sr_jax.sparsity.masks import (
@@ -21,6 +22,7 @@ from cka_sr_jax.sparsity.masks import (
     is_dense,
     map_masked,
 )
+from cka_sr_jax.sparsity.new_weights import NewWeights
 from cka_sr_jax.sparsity.rule import Change, Rule
 from cka_sr_jax.sparsity.state import SparseState
 
@@ -31,6 +33,7 @@ def sparsify(
     *,
     seed: int | Int[Array, ""] = 0,
     track_explored: bool = True,
+    new_weights: NewWeights | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """`inner` on masked parameters, under masks that the rule sets and changes.
 
@@ -62,6 +65,9 @@ def sparsify(
       seed: of the rule's random choices.
       track_explored: remember which weights were ever kept, for "explored" in `mask_metrics`; a
         byte for each weight, at rules that change the masks.
+      new_weights: how much of its update a weight gets that the rule grew, as a function
+        `(age, step) -> factor` of the updates since then and of all updates: `adam_correction()`,
+        `ramp(100)`, or None for all. It takes two bytes for each weight.
 
     Returns:
       A transform whose `update(updates, state, params)` takes the dense gradients as `updates`, and
@@ -91,6 +97,7 @@ def sparsify(
             pending=jnp.zeros((), bool) if changes else (),
             kept_before=_zeros(masks, bool) if changes and track_explored else (),
             churn=jnp.zeros((), jnp.float32) if changes else (),
+            age=_zeros(masks, jnp.uint16) if changes and new_weights else (),
         )
 
     def update(
@@ -98,7 +105,7 @@ def sparsify(
     ) -> tuple[Params, SparseState]:
         if params is None:
             raise ValueError("sparsify needs the parameters: call tx.update(grads, state, params).")
-        _check_state(state, params, rule, changes)
+        _check_state(state, params, rule, changes, ages=changes and new_weights is not None)
         grads = updates
         updates, inner_state = inner.update(
             apply_masks(grads, state.masks), state.inner_state, params, **extra
@@ -107,6 +114,10 @@ def sparsify(
         if not changes:
             state = state._replace(step=step, inner_state=inner_state)
             return map_masked(_or_to_zero, state.masks, updates, params), state
+        age = state.age
+        if new_weights:
+            age = jax.tree.map(_older, age)
+            updates = map_masked(partial(_scale, new_weights, step), age, updates)
         average, rule_grads = state.gradient_average, grads
         if rule.gradient_decay:
             average = _update_average(average, grads, state.masks, rule.gradient_decay)
@@ -139,10 +150,22 @@ def sparsify(
             pending=due & ~now,
             kept_before=explored_now,
             churn=changed,
+            age=jax.tree.map(_or_zero, kept, age) if new_weights else (),
         )
         return map_masked(_or_to_zero, kept, updates, params), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _older(age: UInt[Array, "..."]) -> UInt[Array, "..."]:
+    """One update more, up to the largest that the type holds."""
+    return jnp.where(age == jnp.iinfo(age.dtype).max, age, age + 1)
+
+
+def _scale(
+    factor: NewWeights, step: Int[Array, ""], age: UInt[Array, "..."], update: Array
+) -> Array:
+    return update * factor(age.astype(jnp.float32), step).astype(update.dtype)
 
 
 def _both(before: Masks, after: Masks) -> Masks:
@@ -158,6 +181,10 @@ def _all_finite(grads: Params, masks: Masks) -> Bool[Array, ""]:
     return finite
 
 
+def _or_zero(mask: Array, value: Array) -> Array:
+    return jnp.where(mask, value, jnp.zeros_like(value))
+
+
 def _or_to_zero(mask: Array, update: Array, param: Array) -> Array:
     """The update where the mask is True, and elsewhere the one that leads to exactly 0."""
     # -param in its own type: rounded to the type of narrower updates it would miss exactly 0.
@@ -165,12 +192,13 @@ def _or_to_zero(mask: Array, update: Array, param: Array) -> Array:
         return jnp.where(mask, update, -param)
 
 
-def _check_state(state: Any, params: Params, rule: Rule, changes: bool) -> None:
+def _check_state(state: Any, params: Params, rule: Rule, changes: bool, *, ages: bool) -> None:
     """Raise ValueError for a state of another rule, which might train dense without a word."""
     made_by_it = isinstance(state, SparseState) and (
         bool(jax.tree.leaves(state.pending)) == changes
         and bool(jax.tree.leaves(state.gradient_average))
         == bool(rule.gradient_decay and jax.tree.leaves(state.masks))
+        and bool(jax.tree.leaves(state.age)) == bool(ages and jax.tree.leaves(state.masks))
     )
     if made_by_it and not jax.tree.leaves(state.masks):  # as of a dense rule
         made_by_it = not jax.tree.leaves(jax.eval_shape(rule.init, jax.random.key(0), params))
@@ -203,7 +231,7 @@ def _reset_slots(inner: optax.GradientTransformation, inner_state: Any, kept: Ma
         # Optimizers may leave a parameter out of a slot (muon) or factor the slot (adafactor).
         if is_dense(mask) or is_dense(slot) or slot.shape != mask.shape:
             return slot
-        return jnp.where(mask, slot, jnp.zeros_like(slot))
+        return _or_zero(mask, slot)
 
     return optax.tree_utils.tree_map_params(inner, reset, inner_state, kept, is_leaf=is_dense)
 

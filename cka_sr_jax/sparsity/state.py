@@ -32,6 +32,7 @@ class SparseState(NamedTuple):
         masks, else ().
       kept_before: which weights earlier masks kept, for the same rules, else ().
       churn: how much the last change changed (`churn`), for the same rules, else ().
+      age: updates of each weight since it was grown, where `new_weights` asks for it, else ().
     """
 
     step: Int[Array, ""]
@@ -41,6 +42,7 @@ class SparseState(NamedTuple):
     pending: Any = ()
     kept_before: Any = ()
     churn: Any = ()
+    age: Any = ()
 
     @property
     def learned(self) -> bool:
