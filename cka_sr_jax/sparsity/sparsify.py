@@ -106,18 +106,13 @@ def sparsify(
         if params is None:
             raise ValueError("sparsify needs the parameters: call tx.update(grads, state, params).")
         _check_state(state, params, rule, changes, ages=changes and new_weights is not None)
-        grads = updates
-        updates, inner_state = inner.update(
-            apply_masks(grads, state.masks), state.inner_state, params, **extra
-        )
-        step = optax.safe_increment(state.step)
+        grads, step = updates, optax.safe_increment(state.step)
         if not changes:
+            updates, inner_state = inner.update(
+                apply_masks(grads, state.masks), state.inner_state, params, **extra
+            )
             state = state._replace(step=step, inner_state=inner_state)
             return map_masked(_or_to_zero, state.masks, updates, params), state
-        age = state.age
-        if new_weights:
-            age = jax.tree.map(_older, age)
-            updates = map_masked(partial(_scale, new_weights, step), age, updates)
         average, rule_grads = state.gradient_average, grads
         if rule.gradient_decay:
             average = _update_average(average, grads, state.masks, rule.gradient_decay)
@@ -138,28 +133,36 @@ def sparsify(
         )
         masks, kept = masks if restarts else (masks, _both(state.masks, masks))
         changed = jax.lax.cond(now, churn, lambda *_: state.churn, state.masks, masks)
-        explored_now = state.kept_before
+        # The inner optimizer sees what stays, with 0 elsewhere, so that its slots come out of it as
+        # they are returned: reset after it, they would be in memory twice.
+        inner_state = _reset_slots(inner, state.inner_state, kept)
+        masked_grads, masked_params = apply_masks(grads, kept), apply_masks(params, kept)
+        updates, inner_state = inner.update(masked_grads, inner_state, masked_params, **extra)
+        age, explored_now = state.age, state.kept_before
+        if new_weights:
+            age = jax.tree.map(_older, kept, age)
+            updates = map_masked(partial(_scale, new_weights, step), age, updates)
         if track_explored:
             explored_now = explored(state.kept_before, state.masks)
         state = state._replace(
             step=step,
             masks=masks,
-            # Where weights stay pruned the slots are 0 already.
-            inner_state=_reset_slots(inner, inner_state, kept),
+            inner_state=inner_state,
             gradient_average=average,
             pending=due & ~now,
             kept_before=explored_now,
             churn=changed,
-            age=jax.tree.map(_or_zero, kept, age) if new_weights else (),
+            age=age,
         )
         return map_masked(_or_to_zero, kept, updates, params), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _older(age: UInt[Array, "..."]) -> UInt[Array, "..."]:
-    """One update more, up to the largest that the type holds."""
-    return jnp.where(age == jnp.iinfo(age.dtype).max, age, age + 1)
+def _older(kept: Bool[Array, "..."], age: UInt[Array, "..."]) -> UInt[Array, "..."]:
+    """One update more, up to the largest that the type holds; 0 where a weight starts anew."""
+    older = jnp.where(age == jnp.iinfo(age.dtype).max, age, age + 1)
+    return jnp.where(kept, older, jnp.zeros_like(age))
 
 
 def _scale(
@@ -179,10 +182,6 @@ def _all_finite(grads: Params, masks: Masks) -> Bool[Array, ""]:
         if path in masked:
             finite &= jnp.all(jnp.isfinite(grad))
     return finite
-
-
-def _or_zero(mask: Array, value: Array) -> Array:
-    return jnp.where(mask, value, jnp.zeros_like(value))
 
 
 def _or_to_zero(mask: Array, update: Array, param: Array) -> Array:
@@ -231,7 +230,7 @@ def _reset_slots(inner: optax.GradientTransformation, inner_state: Any, kept: Ma
         # Optimizers may leave a parameter out of a slot (muon) or factor the slot (adafactor).
         if is_dense(mask) or is_dense(slot) or slot.shape != mask.shape:
             return slot
-        return _or_zero(mask, slot)
+        return jnp.where(mask, slot, jnp.zeros_like(slot))
 
     return optax.tree_utils.tree_map_params(inner, reset, inner_state, kept, is_leaf=is_dense)
 
