@@ -1,6 +1,11 @@
 """Sharded parameters: masks as on one device, sharded as the parameter, never gathered whole."""
 
+import os
 import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +24,9 @@ SHAPES = {
     "up0": {"kernel": ((16, 32), P("x", "y"))},
     "up1": {"kernel": ((16, 32), P("x", "y"))},
     "up2": {"kernel": ((16, 32), P("x", "y"))},
+    # One shape and role, sharded differently: they share a compiled search.
+    "side0": {"kernel": ((16, 32), P("x", "y"))},
+    "side1": {"kernel": ((16, 32), P("y", "x"))},
     "down": {"kernel": ((32, 16), P(None, "x"))},
     "head": {"kernel": ((16, 8), P()), "bias": ((8,), P())},
 }
@@ -130,3 +138,28 @@ def test_the_penalty_of_a_sharded_batch_is_that_of_one_device(kind):
     with jax.set_mesh(grid):
         value = jax.jit(cka_penalty)(sharded)
     np.testing.assert_allclose(value, cka_penalty(features), rtol=1e-5)
+
+
+def start_process(number, port):
+    program = Path(__file__).with_name("two_processes.py")
+    command = [sys.executable, str(program), str(number), str(port)]
+    devices = 4 if number < 0 else 2
+    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, env=os.environ | flags, text=True, **pipes)
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_masks_and_weights_of_one():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    printed = []
+    for numbers in ([-1], [0, 1]):
+        processes = [start_process(number, port) for number in numbers]
+        for process in processes:
+            out, err = process.communicate(timeout=600)
+            assert process.returncode == 0, err
+            printed.append([line for line in out.splitlines() if not line.startswith("[Gloo]")])
+    assert len(printed[0]) == 5
+    assert printed[0] == printed[1] == printed[2]
