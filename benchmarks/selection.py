@@ -3,9 +3,9 @@
   python benchmarks/selection.py
 
 Prints a row per N: milliseconds of `top_k_mask`, and the ratios of two rivals to it. `top_k_mask`
-searches the threshold bit by bit. The rivals read the threshold from all scores, sorted, or from
-the largest half, which `jax.lax.top_k` gives with a fixed k. Their counts are exact only without
-ties.
+searches the threshold two bits at a time. The rivals read the threshold from all scores, sorted, or
+from the largest half, which `jax.lax.top_k` gives with a fixed k. Their counts are exact only
+without ties.
 """
 
 from __future__ import annotations

@@ -6,12 +6,12 @@ import html
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from cka_sr_jax._paths import leaf_paths, natural_key
 from cka_sr_jax.sparsity import get_masks, layers_of
 from cka_sr_jax.sparsity.layers import Axes, Layer, Patterns, describe
+from cka_sr_jax.sparsity.per_layer import count_layers
 
 HEADER = ("parameter", "shape", "pruned as", "weights", "kept", "density")
 
@@ -67,7 +67,14 @@ class Summary(NamedTuple):
         if vectors:
             size = sum(row.size for row in vectors)
             cells.append(
-                (f"{len(vectors)} vectors", "", "not pruned", f"{size:,}", f"{size:,}", "1")
+                (
+                    f"{len(vectors)} vector{'s' * (len(vectors) > 1)}",
+                    "",
+                    "not pruned",
+                    f"{size:,}",
+                    f"{size:,}",
+                    "1",
+                )
             )
         pruned = [row for row in self.rows if row.layer]
         cells.append(_total("pruned together", pruned))
@@ -95,7 +102,7 @@ def summary(
     >>> print(summary(params, opt_state))
     parameter        shape  pruned as       weights  kept  density
     mid/kernel       20x30  matrix 20 x 30      600    60   0.1000
-    1 vectors               not pruned           30    30        1
+    1 vector                not pruned           30    30        1
     pruned together                             600    60   0.1000
     all                                         630    90   0.1429
 
@@ -122,8 +129,7 @@ def summary(
         layer, mask = layers.get(path), masks.get(path)
         kept = None
         if layer is not None and mask is not None:
-            axes = tuple(range(layer.stack, len(layer.shape)))
-            kept = np.asarray(jax.device_get(mask)).sum(axis=axes)
+            kept = np.asarray(count_layers(layer, mask))  # counted where the mask lies
         rows.append(SummaryRow(path, np.shape(leaf), layer, kept))
     return Summary(tuple(sorted(rows, key=lambda row: natural_key(row.path))))
 

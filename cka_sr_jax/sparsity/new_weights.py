@@ -7,6 +7,7 @@ averages have long lost their bias towards 0. With b1 = 0.9 and b2 = 0.999 its f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -21,8 +22,9 @@ def adam_correction(b1: float = 0.9, b2: float = 0.999) -> NewWeights:
       (1 - b1^t) / (1 - b1^a) * sqrt((1 - b2^a) / (1 - b2^t))
 
     for weights of age a at step t, both counted from 1. But for Adam's epsilon, a new weight is
-    then updated as at the beginning of a training. It is for Adam, AdamW and other optimizers
-    whose update is m / sqrt(v) with this correction.
+    then updated as at the beginning of a training. It is for Adam and other optimizers whose update
+    is m / sqrt(v) with this correction; AdamW's weight decay is scaled along. The step must be
+    Adam's own count, so `optax.MultiSteps` goes around `sparsify`, not inside.
 
     >>> import optax
     >>> from cka_sr_jax.sparsity import adam_correction, rigl, sparsify
@@ -55,29 +57,27 @@ def adam_correction(b1: float = 0.9, b2: float = 0.999) -> NewWeights:
 def ramp(updates: int) -> NewWeights:
     """The factor min(age / updates, 1): a new weight's updates grow to full size one by one.
 
-    With 100 updates this is the ramp of SMET (arXiv 2606.00888). It suits every optimizer.
+    With 100 updates this is the ramp of SMET (arXiv 2606.00888). It suits every optimizer. Weights
+    of the first masks get full updates from the start.
 
     >>> [float(ramp(100)(jnp.float32(age), jnp.int32(5000))) for age in (1, 50, 200)]
     [0.009999999776482582, 0.5, 1.0]
 
     Args:
-      updates: how many until the full size, 1 or more.
+      updates: how many until the full size, in [1, 65535].
 
     Raises:
-      ValueError: fewer than 1.
+      ValueError: another number.
     """
-    if not updates >= 1:
-        raise ValueError(f"updates={updates}: expected 1 or more, such as 100.")
+    if not 1 <= updates <= 65_535:
+        raise ValueError(f"updates={updates}: expected a number in [1, 65535], such as 100.")
 
     def factor(age: Float[Array, "..."], step: Int[Array, ""]) -> Float[Array, "..."]:
-        # Weights of the first masks start with the training, whose warm-up is the schedule's.
         return jnp.where(age >= step.astype(jnp.float32), 1.0, jnp.minimum(age / updates, 1.0))
 
     return factor
 
 
 def _bias_left(decay: float, count: Float[Array, "..."]) -> Float[Array, "..."]:
-    """1 - decay^count, exactly also where the power is near 1."""
-    if decay == 0:
-        return jnp.ones_like(count)
-    return -jnp.expm1(count * jnp.log(jnp.float32(decay)))
+    """1 - decay^count, to float32's precision also where the power is near 1."""
+    return -jnp.expm1(count * math.log(decay)) if decay else jnp.ones_like(count)

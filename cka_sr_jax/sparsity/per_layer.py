@@ -59,9 +59,9 @@ def map_one_by_one(
 ) -> dict[str, Any]:
     """{path: function(layer, *[column[path] for each column])}, layer after layer.
 
-    The function sees single layers: it is mapped over the axes of a stack. Layers of equal shape
-    and of one role (paths that differ in numbers alone) share one compiled loop, and no two layers
-    are in memory together.
+    The function sees single layers. Layers of equal shape and of one role (paths that differ in
+    numbers alone) share one compiled loop. Layers are handled one after another, but for those of a
+    stack, which `vmap` takes together.
     """
     results: dict[str, Any] = {}
     zero = jnp.zeros((), jnp.float32)
@@ -70,13 +70,13 @@ def map_one_by_one(
         rows = [tuple(column[path] for column in columns) for path in paths]
         of_layer = partial(function, layer)
         with wide_counts(layer.size):
-            # Each group begins with a 0 from the last one's result, so that XLA takes them one
-            # after another: at once, their scores and searches would be in memory together.
             if len(paths) == 1:
+                # It begins with a 0 from the last result, so that XLA takes one after another: at
+                # once, their scores and searches would be in memory together.
                 row = [_plus(value, zero) for value in rows[0]]
                 found = [over_stack(of_layer, layer.stack)(*row)]
             else:
-                found = _in_one_loop(of_layer, rows, zero.astype(jnp.int32))
+                found = _in_one_loop(of_layer, rows)
         results.update(zip(paths, found, strict=True))
         # A reduction stays where a sharded array lies; an element of it would be gathered.
         some = jnp.any(jax.tree.leaves(found[-1])[0].astype(bool))  # also of a NaN or infinity
@@ -90,19 +90,19 @@ def _groups(layers: Mapping[str, Layer], columns: Sequence[Mapping[str, Any]]) -
     for path, layer in layers.items():
         role = re.sub(r"\d+", "#", path)
         kinds = tuple(jax.typeof(column[path]) for column in columns)
-        # A stack is a loop already.
+        # A stack is one set of kernels already.
         groups.setdefault((path if layer.stack else role, layer, kinds), []).append(path)
     return list(groups.values())
 
 
-def _in_one_loop(function: Callable[..., Any], rows: Sequence[Any], zero: Array) -> list[Any]:
+def _in_one_loop(function: Callable[..., Any], rows: Sequence[Any]) -> list[Any]:
     """[function(*row) for each row], compiled once; no row is copied before its turn."""
 
     def at(i: Array) -> Any:
         branches = [lambda row=row: jax.tree.map(jnp.asarray, row) for row in rows]
         return function(*jax.lax.switch(i, branches))
 
-    results = jax.lax.map(at, jnp.arange(len(rows)) + zero)
+    results = jax.lax.map(at, jnp.arange(len(rows), dtype=jnp.int32))
     return [jax.tree.map(lambda x, i=i: x[i], results) for i in range(len(rows))]
 
 

@@ -21,8 +21,9 @@ Count = int | Int[Array | np.ndarray, ""]
 LARGEST_INT32 = 2**31 - 1
 
 
-# It searches the threshold bit by bit, on integers in the order of the scores: at most 32 counts of
-# N values. A sort takes ten times as long (benchmarks/selection.py).
+# It searches the threshold two bits at a time, on integers in the order of the scores: three counts
+# in one pass over the N values, at most 16 passes, and as many again to break ties. A sort takes
+# ten times as long (benchmarks/selection.py).
 def top_k_mask(
     scores: Float[Array, "..."], k: Count, where: Bool[Array, "..."] | None = None
 ) -> Bool[Array, "..."]:
@@ -105,7 +106,8 @@ def count_kept(mask: Bool[Array, "..."]) -> Int[Array, ""]:
 def count_together(*masks: Bool[Array, "..."]) -> tuple[Int[Array, ""], ...]:
     """`count_kept` of two or more masks of one shape, in one pass.
 
-    On CPUs this is several times as fast as one sum, for which XLA writes out what it adds.
+    On CPUs several times as fast as a sum of each: XLA writes out the operand of a lone sum, but
+    not those of several in one reduction.
     """
     dtype = count_dtype(masks[0].size)
     zeros = (np.zeros((), dtype),) * len(masks)
@@ -149,7 +151,11 @@ def _indices(shape: tuple[int, ...], dtype: Any) -> UInt[Array, "..."]:
 
 
 class _Place(NamedTuple):
-    """A place in the order of ranks: those above it, or equal and `late` or more from the end."""
+    """A cut in the order of entries, by rank and then by index.
+
+    It takes every entry of a higher rank, and of equal rank those with at least `late` entries
+    after them.
+    """
 
     rank: UInt[Array, ""]
     late: UInt[Array, ""]
@@ -161,10 +167,10 @@ def _search(
     size: int,
     index_dtype: Any,
 ) -> _Place:
-    """The last place with k or more at or above it: exactly k, since no two share a place.
+    """A place that takes exactly k entries; it exists, since the order has no ties.
 
-    It is built from the highest bits of the rank down to the lowest of `late`, two at a time. The
-    search ends at the first place with exactly k.
+    It is built from the highest bits down, two at a time, with the three candidates counted in one
+    pass, until the count is k.
     """
     late_bits = size.bit_length() + size.bit_length() % 2
 
@@ -189,6 +195,6 @@ def _search(
             counted = jnp.where(enough, count, counted)
         return bit, at, counted
 
-    first = _Place(jnp.zeros((), jnp.uint32), jnp.zeros((), index_dtype))  # all are above it
+    first = _Place(jnp.zeros((), jnp.uint32), jnp.zeros((), index_dtype))  # it takes all
     start = (jnp.asarray(32 + late_bits, jnp.int32), first, jnp.asarray(size, k.dtype))
     return jax.lax.while_loop(unfinished, next_bits, start)[1]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Int, UInt
+from jaxtyping import Array, Bool, Float, Int, UInt
 
 from cka_sr_jax._paths import leaf_paths
 from cka_sr_jax.sparsity.masks import (
@@ -37,12 +38,14 @@ def sparsify(
 ) -> optax.GradientTransformationExtraArgs:
     """`inner` on masked parameters, under masks that the rule sets and changes.
 
-    Each update gives `inner` the masked gradients, and returns -param wherever the mask is False,
-    so that `optax.apply_updates` puts exactly 0 there. The forward pass then needs no masking, and
-    `jax.grad` still gives the dense gradient, which some rules grow from. Where the rule changes
-    the masks, new weights start at 0, with 0 in every slot of the inner state (momentum, second
-    moment). A change that is due while a gradient is not finite waits until all are. All stays on
-    the device; equal seeds and inputs give equal masks on every device.
+    Each update gives `inner` the gradients, parameters and slots of the weights that stay, with 0
+    elsewhere, and returns -param wherever the mask is False, so that `optax.apply_updates` puts
+    exactly 0 there. The forward pass then needs no masking, and `jax.grad` still gives the dense
+    gradient, which some rules grow from. Where the rule changes the masks, new weights start at 0,
+    with what `inner` makes of a 0 in their slots (momentum, second moment): 0, but for transforms
+    that turn a gradient of 0 into something, such as centralization. A change that is due while a
+    gradient is not finite waits until all are. All stays on the device; equal seeds and inputs give
+    equal masks on every device.
 
     >>> from cka_sr_jax.sparsity import rst, sparse_init, sparsify
     >>> params = {"kernel": jnp.ones((20, 10)), "bias": jnp.zeros(10)}
@@ -65,16 +68,16 @@ def sparsify(
       seed: of the rule's random choices.
       track_explored: remember which weights were ever kept, for "explored" in `mask_metrics`; a
         byte for each weight, at rules that change the masks.
-      new_weights: how much of its update a weight gets that the rule grew, as a function
-        `(age, step) -> factor` of the updates since then and of all updates: `adam_correction()`,
-        `ramp(100)`, or None for all. It takes two bytes for each weight.
+      new_weights: the share of its update that a newly grown weight gets: a function
+        `(age, step) -> factor`, where age counts its updates, 1 at the first; `adam_correction()`,
+        `ramp(100)`, or None for full updates. It takes two bytes for each weight.
 
     Returns:
       A transform whose `update(updates, state, params)` takes the dense gradients as `updates`, and
       whose state is a `SparseState`.
 
     Raises:
-      TypeError: `rule` is not a Rule.
+      TypeError: `rule` is not a Rule, or `new_weights` not a function.
       ValueError: from `update`, when it gets no `params`, the state of another transform or of
         another kind of rule, or masks that do not fit the parameters.
     """
@@ -82,6 +85,11 @@ def sparsify(
         raise TypeError(
             f"the rule is a {type(rule).__name__}: pass a Rule, such as make_rule('rst', "
             "density=0.05), or static(masks) for masks that you have."
+        )
+    if new_weights is not None and not callable(new_weights):
+        raise TypeError(
+            f"new_weights={new_weights!r} is not a function of age and step: pass "
+            "adam_correction(), or ramp(100)."
         )
     inner = optax.with_extra_args_support(inner)
     # A plain False says that the masks never change: nothing to compile, nothing to count.
@@ -105,38 +113,53 @@ def sparsify(
     ) -> tuple[Params, SparseState]:
         if params is None:
             raise ValueError("sparsify needs the parameters: call tx.update(grads, state, params).")
-        _check_state(state, params, rule, changes, ages=changes and new_weights is not None)
-        grads, step = updates, optax.safe_increment(state.step)
+        kinds = _Kinds(changes, changes and track_explored, changes and new_weights is not None)
+        _check_state(state, params, rule, kinds)
+        step = optax.safe_increment(state.step)
         if not changes:
             updates, inner_state = inner.update(
-                apply_masks(grads, state.masks), state.inner_state, params, **extra
+                apply_masks(updates, state.masks), state.inner_state, params, **extra
             )
             state = state._replace(step=step, inner_state=inner_state)
             return map_masked(_or_to_zero, state.masks, updates, params), state
-        average, rule_grads = state.gradient_average, grads
+        average, rule_grads = state.gradient_average, updates
         if rule.gradient_decay:
-            average = _update_average(average, grads, state.masks, rule.gradient_decay)
-            rule_grads = map_masked(lambda mask, grad, mean: mean, state.masks, grads, average)
+            average = _update_average(average, updates, state.masks, rule.gradient_decay)
+            rule_grads = map_masked(lambda mask, grad, mean: mean, state.masks, updates, average)
 
-        def change(masks: Masks) -> Masks | Change:
-            key = jax.random.fold_in(jax.random.key(seed), step)
-            return rule.update(key, state.step, masks, params, rule_grads)
+        key = jax.random.fold_in(jax.random.key(seed), step)
 
-        change = jax.jit(change)  # so that the two below trace it once
-        restarts = isinstance(jax.eval_shape(change, state.masks), Change)
-        # Gradients that are not finite say nothing about where to grow.
+        def change(masks: Masks, params: Params, grads: Params) -> Masks | Change:
+            return rule.update(key, state.step, masks, params, grads)
+
+        change = jax.jit(change)  # so that it is traced once, here and below
+        restarts = isinstance(jax.eval_shape(change, state.masks, params, rule_grads), Change)
+
+        def keep(masks: Masks, *_: Params) -> Masks | Change:
+            return Change(masks, masks) if restarts else masks
+
         due = rule.due(state.step) | state.pending
-        now = jax.lax.cond(due, _all_finite, lambda *_: jnp.zeros((), bool), grads, state.masks)
-        # Through the conds go masks and scalars: what a branch returns is in memory at every step.
-        masks = jax.lax.cond(
-            now, change, lambda masks: Change(masks, masks) if restarts else masks, state.masks
+
+        def attempt(masks: Masks, params: Params, grads: Params) -> _Attempt:
+            # Gradients that are not finite say nothing about where to grow.
+            ready = due & _all_finite(updates, masks)
+            after = jax.lax.cond(ready, change, keep, masks, params, grads)
+            new = after.masks if restarts else after
+            new_churn = jax.lax.cond(ready, churn, lambda *_: state.churn, masks, new)
+            return _Attempt(after, new_churn, due & ~ready)
+
+        def wait(masks: Masks, *_: Params) -> _Attempt:
+            return _Attempt(keep(masks), state.churn, jnp.zeros((), bool))
+
+        # Through the cond go masks and scalars: what a branch returns is in memory at every step.
+        after, new_churn, pending = jax.lax.cond(
+            _anywhere(due), attempt, wait, state.masks, params, rule_grads
         )
-        masks, kept = masks if restarts else (masks, _both(state.masks, masks))
-        changed = jax.lax.cond(now, churn, lambda *_: state.churn, state.masks, masks)
+        masks, kept = after if restarts else (after, _both(state.masks, after))
         # The inner optimizer sees what stays, with 0 elsewhere, so that its slots come out of it as
         # they are returned: reset after it, they would be in memory twice.
         inner_state = _reset_slots(inner, state.inner_state, kept)
-        masked_grads, masked_params = apply_masks(grads, kept), apply_masks(params, kept)
+        masked_grads, masked_params = apply_masks(updates, kept), apply_masks(params, kept)
         updates, inner_state = inner.update(masked_grads, inner_state, masked_params, **extra)
         age, explored_now = state.age, state.kept_before
         if new_weights:
@@ -149,14 +172,33 @@ def sparsify(
             masks=masks,
             inner_state=inner_state,
             gradient_average=average,
-            pending=due & ~now,
+            pending=pending,
             kept_before=explored_now,
-            churn=changed,
+            churn=new_churn,
             age=age,
         )
         return map_masked(_or_to_zero, kept, updates, params), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+class _Attempt(NamedTuple):
+    """What a step does to the masks: those after it, how much changed, and what still waits."""
+
+    after: Masks | Change
+    churn: Float[Array, ""]
+    pending: Bool[Array, ""]
+
+
+@jax.custom_batching.custom_vmap
+def _anywhere(flag: Bool[Array, ""]) -> Bool[Array, ""]:
+    """Whether the flag is True in any run of a `vmap`: a cond on it then stays a cond."""
+    return flag
+
+
+@_anywhere.def_vmap
+def _anywhere_in_batch(size: int, batched: Sequence[bool], flag: Bool[Array, " n"]) -> Any:
+    return _anywhere(jnp.any(flag)), False
 
 
 def _older(kept: Bool[Array, "..."], age: UInt[Array, "..."]) -> UInt[Array, "..."]:
@@ -168,7 +210,9 @@ def _older(kept: Bool[Array, "..."], age: UInt[Array, "..."]) -> UInt[Array, "..
 def _scale(
     factor: NewWeights, step: Int[Array, ""], age: UInt[Array, "..."], update: Array
 ) -> Array:
-    return update * factor(age.astype(jnp.float32), step).astype(update.dtype)
+    most = jnp.iinfo(age.dtype).max  # where the count ends
+    share = jnp.where(age == most, 1.0, factor(jnp.maximum(age, 1).astype(jnp.float32), step))
+    return update * share.astype(update.dtype)
 
 
 def _both(before: Masks, after: Masks) -> Masks:
@@ -191,13 +235,26 @@ def _or_to_zero(mask: Array, update: Array, param: Array) -> Array:
         return jnp.where(mask, update, -param)
 
 
-def _check_state(state: Any, params: Params, rule: Rule, changes: bool, *, ages: bool) -> None:
+class _Kinds(NamedTuple):
+    """What a state has beside the masks."""
+
+    changes: bool
+    explored: bool
+    ages: bool
+
+
+def _check_state(state: Any, params: Params, rule: Rule, kinds: _Kinds) -> None:
     """Raise ValueError for a state of another rule, which might train dense without a word."""
     made_by_it = isinstance(state, SparseState) and (
-        bool(jax.tree.leaves(state.pending)) == changes
-        and bool(jax.tree.leaves(state.gradient_average))
-        == bool(rule.gradient_decay and jax.tree.leaves(state.masks))
-        and bool(jax.tree.leaves(state.age)) == bool(ages and jax.tree.leaves(state.masks))
+        bool(jax.tree.leaves(state.pending)) == kinds.changes
+        and all(
+            bool(jax.tree.leaves(part)) == bool(has and jax.tree.leaves(state.masks))
+            for part, has in (
+                (state.gradient_average, rule.gradient_decay),
+                (state.kept_before, kinds.explored),
+                (state.age, kinds.ages),
+            )
+        )
     )
     if made_by_it and not jax.tree.leaves(state.masks):  # as of a dense rule
         made_by_it = not jax.tree.leaves(jax.eval_shape(rule.init, jax.random.key(0), params))

@@ -32,7 +32,8 @@ class SparseState(NamedTuple):
         masks, else ().
       kept_before: which weights earlier masks kept, for the same rules, else ().
       churn: how much the last change changed (`churn`), for the same rules, else ().
-      age: updates of each weight since it was grown, where `new_weights` asks for it, else ().
+      age: updates of each weight since it was grown, up to 65,535, where `new_weights` asks for it,
+        else ().
     """
 
     step: Int[Array, ""]

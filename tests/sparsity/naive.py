@@ -181,7 +181,7 @@ def check_memory(name):
 def layers(dtype=jnp.float32):
     """Parameters with two layers of one shape and one of another."""
     rng = np.random.default_rng(0)
-    sizes = {"one": (6, 5), "two": (6, 5), "conv": (3, 3, 2, 4)}
+    sizes = {"layer0": (6, 5), "layer1": (6, 5), "conv": (3, 3, 2, 4)}
     return {
         name: {"kernel": jnp.asarray(rng.normal(size=size), dtype), "bias": jnp.ones(3, dtype)}
         for name, size in sizes.items()

@@ -157,9 +157,13 @@ def test_two_processes_end_with_the_masks_and_weights_of_one():
     printed = []
     for numbers in ([-1], [0, 1]):
         processes = [start_process(number, port) for number in numbers]
-        for process in processes:
-            out, err = process.communicate(timeout=600)
-            assert process.returncode == 0, err
-            printed.append([line for line in out.splitlines() if not line.startswith("[Gloo]")])
+        try:
+            for process in processes:
+                out, err = process.communicate(timeout=600)
+                assert process.returncode == 0, err
+                printed.append([line for line in out.splitlines() if not line.startswith("[Gloo]")])
+        finally:
+            for process in processes:
+                process.kill()
     assert len(printed[0]) == 5
     assert printed[0] == printed[1] == printed[2]

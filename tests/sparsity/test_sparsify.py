@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from cka_sr_jax.sparsity import (
+    SparseState,
     get_masks,
     granet,
     leaf_paths,
@@ -65,7 +66,10 @@ def test_a_change_waits_until_gradients_are_finite(name):
     tx = sparsify(optax.sgd(0.0), make_rule(name.split()[0], **RULES[name]))
     step, params = step_of(tx), layers()
     bad = np.inf if name in ("set", "gmp") else np.nan
-    poisoned = {**params, "two": {**params["two"], "kernel": params["two"]["kernel"] + bad}}
+    poisoned = {
+        **params,
+        "layer1": {**params["layer1"], "kernel": params["layer1"]["kernel"] + bad},
+    }
 
     def masks_after(steps, bad_steps):
         grads = lambda i, _: poisoned if i in bad_steps else params  # noqa: E731
@@ -124,16 +128,16 @@ def test_rigl_keeps_the_value_of_a_weight_that_is_dropped_and_grown_at_once():
 @pytest.mark.parametrize("name", [name for name in RULES if name != "rst"])
 def test_rules_start_from_masks_that_are_given(name):
     params = layers()
-    start = {"one": {"kernel": params["one"]["kernel"] > 0}}  # the others stay dense
+    start = {"layer0": {"kernel": params["layer0"]["kernel"] > 0}}  # the others stay dense
     rule = make_rule(name.split()[0], **RULES[name], start=start)
     tx = sparsify(optax.sgd(0.1), rule)
     state = tx.init(params)
     masks = dict(leaf_paths(get_masks(state)))
-    assert masks.keys() == {"one/kernel"}
-    np.testing.assert_array_equal(masks["one/kernel"], start["one"]["kernel"])
+    assert masks.keys() == {"layer0/kernel"}
+    np.testing.assert_array_equal(masks["layer0/kernel"], start["layer0"]["kernel"])
     _, state = train(tx, params, END + 1)
-    count = int(get_masks(state)["one"]["kernel"].sum())
-    kept = int(start["one"]["kernel"].sum())
+    count = int(get_masks(state)["layer0"]["kernel"].sum())
+    kept = int(start["layer0"]["kernel"].sum())
     assert count == kept if name in ("set", "rigl", "snfs", "mest") else 0 < count < kept
     wrong = make_rule(name.split()[0], **RULES[name], start={"bias": jnp.ones(3, bool)})
     with pytest.raises(ValueError, match="the masks prune bias, which the rule keeps dense"):
@@ -171,6 +175,9 @@ def test_eight_billion_weights_and_leaves_beyond_int32_can_be_planned(name):
     big = {
         "blocks": {"kernel": jax.ShapeDtypeStruct((80, 8192, 28672), jnp.bfloat16)},
         "head": {"kernel": jax.ShapeDtypeStruct((8192, 128256), jnp.bfloat16)},
+        # One shape and role: they share a compiled search, with 64-bit counts.
+        "table0": {"kernel": jax.ShapeDtypeStruct((8192, 300_000), jnp.bfloat16)},
+        "table1": {"kernel": jax.ShapeDtypeStruct((8192, 300_000), jnp.bfloat16)},
     }
     for stacked in ({"blocks": 1}, None):
         rule = make_rule(name.split()[0], **RULES[name], stacked=stacked)
@@ -179,3 +186,45 @@ def test_eight_billion_weights_and_leaves_beyond_int32_can_be_planned(name):
         updates, after = jax.eval_shape(tx.update, big, state, big)
         assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, big)
         assert jax.tree.structure(after) == jax.tree.structure(state)
+
+
+def test_runs_that_train_together_change_masks_only_when_it_is_due():
+    """Under vmap a cond with a predicate of each run would compute both branches at every step."""
+    tx = sparsify(optax.sgd(0.1), make_rule("rigl", **COMMON))
+    runs = jax.vmap(lambda scale: jax.tree.map(lambda p: p * scale, layers()))(jnp.arange(1.0, 4))
+    state = jax.vmap(tx.init)(runs)
+    axes = SparseState(None, *(0,) * (len(state) - 1))
+    state = state._replace(step=state.step[0])
+    update = jax.vmap(tx.update, in_axes=(0, axes, 0), out_axes=(0, axes))
+    jaxpr = jax.make_jaxpr(update)(runs, state, runs)
+    outer = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "cond"]
+    assert [eqn.invars[0].aval.shape for eqn in outer] == [()]
+    step = jax.jit(update)
+    together = runs
+    for _ in range(4):
+        updates, state = step(together, state, together)
+        together = optax.apply_updates(together, updates)
+    for i in range(3):
+        alone = jax.tree.map(lambda leaf, i=i: leaf[i], runs)
+        alone, own = train_from(tx, alone, 4)
+        for path, mask in leaf_paths(get_masks(own)):
+            masks = dict(leaf_paths(get_masks(state)))
+            np.testing.assert_array_equal(masks[path][i], mask, err_msg=path)
+
+
+def train_from(tx, params, steps):
+    """As `train`, from parameters that are not masked."""
+    state, step = tx.init(params), step_of(tx)
+    for _ in range(steps):
+        params, state = step(params, state, params)
+    return params, state
+
+
+@pytest.mark.parametrize("explored", [True, False])
+def test_a_state_of_another_kind_of_exploration_is_refused(explored):
+    rule = make_rule("rigl", **COMMON)
+    state = sparsify(optax.sgd(0.1), rule, track_explored=explored).init(layers())
+    with pytest.raises(ValueError, match="not one of this sparsify"):
+        sparsify(optax.sgd(0.1), rule, track_explored=not explored).update(
+            layers(), state, layers()
+        )

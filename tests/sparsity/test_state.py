@@ -56,15 +56,15 @@ def test_exploration_is_counted_where_it_is_asked_for():
 
 def test_parts_of_one_partition_have_one_tree_of_masks():
     params = layers()
-    labels = {"one": "a", "two": "b", "conv": "b"}
+    labels = {"layer0": "a", "layer1": "b", "conv": "b"}
     rules = {"a": rst(0.5, "uniform"), "b": make_rule("rigl", **COMMON)}
     tx = optax.partition(
         {name: sparsify(optax.sgd(0.1), rule) for name, rule in rules.items()}, labels
     )
     params, state = train(tx, params, 4)
     masks = dict(leaf_paths(get_masks(state)))
-    assert masks.keys() == {"one/kernel", "two/kernel", "conv/kernel"}
-    assert int(masks["one/kernel"].sum()) == 15
+    assert masks.keys() == {"layer0/kernel", "layer1/kernel", "conv/kernel"}
+    assert int(masks["layer0/kernel"].sum()) == 15
     for path, leaf in leaf_paths(params):
         assert path not in masks or not leaf[~masks[path]].any()
     metrics = mask_metrics(state)
