@@ -6,11 +6,13 @@ import html
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from cka_sr_jax._paths import leaf_paths, natural_key
 from cka_sr_jax.sparsity import get_masks, layers_of
 from cka_sr_jax.sparsity.layers import Axes, Layer, Patterns, describe
+from cka_sr_jax.sparsity.masks import check_masks
 from cka_sr_jax.sparsity.per_layer import count_layers
 
 HEADER = ("parameter", "shape", "pruned as", "weights", "kept", "density")
@@ -65,17 +67,9 @@ class Summary(NamedTuple):
         vectors = [row for row in self.rows if row not in shown]
         cells = [_cells_of(row) for row in shown]
         if vectors:
-            size = sum(row.size for row in vectors)
-            cells.append(
-                (
-                    f"{len(vectors)} vector{'s' * (len(vectors) > 1)}",
-                    "",
-                    "not pruned",
-                    f"{size:,}",
-                    f"{size:,}",
-                    "1",
-                )
-            )
+            size = f"{sum(row.size for row in vectors):,}"
+            name = "1 vector" if len(vectors) == 1 else f"{len(vectors)} vectors"
+            cells.append((name, "", "not pruned", size, size, "1"))
         pruned = [row for row in self.rows if row.layer]
         cells.append(_total("pruned together", pruned))
         cells.append(_total("all", self.rows))
@@ -122,13 +116,15 @@ def summary(
         options: dict[str, Any] = {"include": include, "exclude": exclude}
         layers = layers_of(params, **options, stacked=stacked, input_axes=input_axes)
     else:
-        masks = dict(leaf_paths(get_masks(opt_state)))
+        tree = get_masks(opt_state)
+        check_masks(params, tree)
+        masks = dict(leaf_paths(tree))
         layers = describe(params, list(masks), stacked=stacked, input_axes=input_axes)
     rows = []
     for path, leaf in leaf_paths(params):
         layer, mask = layers.get(path), masks.get(path)
         kept = None
-        if layer is not None and mask is not None:
+        if layer is not None and not isinstance(mask, jax.ShapeDtypeStruct | None):
             kept = np.asarray(count_layers(layer, mask))  # counted where the mask lies
         rows.append(SummaryRow(path, np.shape(leaf), layer, kept))
     return Summary(tuple(sorted(rows, key=lambda row: natural_key(row.path))))

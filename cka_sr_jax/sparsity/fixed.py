@@ -74,7 +74,8 @@ def given_masks(params: Params, masks: Masks) -> Masks:
                 f"the mask of {path} has values other than 0 and 1: pass masks, not scores or "
                 "weights."
             )
-    bools = {path: jnp.asarray(mask, bool) for path, mask in given.items()}
+    # Copies, which a step that donates its state may overwrite.
+    bools = {path: jnp.array(mask, bool) for path, mask in given.items()}
     return masks_from_paths(params, bools)
 
 

@@ -158,10 +158,13 @@ def describe(
     _check_axes("stacked", stacked, shapes)
     _check_axes("input_axes", input_axes, {path: shapes[path] for path in paths})
     attributes = _attributes(params)
+    # Norms of a declared stack say nothing about the kernels near it.
+    others = {path: shape for path, shape in shapes.items() if not _first_match(stacked, path)}
     layers = {}
     for path in paths:
         stack, inputs = _first_match(stacked, path) or 0, _first_match(input_axes, path)
-        layers[path] = _layer(path, shapes, stack, inputs, path in attributes)
+        seen = shapes if stack else others
+        layers[path] = _layer(path, seen, stack, inputs, path in attributes)
     return layers
 
 
@@ -179,7 +182,7 @@ def finder(
 
 def _select(include: Sequence[str], shapes: Mapping[str, Any], ranks: Mapping[str, int]) -> list:
     """The paths that are pruned, before `exclude`."""
-    matrices = [path for path in shapes if ranks[path] >= 2]
+    matrices = [path for path in shapes if ranks[path] >= 2 and math.prod(shapes[path]) > 0]
     kernels = [path for path in matrices if _is_weight(path)]
     if not kernels:
         kernels = [path for path in matrices if not OTHERS & set(_words(_name(path)))]
@@ -204,12 +207,13 @@ def _layer(
     shape = shapes[path]
     rank = len(shape) - stack
     inputs = input_axes
+    equinox = attribute and _words(_name(path))[0] == "weight"
     if inputs is not None and inputs >= rank:
         raise ValueError(
             f"input_axes gives {path} {inputs} input axes, which leaves no output axis in its "
             f"shape {shape}: pass 1 to {rank - 1}."
         )
-    if inputs is None and rank >= 3:
+    if inputs is None and rank >= 3 and not (equinox and _has_conv_bias(path, shapes, stack)):
         if stack == 0:
             _check_not_stacked(path, shapes)
         inputs = _inputs_by_bias(path, shape[stack:], shapes, stack)
@@ -217,9 +221,15 @@ def _layer(
     axes = tuple(range(rank))
     if inputs is not None:
         return Layer(shape, stack, (), axes[:inputs], axes[inputs:])
-    if attribute and _name(path) == "weight":  # Equinox's: [out, in, *taps]
+    if equinox:  # [out, in, *taps]
         return Layer(shape, stack, axes[2:], axes[1:2], axes[:1])
     return Layer(shape, stack, axes[:-2], axes[-2:-1], axes[-1:])
+
+
+def _has_conv_bias(path: str, shapes: Mapping[str, Any], stack: int) -> bool:
+    """Whether the bias beside an Equinox weight is [out, 1, ...], a convolution's."""
+    bias, shape = shapes.get(_beside(path, "bias"), ())[stack:], shapes[path][stack:]
+    return bias == (shape[0], *(1,) * (len(shape) - 2))
 
 
 def _check_not_stacked(path: str, shapes: Mapping[str, Any]) -> None:
@@ -257,10 +267,10 @@ def _attention_inputs(path: str, rank: int, shapes: Mapping[str, Any]) -> int | 
 
 
 def _in_attention(path: str, shapes: Mapping[str, Any]) -> bool:
-    """Whether a kernel stands in a module that has query, key and value, as Flax's attention."""
+    """Whether a kernel is a query, key or value of attention, or the `out` beside all three."""
     *around, layer, name = ("", *path.split("/"))
     siblings = ["/".join((*around, part, name)).removeprefix("/") for part in ATTENTION]
-    return layer in (*ATTENTION, "out") and all(sibling in shapes for sibling in siblings)
+    return layer in ATTENTION or (layer == "out" and all(path in shapes for path in siblings))
 
 
 def _beside(path: str, name: str) -> str:

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, UInt
+from jaxtyping import Array, Bool, Float, Int, Integer, UInt
 
 from cka_sr_jax._dtypes import enable_x64
 
-Count = int | Int[Array | np.ndarray, ""]
+Count = int | np.integer | Integer[Array | np.ndarray, ""]
 
 # Counts of more than this are int64.
 LARGEST_INT32 = 2**31 - 1
@@ -72,7 +72,7 @@ def largest_ranks(
     with wide_counts(size):
         dtype = count_dtype(size)
         index_dtype = jnp.uint32 if dtype == jnp.int32 else jnp.uint64
-        k = jnp.clip(jnp.asarray(k).astype(dtype), 0, size)
+        k = _clipped(k, size, dtype)
 
         def reaches(path: str, at: _Place) -> Bool[Array, "..."]:
             rank = ranks[path]
@@ -148,6 +148,18 @@ def _indices(shape: tuple[int, ...], dtype: Any) -> UInt[Array, "..."]:
         for axis, stride in enumerate(strides)
     ]
     return sum(axes, jnp.zeros((), dtype))
+
+
+def _clipped(k: Any, size: int, dtype: Any) -> Int[Array, ""]:
+    """k in [0, size], clipped in its own type: cast first, a large one would be another number."""
+    if isinstance(k, int):
+        return jnp.asarray(min(max(k, 0), size), dtype)
+    if not isinstance(k, jax.Array):
+        return jnp.asarray(np.clip(k, 0, size), dtype)
+    if jnp.issubdtype(k.dtype, jnp.integer):
+        most = min(size, jnp.iinfo(k.dtype).max)
+        return jnp.clip(k, jnp.zeros_like(k), jnp.asarray(most, k.dtype)).astype(dtype)
+    return jnp.clip(k.astype(dtype), 0, size)
 
 
 class _Place(NamedTuple):

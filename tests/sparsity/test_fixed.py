@@ -16,6 +16,7 @@ from cka_sr_jax.sparsity import (
     leaf_paths,
     make_rule,
     rst,
+    sparsify,
     static,
 )
 
@@ -152,3 +153,13 @@ def test_static_takes_masks_of_numbers():
     masks = {"w": np.eye(3)}
     found = static(masks).init(jax.random.key(0), {"w": jnp.ones((3, 3))})
     np.testing.assert_array_equal(found["w"], np.eye(3, dtype=bool))
+
+
+def test_a_step_that_donates_its_state_leaves_the_given_masks():
+    params = {"w": jnp.ones((6, 5))}
+    masks = {"w": jnp.arange(30).reshape(6, 5) % 3 == 0}
+    tx = sparsify(optax.sgd(0.1), static(masks))
+    update = jax.jit(tx.update, donate_argnums=1)
+    update(params, tx.init(params), params)
+    assert not masks["w"].is_deleted()
+    tx.init(params)

@@ -102,6 +102,12 @@ class Linear(NamedTuple):
     bias: jax.Array
 
 
+class Cell(NamedTuple):
+    """As Equinox's recurrent cells keep theirs."""
+
+    weight_ih: jax.Array
+
+
 @pytest.mark.parametrize(
     ("params", "expected"),
     [
@@ -128,6 +134,20 @@ class Linear(NamedTuple):
             {"conv": Linear(shape(7, 4, 3, 3), shape(7))},
             {"conv/weight": "convolution 3 x 3, 4 to 7 channels"},
         ),
+        (
+            {"conv": Linear(shape(8, 8, 1, 1), shape(8, 1, 1))},
+            {"conv/weight": "convolution 1 x 1, 8 to 8 channels"},
+        ),
+        (
+            {"conv": Linear(shape(8, 4, 3), shape(8, 1))},
+            {"conv/weight": "convolution 3, 4 to 8 channels"},
+        ),
+        ({"att": {"query": {"kernel": shape(16, 2, 8)}}}, {"att/query/kernel": "matrix 16 x 16"}),
+        (
+            {"a": {"kernel": shape(0, 3)}, "b": {"kernel": shape(4, 3)}},
+            {"b/kernel": "matrix 4 x 3"},
+        ),
+        ({"rnn": Cell(shape(15, 8))}, {"rnn/weight_ih": "matrix 8 x 15"}),
         ({"rnn": {"weight_hh": shape(4, 8)}}, {"rnn/weight_hh": "matrix 4 x 8"}),
         (
             {"pos_embed": shape(1, 5, 4), "cls_token": shape(1, 1, 4), "u": shape(4, 3)},
@@ -223,3 +243,12 @@ def test_a_parameter_called_value_is_excluded_by_its_path():
     assert list(layers_of(params)) == ["other/value", "value"]
     assert list(layers_of(params, exclude="/value")) == ["other/value"]
     assert list(layers_of(params, exclude="other/value")) == ["value"]
+
+
+def test_norms_of_a_declared_stack_do_not_make_a_convolution_suspicious():
+    blocks = {"norm": {"scale": shape(3, 16)}, "dense": {"kernel": shape(3, 16, 16)}}
+    params = {"enc": {"stem": {"kernel": shape(3, 3, 3, 16)}, "blocks": blocks}}
+    assert described(params, stacked={"enc/blocks": 1}) == {
+        "enc/stem/kernel": "convolution 3 x 3, 3 to 16 channels",
+        "enc/blocks/dense/kernel": "3 layers: matrix 16 x 16",
+    }

@@ -59,3 +59,12 @@ def test_layers_ranked_together():
     assert masks["b"].tolist() == [True, False, True]
     where = {"a": jnp.array([[False, True]]), "b": jnp.ones(3, bool)}
     assert top_k_masks(scores, 1, where)["a"].tolist() == [[False, False]]
+
+
+@pytest.mark.parametrize("k", [2**40, np.int64(2**32), np.int64(2**31 + 1), np.uint32(2**32 - 1)])
+def test_a_count_beyond_int32_is_all(k):
+    assert top_k_mask(jnp.arange(5.0), k).all()
+    if isinstance(k, np.uint32):
+        assert select(jnp.arange(5.0), k).all()
+    elif isinstance(k, int):
+        assert not top_k_mask(jnp.arange(5.0), -k).any()
