@@ -7,6 +7,7 @@ told apart here.
 
 from __future__ import annotations
 
+import collections
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -122,10 +123,17 @@ def layers_of(
 
     Raises:
       ValueError: no parameter is left to prune; a pattern that matches nothing; axes that a
-        parameter does not have; a kernel that looks stacked and is not declared so.
+        parameter does not have; a kernel that looks stacked and is not declared so; two parameters
+        of one path.
     """
     include, exclude = _patterns(include), _patterns(exclude)
-    shapes = {path: jnp.shape(leaf) for path, leaf in leaf_paths(params)}
+    leaves = leaf_paths(params)
+    shapes = {path: jnp.shape(leaf) for path, leaf in leaves}
+    if len(shapes) < len(leaves):
+        (twice, _), *_ = collections.Counter(path for path, _ in leaves).most_common(1)
+        raise ValueError(
+            f"two parameters have the path {twice}, since a key has a slash in it: rename the key."
+        )
     _check_axes("stacked", stacked or {}, shapes)
     stack = {path: _first_match(stacked or {}, path) or 0 for path in shapes}
     found = _select(include, shapes, {path: len(shapes[path]) - stack[path] for path in shapes})

@@ -25,6 +25,7 @@ from cka_sr_jax.sparsity.masks import (
 )
 from cka_sr_jax.sparsity.new_weights import NewWeights
 from cka_sr_jax.sparsity.rule import Change, Rule
+from cka_sr_jax.sparsity.slots import check_slots, reset_slots
 from cka_sr_jax.sparsity.state import SparseState
 
 
@@ -79,7 +80,8 @@ def sparsify(
     Raises:
       TypeError: `rule` is not a Rule, or `new_weights` not a function.
       ValueError: from `update`, when it gets no `params`, the state of another transform or of
-        another kind of rule, or masks that do not fit the parameters.
+        another kind of rule, or masks that do not fit the parameters; from `init`, for an inner
+        optimizer whose slots are not arranged as the parameters, with a rule that changes masks.
     """
     if not isinstance(rule, Rule):
         raise TypeError(
@@ -97,10 +99,13 @@ def sparsify(
 
     def init(params: Params) -> SparseState:
         masks = rule.init(jax.random.key(seed), params)
+        inner_state = inner.init(apply_masks(params, masks))
+        if changes:
+            check_slots(inner, inner_state, masks)
         return SparseState(
             step=jnp.zeros((), jnp.int32),
             masks=masks,
-            inner_state=inner.init(apply_masks(params, masks)),
+            inner_state=inner_state,
             gradient_average=_zeros(masks, jnp.float32) if rule.gradient_decay else (),
             pending=jnp.zeros((), bool) if changes else (),
             kept_before=_zeros(masks, bool) if changes and track_explored else (),
@@ -158,7 +163,7 @@ def sparsify(
         masks, kept = after if restarts else (after, _both(state.masks, after))
         # The inner optimizer sees what stays, with 0 elsewhere, so that its slots come out of it as
         # they are returned: reset after it, they would be in memory twice.
-        inner_state = _reset_slots(inner, state.inner_state, kept)
+        inner_state = reset_slots(inner, state.inner_state, kept)
         masked_grads, masked_params = apply_masks(updates, kept), apply_masks(params, kept)
         updates, inner_state = inner.update(masked_grads, inner_state, masked_params, **extra)
         age, explored_now = state.age, state.kept_before
@@ -280,20 +285,8 @@ def _update_average(average: Any, grads: Params, masks: Masks, decay: float) -> 
     return jax.tree.map(at_leaf, masks, grads, average, is_leaf=is_dense)
 
 
-def _reset_slots(inner: optax.GradientTransformation, inner_state: Any, kept: Masks) -> Any:
-    """The inner state with 0 in every parameter-shaped slot where `kept` is False."""
-
-    def reset(slot: Any, mask: Any) -> Any:
-        # Optimizers may leave a parameter out of a slot (muon) or factor the slot (adafactor).
-        if is_dense(mask) or is_dense(slot) or slot.shape != mask.shape:
-            return slot
-        return jnp.where(mask, slot, jnp.zeros_like(slot))
-
-    return optax.tree_utils.tree_map_params(inner, reset, inner_state, kept, is_leaf=is_dense)
-
-
 def with_masks(
     inner: optax.GradientTransformation, state: SparseState, masks: Masks
 ) -> SparseState:
     """The state of `sparsify(inner, ...)` under other masks, with 0 in the slots they prune."""
-    return state._replace(masks=masks, inner_state=_reset_slots(inner, state.inner_state, masks))
+    return state._replace(masks=masks, inner_state=reset_slots(inner, state.inner_state, masks))

@@ -278,7 +278,8 @@ def _largest_channels(
     where: Bool[Array, "..."] | None = None,
 ) -> Bool[Array, "..."]:
     """Of the channels in `where` the `count` with the largest norm, as a mask of the kernel."""
-    squares = jnp.sum(jnp.square(kernel.astype(jnp.float32)), axis=layer.fan_in)
+    size = jnp.abs(kernel).astype(jnp.float32)  # abs first, for complex weights
+    squares = jnp.sum(jnp.square(size), axis=layer.fan_in)
     chosen = top_k_mask(squares, count, where=where)
     # Like the kernel, so that the mask has its sharding.
     return jnp.expand_dims(chosen, layer.fan_in) & jnp.ones_like(kernel, bool)

@@ -252,3 +252,9 @@ def test_norms_of_a_declared_stack_do_not_make_a_convolution_suspicious():
         "enc/stem/kernel": "convolution 3 x 3, 3 to 16 channels",
         "enc/blocks/dense/kernel": "3 layers: matrix 16 x 16",
     }
+
+
+def test_two_parameters_of_one_path_are_refused():
+    params = {"a/b": {"w": shape(4, 3)}, "a": {"b": {"w": shape(4, 3)}}}
+    with pytest.raises(ValueError, match="two parameters have the path a/b/w"):
+        layers_of(params)
