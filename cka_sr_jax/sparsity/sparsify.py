@@ -131,7 +131,6 @@ def sparsify(
         if rule.gradient_decay:
             average = _update_average(average, updates, state.masks, rule.gradient_decay)
             rule_grads = map_masked(lambda mask, grad, mean: mean, state.masks, updates, average)
-
         key = jax.random.fold_in(jax.random.key(seed), step)
 
         def change(masks: Masks, params: Params, grads: Params) -> Masks | Change:
@@ -145,10 +144,10 @@ def sparsify(
 
         due = rule.due(state.step) | state.pending
 
-        def attempt(masks: Masks, params: Params, grads: Params) -> _Attempt:
+        def attempt(masks: Masks, params: Params, grads: Params, rule_grads: Params) -> _Attempt:
             # Gradients that are not finite say nothing about where to grow.
-            ready = due & _all_finite(updates, masks)
-            after = jax.lax.cond(ready, change, keep, masks, params, grads)
+            ready = due & _all_finite(grads, masks)
+            after = jax.lax.cond(ready, change, keep, masks, params, rule_grads)
             new = after.masks if restarts else after
             new_churn = jax.lax.cond(ready, churn, lambda *_: state.churn, masks, new)
             return _Attempt(after, new_churn, due & ~ready)
@@ -156,9 +155,10 @@ def sparsify(
         def wait(masks: Masks, *_: Params) -> _Attempt:
             return _Attempt(keep(masks), state.churn, jnp.zeros((), bool))
 
-        # Through the cond go masks and scalars: what a branch returns is in memory at every step.
+        # What a branch returns is in memory at every step: masks and scalars. Arrays come as
+        # arguments: outside jit, those that it closes over would be compiled in as constants.
         after, new_churn, pending = jax.lax.cond(
-            _anywhere(due), attempt, wait, state.masks, params, rule_grads
+            _anywhere(due), attempt, wait, state.masks, params, updates, rule_grads
         )
         masks, kept = after if restarts else (after, _both(state.masks, after))
         # The inner optimizer sees what stays, with 0 elsewhere, so that its slots come out of it as
