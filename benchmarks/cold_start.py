@@ -4,8 +4,8 @@
 
 FOLDER holds the TFDS set fashion_mnist (docs/running.md, "Data sets"). RigL and SET at densities
 0.05 and 0.01, five seeds; the runs of a seed share initial weights, initial masks and batches.
-Prints the accuracy on 6,000 validation images without correction, and its paired difference with each way of
-`new_weights`: mean and 95 % t interval, in percentage points. The test set is not used.
+Prints the accuracy on 6,000 validation images without correction, and its paired difference with
+each way of `new_weights`: mean and 95 % t interval, in percentage points. The test set is not used.
 """
 
 from __future__ import annotations
