@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from cka_sr_jax._paths import leaf_paths, natural_key
+from cka_sr_jax.sparsity.layers import Axes, describe
 
 
 class LayerRow(NamedTuple):
@@ -26,6 +27,7 @@ class LayerRow(NamedTuple):
       density: kept / parameters.
       flops_dense: with all entries.
       flops: with the kept entries alone.
+      pruned_as: what the masks take it for, such as "matrix 300 x 100"; empty: it stays dense.
     """
 
     path: str
@@ -35,9 +37,17 @@ class LayerRow(NamedTuple):
     density: float
     flops_dense: int
     flops: int
+    pruned_as: str = ""
 
 
-def layer_rows(params: Any, masks: Any, positions: Mapping[str, int]) -> list[LayerRow]:
+def layer_rows(
+    params: Any,
+    masks: Any,
+    positions: Mapping[str, int],
+    *,
+    stacked: Axes | None = None,
+    input_axes: Axes | None = None,
+) -> list[LayerRow]:
     """One row per parameter array, in natural order of the paths (block2 before block10).
 
       flops_dense = 2 * size * positions,   flops = 2 * kept * positions.
@@ -55,6 +65,8 @@ def layer_rows(params: Any, masks: Any, positions: Mapping[str, int]) -> list[La
       params: pytree of arrays.
       masks: the same tree with a bool array, or `optax.MaskedNode()` where the array stays dense.
       positions: path -> number of output positions per example, from `kernel_positions`.
+      stacked: as for the rule that made the masks (see `sparsity.layers_of`).
+      input_axes: likewise.
 
     Raises:
       ValueError: the trees differ, a mask has another shape than its array, or `positions` names
@@ -68,8 +80,10 @@ def layer_rows(params: Any, masks: Any, positions: Mapping[str, int]) -> list[La
             "kernel_positions of the same model."
         )
     kept = dict(leaf_paths(jax.tree.map(_count_kept, params, masks)))
+    pruned = [path for path, _ in leaf_paths(masks)]
+    layers = describe(params, pruned, stacked=stacked, input_axes=input_axes)
     rows = [
-        _row(path, np.shape(leaf), kept[path], positions.get(path, 0))
+        _row(path, np.shape(leaf), kept[path], positions.get(path, 0), str(layers.get(path, "")))
         for path, leaf in leaves.items()
     ]
     return sorted(rows, key=lambda row: natural_key(row.path))
@@ -114,10 +128,10 @@ def _count_kept(leaf: Any, mask: Any) -> int:
     return int(np.count_nonzero(mask))
 
 
-def _row(path: str, shape: tuple[int, ...], kept: int, positions: int) -> LayerRow:
+def _row(path: str, shape: tuple[int, ...], kept: int, positions: int, pruned_as: str) -> LayerRow:
     size = math.prod(shape)
     flops_dense, flops = 2 * size * positions, 2 * kept * positions
-    return LayerRow(path, shape, size, kept, _ratio(kept, size), flops_dense, flops)
+    return LayerRow(path, shape, size, kept, _ratio(kept, size), flops_dense, flops, pruned_as)
 
 
 def _sum_row(path: str, rows: Sequence[LayerRow]) -> LayerRow:

@@ -76,7 +76,8 @@ def kept_below(row: Row) -> Row:
 
     With density d, a share e of all weights that is small is (e - (1 - d)) / d of the kept ones.
     """
-    unknown_share = row.get("sparsity.exclude") or row.get("test.loss", 0.0) is None
+    chosen = row.get("sparsity.include") or row.get("sparsity.exclude")
+    unknown_share = chosen or row.get("test.loss", 0.0) is None
     density = None if unknown_share else row.get("density")
     found: Row = dict.fromkeys(KEPT_BELOW)
     for name, source in KEPT_BELOW.items():

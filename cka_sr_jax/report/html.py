@@ -222,6 +222,7 @@ def _layers(layers: Sequence[LayerRow], figures: Mapping[str, bytes]) -> str:
         f'<th scope="col">{name}</th>'
         for name in (
             "layer", "shape", "parameters", "kept", "density", "FLOPs dense", "FLOPs sparse",
+            "pruned as",
         )
     )  # fmt: skip
     body = [_layer(row) for row in fold_vectors(layers)]
@@ -252,7 +253,7 @@ def _layers(layers: Sequence[LayerRow], figures: Mapping[str, bytes]) -> str:
 
 
 def _layer(row: LayerRow) -> str:
-    path, *cells = row_text(row)
+    path, *cells = *row_text(row), row.pruned_as
     columns = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
     return f'<tr><th scope="row">{escape(path)}</th>{columns}</tr>'
 

@@ -8,8 +8,10 @@ the taps.
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Mapping
 
+import jax
 import numpy as np
 
 from cka_sr_jax._errors import unknown
@@ -162,7 +164,8 @@ def check_density(density: float, name: str = "density") -> None:
     Raises:
       ValueError: it does not.
     """
-    if isinstance(density, str) or not 0 < density <= 1:
+    number = isinstance(density, numbers.Real | np.ndarray | jax.Array)
+    if not number or not 0 < density <= 1:
         raise ValueError(
             f"{name}={density!r} is not in (0, 1]: pass the share of weights to keep, for example "
             "0.05 for 95 % sparsity."

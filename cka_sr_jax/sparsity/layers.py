@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -126,7 +126,7 @@ def layers_of(
         parameter does not have; a kernel that looks stacked and is not declared so; two parameters
         of one path.
     """
-    include, exclude = _patterns(include), _patterns(exclude)
+    include, exclude = _patterns("include", include), _patterns("exclude", exclude)
     leaves = leaf_paths(params)
     shapes = {path: jnp.shape(leaf) for path, leaf in leaves}
     if len(shapes) < len(leaves):
@@ -134,8 +134,9 @@ def layers_of(
         raise ValueError(
             f"two parameters have the path {twice}, since a key has a slash in it: rename the key."
         )
-    _check_axes("stacked", stacked or {}, shapes)
-    stack = {path: _first_match(stacked or {}, path) or 0 for path in shapes}
+    stacked = {} if stacked is None else stacked
+    _check_axes("stacked", stacked, shapes)
+    stack = {path: _first_match(stacked, path) or 0 for path in shapes}
     found = _select(include, shapes, {path: len(shapes[path]) - stack[path] for path in shapes})
     for pattern in exclude:
         excluded = [path for path in found if matches(pattern, path)]
@@ -161,7 +162,8 @@ def describe(
     input_axes: Axes | None = None,
 ) -> dict[str, Layer]:
     """{path: Layer} of these parameters; arguments and errors as for `layers_of`."""
-    stacked, input_axes = dict(stacked or {}), dict(input_axes or {})
+    stacked = {} if stacked is None else stacked
+    input_axes = {} if input_axes is None else input_axes
     shapes = {path: jnp.shape(leaf) for path, leaf in leaf_paths(params)}
     _check_axes("stacked", stacked, shapes)
     _check_axes("input_axes", input_axes, {path: shapes[path] for path in paths})
@@ -300,6 +302,11 @@ def _attributes(params: Any) -> set[str]:
 
 
 def _check_axes(option: str, axes: Axes, shapes: Mapping[str, Any]) -> None:
+    if not isinstance(axes, Mapping):
+        raise ValueError(
+            f"{option}={axes!r} is not a mapping from path patterns to numbers of axes: pass for "
+            f"example {option}={{'blocks': 1}}."
+        )
     for pattern, count in axes.items():
         if not isinstance(count, int) or count < 1:
             raise ValueError(
@@ -319,8 +326,14 @@ def _check_axes(option: str, axes: Axes, shapes: Mapping[str, Any]) -> None:
                 )
 
 
-def _patterns(patterns: Patterns) -> tuple[str, ...]:
-    return (patterns,) if isinstance(patterns, str) else tuple(patterns)
+def _patterns(option: str, patterns: Patterns) -> tuple[str, ...]:
+    found = (patterns,) if isinstance(patterns, str) else patterns
+    if not isinstance(found, Collection) or not all(isinstance(each, str) for each in found):
+        raise ValueError(
+            f"{option}={patterns!r} is neither a path pattern nor a tuple of them: pass for "
+            f"example {option}='head' or {option}=('embed', 'head')."
+        )
+    return tuple(found)
 
 
 def _first_match(axes: Axes, path: str) -> int | None:

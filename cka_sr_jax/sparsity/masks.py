@@ -118,7 +118,7 @@ def rescale_kept(
     def at_leaf(mask: Any, leaf: Any) -> Array:  # of NumPy or JAX
         layer = next(layers)
         inputs = tuple(axis + layer.stack for axis in layer.fan_in)
-        squares = jnp.square(leaf.astype(jnp.float32))
+        squares = jnp.square(jnp.abs(leaf).astype(jnp.float32))
         whole = jnp.sum(squares, axis=inputs, keepdims=True)
         kept = jnp.sum(jnp.where(mask, squares, 0), axis=inputs, keepdims=True)
         # A unit that keeps no weight is 0 whatever the factor.

@@ -39,6 +39,9 @@ def top_k_mask(
       scores: of any shape; ranked as a whole.
       k: how many, traced or not. Below 0 counts as 0, above the number of candidates as all.
       where: bool array of the scores' shape, the candidates; None: all.
+
+    Raises:
+      TypeError: k is no whole number.
     """
     masks = {"": where} if where is not None else None
     return top_k_masks({"": scores}, k, masks)[""]
@@ -154,6 +157,8 @@ def _clipped(k: Any, size: int, dtype: Any) -> Int[Array, ""]:
     """k in [0, size], clipped in its own type: cast first, a large one would be another number."""
     if isinstance(k, int):
         return jnp.asarray(min(max(k, 0), size), dtype)
+    if isinstance(k, float) or jnp.issubdtype(k.dtype, jnp.inexact):
+        raise TypeError(f"k={k} is not a whole number of scores: round it first.")
     if not isinstance(k, jax.Array):
         return jnp.asarray(np.clip(k, 0, size), dtype)
     if jnp.issubdtype(k.dtype, jnp.integer):

@@ -26,11 +26,19 @@ def reset_slots(inner: optax.GradientTransformation, inner_state: Any, kept: Mas
 
 def check_slots(inner: optax.GradientTransformation, inner_state: Any, masks: Masks) -> None:
     """Raise ValueError for an optimizer whose slots cannot be emptied weight by weight."""
+
+    def check(slot: Any, mask: Any) -> Any:
+        several = not (is_dense(mask) or is_dense(slot)) and slot.ndim > mask.ndim
+        if several and slot.shape[slot.ndim - mask.ndim :] == mask.shape:
+            raise ValueError(f"a slot of shape {slot.shape} for a parameter of {mask.shape}")
+        return slot
+
     try:
         jax.eval_shape(partial(reset_slots, inner), inner_state, masks)
-    except (TypeError, ValueError) as error:
+        optax.tree_utils.tree_map_params(inner, check, inner_state, masks, is_leaf=is_dense)
+    except (TypeError, ValueError, IndexError) as error:
         raise ValueError(
             "the inner optimizer's slots are not arranged as the parameters, as those of "
-            "optax.flatten and optax.sm3, so a rule that changes masks could not set those of new "
-            "weights to 0: use another optimizer, or a rule that keeps its masks."
+            "optax.flatten, optax.sm3 and optax.lbfgs, so a rule that changes masks could not set "
+            "those of new weights to 0: use another optimizer, or a rule that keeps its masks."
         ) from error

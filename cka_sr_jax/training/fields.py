@@ -150,6 +150,10 @@ FIELDS = {
         0.05, "Share of the weights that is kept; methods that learn their density ignore it.",
         unit=WEIGHTS, within="(0, 1]",
     ),
+    "sparsity.include": Field(
+        (), "Path patterns of the parameters that are pruned; empty: every kernel.", items=str,
+        example=("stage2*",),
+    ),
     "sparsity.exclude": Field(
         (), "Path patterns of parameters that stay dense.", items=str, example=("head/kernel",)
     ),

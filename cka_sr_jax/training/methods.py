@@ -103,7 +103,7 @@ def build_method(config: Sparsity, steps: int) -> Method:
     if name in PRUNERS:
         prune, options = PRUNERS[name].masks, _options(config)
         # The masks come later; until then every weight that may be pruned is kept.
-        method = _of_rule(_all_kept_rule(config["exclude"]))
+        method = _of_rule(Rule(init=lambda key, params: all_kept_masks(config, params)))
         return method._replace(start=start, prune=lambda untrained: prune(untrained, options))
     return _of_rule(_scheduled_rule(config, steps))._replace(start=start)
 
@@ -113,15 +113,16 @@ def fixed_masks(masks: Masks, start: Callable[[Any, Masks], Any] = apply_masks) 
     return _of_rule(static(masks))._replace(start=start)
 
 
+def all_kept_masks(config: Sparsity, params: Any) -> Masks:
+    """Masks that keep every weight which a run's `config.sparsity` would prune."""
+    return full_masks(params, include=config["include"], exclude=config["exclude"])
+
+
 def _of_rule(rule: Rule) -> Method:
     return Method(
         transform=lambda optimizer, seed: sparsify(optimizer, rule, seed=seed),
         changes=lambda steps: np.broadcast_to(np.asarray(rule.due(steps)), steps.shape),
     )
-
-
-def _all_kept_rule(exclude: Any) -> Rule:
-    return Rule(init=lambda key, params: full_masks(params, exclude=exclude))
 
 
 def _learned(learned: Any) -> Method:
@@ -169,6 +170,8 @@ def model_weights(config: Sparsity, trained: Any) -> Any:
 
 # Fields of `config.sparsity` that are not options of a method.
 _SETTINGS = ("rule", "end", "rescale")
+# Fields whose default is empty rather than None.
+_PATTERNS = ("include", "exclude")
 # Arguments that a config cannot give: arrays, functions, and a rule's first masks (in a config
 # `start` is a share).
 _NOT_IN_CONFIGS = ("batch", "batches", "inputs", "loss", "model", "params", "start")
@@ -189,7 +192,7 @@ def check_options(config: Sparsity) -> None:
             f"sparsity.rescale=True scales what masks keep at the start, and {name!r} starts with "
             "all weights: set it to False."
         )
-    if name == "channels" and not any(matches(p, "head/kernel") for p in config["exclude"]):
+    if name == "channels" and _prunes(config, "head/kernel"):
         raise ValueError(
             "sparsity.rule='channels' would prune classes with the channels of the last layer: "
             "keep it dense with sparsity.exclude=('head/kernel',)."
@@ -204,6 +207,12 @@ def check_options(config: Sparsity) -> None:
             f"sparsity.rounds={config['rounds']}: ntt trains on this many batches before it "
             "prunes; set for example 2000."
         )
+
+
+def _prunes(config: Sparsity, path: str) -> bool:
+    """Whether the path patterns of `config.sparsity` leave this kernel to be pruned."""
+    included = not config["include"] or any(matches(p, path) for p in config["include"])
+    return included and not any(matches(p, path) for p in config["exclude"])
 
 
 def changes_until_the_end(name: str) -> bool:
@@ -229,7 +238,7 @@ def _options(config: Sparsity) -> dict[str, Any]:
     name, options = config["rule"], {}
     parameters = _parameters(name)
     for option, value in config.items():
-        if option in _SETTINGS or value is None or (option == "exclude" and not value):
+        if option in _SETTINGS or value is None or (option in _PATTERNS and not value):
             continue
         if option in parameters:
             options[option] = value

@@ -15,6 +15,7 @@ import copy
 import dataclasses
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,6 @@ from cka_sr_jax._paths import leaf_paths
 from cka_sr_jax.sparsity import (
     Masks,
     apply_masks,
-    full_masks,
     get_masks,
     masks_from_paths,
     top_k_masks,
@@ -38,7 +38,7 @@ from cka_sr_jax.training.build import RunPlan, new_state, state_shapes
 from cka_sr_jax.training.checkpoints import load_variables
 from cka_sr_jax.training.config import ConfigError
 from cka_sr_jax.training.evaluation import make_evaluator
-from cka_sr_jax.training.methods import DENSE, fixed_masks
+from cka_sr_jax.training.methods import DENSE, all_kept_masks, fixed_masks
 from cka_sr_jax.training.result import report_run
 from cka_sr_jax.training.step import TrainState
 from cka_sr_jax.training.workdir import check_workdir, start_workdir, write_json
@@ -72,9 +72,7 @@ def prepare(config: ConfigDict) -> LotteryPlan:
         )
     plan = loop.prepare(config)
     # Every round has masks, the dense one too, so that all states have the same structure.
-    masks = jax.eval_shape(
-        lambda p: full_masks(p, exclude=config.sparsity.exclude), state_shapes(plan).params
-    )
+    masks = jax.eval_shape(partial(all_kept_masks, config.sparsity), state_shapes(plan).params)
     masks = jax.tree.map(lambda mask: jnp.ones(mask.shape, bool), masks)
     rounds = config.lottery.rounds
     if _kept(config, rounds, masks) == 0:

@@ -24,15 +24,22 @@ def tree():
 def test_rows_count_parameters_and_flops():
     rows = {row.path: row for row in layer_rows(*tree(), {"block10/kernel": 5})}
     # 8 weights at 5 positions, 2 FLOPs each; 3 of them kept.
-    assert rows["block10/kernel"] == ("block10/kernel", (4, 2), 8, 3, 3 / 8, 80, 30)
-    assert rows["block2/kernel"] == ("block2/kernel", (2, 3), 6, 6, 1.0, 0, 0)
-    assert rows["block2/bias"] == ("block2/bias", (3,), 3, 3, 1.0, 0, 0)
+    assert rows["block10/kernel"] == ("block10/kernel", (4, 2), 8, 3, 3 / 8, 80, 30, "matrix 4 x 2")
+    assert rows["block2/kernel"] == ("block2/kernel", (2, 3), 6, 6, 1.0, 0, 0, "")
+    assert rows["block2/bias"] == ("block2/bias", (3,), 3, 3, 1.0, 0, 0, "")
 
 
 def test_total_sums_every_row():
     total = total_row(layer_rows(*tree(), {"block10/kernel": 5, "block2/kernel": 1}))
-    assert total == ("total", (), 17, 12, 12 / 17, 92, 42)
-    assert total_row([]) == ("total", (), 0, 0, 1.0, 0, 0)
+    assert total == ("total", (), 17, 12, 12 / 17, 92, 42, "")
+    assert total_row([]) == ("total", (), 0, 0, 1.0, 0, 0, "")
+
+
+def test_rows_say_what_the_masks_take_a_parameter_for():
+    params = {"scan": {"kernel": jnp.ones((8, 4, 6))}, "query": {"kernel": jnp.ones((4, 2, 3))}}
+    masks = {name: {"kernel": leaf["kernel"] > 0} for name, leaf in params.items()}
+    query, scan = layer_rows(params, masks, {}, stacked={"scan": 1})
+    assert (query.pruned_as, scan.pruned_as) == ("matrix 4 x 6", "8 layers: matrix 4 x 6")
 
 
 def test_rows_are_in_natural_order():

@@ -229,6 +229,10 @@ def test_input_axes_are_declared_by_pattern():
         ({"stacked": {"kernel": 1}}, "no parameter is left to prune"),
         ({"input_axes": {"kernel": 2}}, "leaves no output axis"),
         ({"exclude": "*"}, "no parameter is left to prune"),
+        ({"stacked": "kernel"}, r"stacked='kernel' is not a mapping.*stacked=\{'blocks': 1\}"),
+        ({"input_axes": 2}, "input_axes=2 is not a mapping from path patterns"),
+        ({"exclude": None}, "exclude=None is neither a path pattern nor a tuple of them"),
+        ({"include": ("mlp", 3)}, r"include=\('mlp', 3\) is neither a path pattern"),
     ],
 )
 def test_what_cannot_be_right_is_refused(options, message):

@@ -90,6 +90,7 @@ def test_every_argument_is_documented(name):
             r"'rigl' takes 2 arguments without a name \(density, distribution\) and got 3",
         ),
         (lambda: make_rule("rst", density=0.0), "density=0.0 is not in"),
+        (lambda: make_rule("rst", density=None), "density=None is not in"),
         (
             lambda: make_rule("snip", density=0.1),
             r"'snip' is a method of another kind than the rules: write static\(snip\(",

@@ -68,3 +68,9 @@ def test_a_count_beyond_int32_is_all(k):
         assert select(jnp.arange(5.0), k).all()
     elif isinstance(k, int):
         assert not top_k_mask(jnp.arange(5.0), -k).any()
+
+
+@pytest.mark.parametrize("k", [2.7, 2.0, np.float32(2), jnp.asarray(2.0)])
+def test_a_count_that_is_no_whole_number_is_refused(k):
+    with pytest.raises(TypeError):
+        top_k_mask(jnp.arange(4.0), k)

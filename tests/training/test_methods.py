@@ -145,3 +145,12 @@ def test_a_distribution_that_does_not_suit_the_model_names_a_cure_that_a_config_
     message = f"^distribution '{distribution}' does not fit this model, whose {reason}.*; use "
     with pytest.raises(ConfigError, match=message + "another distribution, such as 'erk', or in"):
         prepare(config)
+
+
+@pytest.mark.parametrize("rule", ["rst", "snip", "str"])
+def test_a_run_prunes_only_what_it_includes(rule, tmp_path):
+    config = learned_config(rule, include=("hidden0",))
+    run(config, tmp_path, Console(file=io.StringIO()))
+    layers = (tmp_path / "report" / "layers.csv").read_text().splitlines()
+    pruned = [line.split(",")[0] for line in layers if "matrix" in line]
+    assert pruned == ["hidden0/kernel"]
