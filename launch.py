@@ -9,12 +9,24 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+
+def leave(*_: Any) -> NoReturn:
+    """End at once with one line, without waiting for threads or open files."""
+    sys.stderr.write("Interrupted; the same command goes on from what was saved.\n")
+    sys.stderr.flush()
+    os._exit(130)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, leave)  # until a run takes care of it, also while modules load
+
+from absl import app, flags, logging  # noqa: E402 - Ctrl-C is one line here too
+from ml_collections import config_flags  # noqa: E402
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "quickstart" / "digits.py"
 FLAGS = flags.FLAGS
@@ -74,7 +86,7 @@ def main(argv: list[str]) -> None:
 
     config = FLAGS.config
     name = Path(config_flags.get_config_filename(FLAGS["config"])).stem
-    workdir = Path(FLAGS.workdir or Path("runs") / name)
+    workdir = FLAGS.workdir or Path("runs") / name
     try:
         if FLAGS.grid or FLAGS.grid_index is not None:
             options = GridOptions(
@@ -92,7 +104,7 @@ def main(argv: list[str]) -> None:
     except ConfigError as error:
         fail(str(error))
     except KeyboardInterrupt:
-        raise SystemExit("Interrupted; the same command goes on from what was saved.") from None
+        leave()
 
 
 def fail(message: str) -> NoReturn:

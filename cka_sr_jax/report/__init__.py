@@ -1,6 +1,6 @@
 """What a run leaves to look at: tables of sparsity and FLOPs, figures, and one HTML page."""
 
-from cka_sr_jax.report.console import console_table
+from cka_sr_jax.report.console import console_table, say
 from cka_sr_jax.report.figures import (
     cka_curve,
     cka_heatmap,
@@ -23,5 +23,6 @@ __all__ = [
     "mask_curves",
     "read_metrics",
     "render_page",
+    "say",
     "write_report",
 ]

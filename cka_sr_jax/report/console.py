@@ -1,13 +1,20 @@
-"""The layers' table in the terminal."""
+"""What a run prints: lines of text, and the layers' table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cka_sr_jax.accounting import LayerRow, fold_vectors, row_text, total_row
+
+
+def say(console: Console, text: str) -> None:
+    """Print a line as it is: a path may have brackets, which rich would take for markup."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def console_table(rows: Sequence[LayerRow]) -> Table:
@@ -18,7 +25,7 @@ def console_table(rows: Sequence[LayerRow]) -> Table:
     for name in ("params", "kept", "density", "FLOPs", "sparse"):
         table.add_column(name, justify="right")
     for row in fold_vectors(rows):
-        table.add_row(*row_text(row))
+        table.add_row(*map(Text, row_text(row)))
     for column, text in zip(table.columns, row_text(total_row(rows)), strict=True):
         column.footer = text
     return table

@@ -15,6 +15,10 @@ DISCLAIMER = "Masked weights save parameters and FLOPs on paper, not time on den
 
 # {dotted path in result.json: (its name on the page, its format)}; others keep their path.
 RESULTS = {
+    "diverged.step": ("Diverged at step", "{:,}"),
+    "diverged.before.loss": ("Training loss of the step before", "{:.4f}"),
+    "diverged.before.accuracy": ("Training accuracy of the step before", "{:.2%}"),
+    "diverged.checkpoint": ("Newest checkpoint, from before", "{:,}"),
     "test.accuracy": ("Test accuracy", "{:.2%}"),
     "test.loss": ("Test loss (nats)", "{:.4f}"),
     "validation.accuracy": ("Validation accuracy", "{:.2%}"),
@@ -139,6 +143,12 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def has_diverged(result: Mapping[str, Any]) -> bool:
+    """Whether a loss of the run was not finite, which result.json holds as null."""
+    flat = flatten(result)
+    return "diverged.step" in flat or flat.get("test.loss", 0.0) is None
+
+
 def selected_on_test(result: Mapping[str, Any]) -> bool:
     """Whether result["test"]["selected"] has the word "test" in it, such as "best-test"."""
     selected = str(flatten(result).get("test.selected"))
@@ -172,17 +182,18 @@ def _selection_warning(result: Mapping[str, Any]) -> str:
 def _results_table(result: Mapping[str, Any]) -> str:
     flat = flatten(result)
     order = [*(key for key in RESULTS if key in flat), *(key for key in flat if key not in RESULTS)]
+    missing = "diverged" if has_diverged(result) else "not computed"
     rows = [
         f'<tr><th scope="row">{escape(label)}</th><td>{escape(text)}</td></tr>'
-        for label, text in (_result(key, flat[key]) for key in order)
+        for label, text in (_result(key, flat[key], missing) for key in order)
     ]
     return f'<table class="results"><tbody>\n{_lines(rows)}\n</tbody></table>'
 
 
-def _result(key: str, value: Any) -> tuple[str, str]:
+def _result(key: str, value: Any, missing: str) -> tuple[str, str]:
     label, form = RESULTS.get(key, (key, "{}"))
     if value is None:
-        return label, "not computed"
+        return label, missing
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if is_number and key in RESULTS:
         return label, form.format(value)

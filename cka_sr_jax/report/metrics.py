@@ -16,12 +16,17 @@ class MetricWriter:
     """Appends each record to metrics.jsonl and to TensorBoard events in the work directory.
 
     What an interrupted run wrote after the step that it resumes from is dropped.
+
+    Attributes:
+      damaged: lines that were no records, and are dropped.
     """
 
     def __init__(self, workdir: Path, resumed_step: int) -> None:
         """Open the files, keeping the records up to `resumed_step`."""
         path = workdir / "metrics.jsonl"
-        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= resumed_step]
+        records = [_record(line) for line in _complete_lines(path)]
+        self.damaged = records.count(None)
+        kept = [json.dumps(r) for r in records if r is not None and r["step"] <= resumed_step]
         temporary = path.with_suffix(".tmp")
         temporary.write_text("".join(f"{line}\n" for line in kept))
         os.replace(temporary, path)
@@ -44,10 +49,17 @@ class MetricWriter:
 
 
 def mean_metrics(metrics: list[dict[str, Any]]) -> dict[str, float]:
-    """Mean of each metric over the steps; of the penalty over the steps that computed it."""
-    result = {}
+    """Mean of each metric over the steps; of the penalty over the steps that computed it.
+
+    Steps whose "finite" is 0 were skipped: they are counted as "skipped_steps" and left out.
+    """
+    taken = [step for step in metrics if step.get("finite", True)]
+    skipped = len(metrics) - len(taken)
+    result = {"skipped_steps": float(skipped)} if skipped else {}
     for name in metrics[0]:
-        values = np.array([float(step[name]) for step in metrics])
+        if name == "finite":
+            continue
+        values = np.array([float(step[name]) for step in taken])
         if name == "penalty":  # NaN where `every` left it out
             values = values[~np.isnan(values)]
         result[name] = float(values.mean()) if values.size else math.nan
@@ -55,13 +67,25 @@ def mean_metrics(metrics: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl; none where there is no file."""
-    return [json.loads(line) for line in _complete_lines(path)]
+    """The records of a metrics.jsonl, without damaged lines; none where there is no file."""
+    records = [_record(line) for line in _complete_lines(path)]
+    return [record for record in records if record is not None]
+
+
+def _record(line: str) -> dict[str, Any] | None:
+    """What a line holds; None where it is damaged."""
+    try:
+        record = json.loads(line)
+        whole = isinstance(record["step"], int) and isinstance(record["split"], str)
+        values = [value for name, value in record.items() if name != "split"]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return record if whole and all(isinstance(v, int | float | None) for v in values) else None
 
 
 def _complete_lines(path: Path) -> list[str]:
     """All lines but a last one that a killed process wrote half of."""
     if not path.exists():
         return []
-    *lines, _ = path.read_text().split("\n")
+    *lines, _ = path.read_text(errors="replace").split("\n")
     return [line for line in lines if line]

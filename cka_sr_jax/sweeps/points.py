@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,8 +14,7 @@ from ml_collections import ConfigDict
 from cka_sr_jax.training import ConfigError, default_config
 from cka_sr_jax.training.config import flatten, validate
 from cka_sr_jax.training.fields import FIELDS, unknown_field
-
-LONGEST_NAME = 255  # bytes of a file's name
+from cka_sr_jax.training.workdir import LONGEST_NAME, PATTERN_CHARACTERS
 
 
 def grid_points(config: ConfigDict) -> dict[str, ConfigDict]:
@@ -35,7 +35,7 @@ def grid_points(config: ConfigDict) -> dict[str, ConfigDict]:
     for values in itertools.product(*axes.values()):
         point = _point(config, dict(zip(axes, values, strict=True)))
         name = ",".join(f"{labels[field]}={_value_of(point, field)}" for field in axes)
-        name = name.replace("/", "_").replace(" ", "")
+        name = re.sub(f"[/{re.escape(PATTERN_CHARACTERS)}]", "_", name.replace(" ", ""))
         if len(name.encode()) > LONGEST_NAME:
             longest = max(axes, key=lambda field: len(str(_value_of(point, field))))
             raise ConfigError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from cka_sr_jax.report import say
 from cka_sr_jax.training.build import RunPlan, new_state, state_shapes
 from cka_sr_jax.training.checkpoints import Snapshot, newest_snapshot, newest_step
 from cka_sr_jax.training.config import flatten
@@ -49,8 +51,9 @@ def train_together(plans_of: Mapping[Path, RunPlan], console: Console) -> None:
     """Train each plan in its work directory to its last step, and leave the rest to `run`.
 
     Each directory then holds what a run on its own leaves when it is killed after its last
-    checkpoint, so that `run` writes its result and its report. A group that is killed itself goes
-    on from its checkpoints. Each run is booked its share of the group's time.
+    checkpoint, so that `run` writes its result and its report; a run that diverges is left at the
+    last checkpoint before. A group that is killed itself goes on from its checkpoints. Each run is
+    booked its share of the group's time.
 
     Raises:
       ConfigError: as `run`.
@@ -60,7 +63,8 @@ def train_together(plans_of: Mapping[Path, RunPlan], console: Console) -> None:
     plans = list(plans_of.values())
     first, quiet = plans[0], Console(quiet=True)
     snapshots = [
-        newest_snapshot(plan, workdir) or Snapshot.at_start(plan, new_state(plan))
+        newest_snapshot(plan, workdir, partial(say, console))
+        or Snapshot.at_start(plan, new_state(plan))
         for workdir, plan in plans_of.items()
     ]
     starts = {int(snapshot.state.step) for snapshot in snapshots}
@@ -79,10 +83,10 @@ def train_together(plans_of: Mapping[Path, RunPlan], console: Console) -> None:
         step_function = replica_function(plans)
         data = jax.device_put(training_data(first), first.devices[0])
         where = f", from step {start} of {first.steps}" if start else ""
-        console.print(f"Training {len(plans)} runs together{where}.", highlight=False)
+        say(console, f"Training {len(plans)} runs together{where}.")
         with (
             ProgressReporter(first.steps, start, console) as progress,
-            stop_signals() as stop,
+            stop_signals(console) as stop,
         ):
             for recorder in recorders:
                 recorder.start_clock()
@@ -96,6 +100,8 @@ def train_together(plans_of: Mapping[Path, RunPlan], console: Console) -> None:
                 ]
                 if logged[0]:
                     progress.update(step + 1, logged[0])
+                if all(recorder.diverged for recorder in recorders):
+                    break
                 if stopping:
                     raise SystemExit(
                         f"Stopped at step {step + 1} of {first.steps}; the same command goes on "

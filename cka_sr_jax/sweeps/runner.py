@@ -21,6 +21,7 @@ import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from cka_sr_jax.report import say
 from cka_sr_jax.sweeps.estimate import TimeLeft, duration
 from cka_sr_jax.sweeps.options import GridOptions, choose_points
 from cka_sr_jax.sweeps.points import grid_points
@@ -30,13 +31,14 @@ from cka_sr_jax.sweeps.states import (
     ELSEWHERE,
     check_folder,
     check_no_run,
-    claim,
     ended,
     forget_failure,
     record_failure,
 )
 from cka_sr_jax.training import ConfigError, loop
 from cka_sr_jax.training.config import flatten, validate
+from cka_sr_jax.training.locks import claim
+from cka_sr_jax.training.workdir import local_folder
 from cka_sr_jax.workflows import devices_of, workflow_of
 
 
@@ -74,7 +76,8 @@ def run_grid(
     """
     options = options or GridOptions()
     console = console or Console(soft_wrap=True)
-    grid = _Grid(choose_points(grid_points(config), options), Path(workdir), options, console)
+    folder = local_folder(workdir)
+    grid = _Grid(choose_points(grid_points(config), options), folder, options, console)
     check_no_run(grid.workdir)
     for name, point in grid.points.items():
         check_folder(point, grid.folder(name))
@@ -91,18 +94,19 @@ def run_grid(
         seconds = time_left.seconds(states)
         if seconds is not None and options.replicas == 1:  # replicas all end at once
             line += f", about {duration(seconds)} left"
-        console.print(line, highlight=False, markup=False)
+        say(console, line)
     for name, state in states.items():
         if state == ELSEWHERE:  # it may have ended since
             states[name] = ended(grid.folder(name)) or state
     counts = Counter(state.split(":")[0] for state in states.values())
-    console.print(", ".join(f"{count} {state}" for state, count in counts.items()))
+    say(console, ", ".join(f"{count} {state}" for state, count in counts.items()))
     if counts["failed before"]:
-        console.print("Add --retry to run the failed points again.")
+        say(console, "Add --retry to run the failed points again.")
     if counts[ELSEWHERE]:
-        console.print(
+        say(
+            console,
             "Other processes still run some points: once they have ended, run this command again, "
-            "in case they did not finish."
+            "in case they did not finish.",
         )
     return states
 
@@ -225,7 +229,7 @@ def _run_together(grid: _Grid, plans: dict[str, Any]) -> Iterator[tuple[str, str
                     train_together({grid.folder(n): plans[n] for n in part}, grid.console)
                 except Exception as error:  # too little memory, say: each may still run alone
                     reason = " ".join(str(error).split())
-                    grid.console.print(f"Not together: {reason}", highlight=False, markup=False)
+                    say(grid.console, f"Not together: {reason}")
         for name in group:  # evaluates what is trained, and trains what is not
             plan = plans.pop(name, None)
             yield name, run_point(pending[name], grid.folder(name), retry, plan=plan)

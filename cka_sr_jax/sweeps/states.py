@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from cka_sr_jax.sweeps.locks import lock
 from cka_sr_jax.training import ConfigError
 from cka_sr_jax.training.workdir import check_workdir
 
@@ -30,13 +27,6 @@ def check_folder(config: ConfigDict, folder: Path) -> None:
     # A point that failed before it began holds nothing but failed.txt, which is fine.
     if not (folder / _FAILURE).exists() or (folder / "config.json").exists():
         check_workdir(config, folder)
-
-
-@contextmanager
-def claim(folder: Path) -> Iterator[bool]:
-    """Keep other processes from running the point until the block ends; False if one does."""
-    with lock(folder.parent / ".locks" / folder.name) as held:
-        yield held
 
 
 def has_finished(folder: Path) -> bool:

@@ -172,7 +172,9 @@ def train_step(plan: RunPlan, seed: int | Array, beta: float | Array) -> Any:
         plan.config.train.label_smoothing,
         plan.method.weights,
     )
-    return make_train_step(loss, plan.method.transform(plan.optimizer, seed))
+    skip = plan.config.train.not_finite == "skip"
+    tx = plan.method.transform(plan.optimizer, seed)
+    return make_train_step(loss, tx, skip_not_finite=skip)
 
 
 def state_shapes(plan: RunPlan) -> TrainState:

@@ -1,7 +1,18 @@
-"""Checkpoints of a run: Orbax, one flat {path: array} dict a step, written atomically."""
+"""Checkpoints of a run: Orbax, one flat {path: array} dict a step, written atomically.
+
+Each has a digest of every array, its step and the run's config beside it. What does not match its
+digest is damaged and never read; the newest intact checkpoint is taken instead.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import re
+import shutil
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,8 +22,9 @@ import orbax.checkpoint as ocp
 from flax import traverse_util
 
 from cka_sr_jax.training.build import RunPlan, state_shapes
-from cka_sr_jax.training.config import config_errors, read_config
+from cka_sr_jax.training.config import config_errors, with_defaults
 from cka_sr_jax.training.methods import model_weights
+from cka_sr_jax.training.seal import Sealed, sealed, unsealed
 from cka_sr_jax.training.selection import Best, nothing_yet
 from cka_sr_jax.training.step import TrainState
 
@@ -37,22 +49,26 @@ class Snapshot(NamedTuple):
         return cls(state, nothing_yet(plan, state), np.array(0.0), np.array(0.0))
 
 
-def newest_snapshot(plan: RunPlan, workdir: Path) -> Snapshot | None:
-    """The newest checkpoint of the plan's run in `workdir`; None where it has none.
+def newest_snapshot(
+    plan: RunPlan, workdir: Path, tell: Callable[[str], None] = warnings.warn
+) -> Snapshot | None:
+    """The newest intact checkpoint of the plan's run in `workdir`; None where it has none.
+
+    All others are removed: what is newer is damaged, and the run that goes on writes it again.
+
+    Args:
+      tell: gets a sentence for each checkpoint that is damaged.
 
     Raises:
-      ConfigError: the checkpoint is of another run.
+      ConfigError: the checkpoint is of another run, or all are damaged.
     """
-    if not (workdir / "checkpoints").is_dir():
+    checkpoints = Checkpoints(workdir, tell=tell)
+    if not checkpoints.steps():
         return None
-    checkpoints = Checkpoints(workdir, plan.config.checkpoint.keep)
-    try:
-        if checkpoints.latest_step() is None:
-            return None
-        with config_errors():
-            return checkpoints.restore(Snapshot.at_start(plan, state_shapes(plan)))
-    finally:
-        checkpoints.close()
+    with config_errors():
+        snapshot = checkpoints.restore(Snapshot.at_start(plan, state_shapes(plan)))
+    checkpoints.remove_all_but(int(snapshot.state.step))
+    return snapshot
 
 
 class Checkpoints:
@@ -62,31 +78,55 @@ class Checkpoints:
     a checkpoint that does not fit the run is refused by the name of the first leaf that differs.
     """
 
-    def __init__(self, workdir: str | Path, keep: int = 2) -> None:
-        """Open `workdir`/checkpoints, which is made if it is missing; keep the newest `keep`."""
-        self._manager = ocp.CheckpointManager(
-            Path(workdir).resolve() / "checkpoints",
-            item_handlers=ocp.StandardCheckpointHandler(),  # or it could not read metadata
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
-        )
+    def __init__(
+        self,
+        workdir: str | Path,
+        keep: int = 2,
+        config: Mapping[str, Any] | None = None,
+        tell: Callable[[str], None] = warnings.warn,
+    ) -> None:
+        """Nothing is read or written yet.
+
+        Args:
+          keep: how many of the newest to keep.
+          config: of the run, stored with each checkpoint.
+          tell: gets a sentence for each checkpoint that is passed over because it is damaged.
+        """
+        self._folder = Path(workdir).resolve() / "checkpoints"
+        self._keep, self._config, self._tell = keep, config, tell
+        self._manager: ocp.CheckpointManager | None = None  # made when something is saved
+
+    def steps(self) -> list[int]:
+        """The steps of the checkpoints that were written whole, damaged since or not."""
+        if not self._folder.is_dir():
+            return []
+        # While Orbax writes one, its folder has another name.
+        return sorted(int(p.name) for p in self._folder.iterdir() if re.fullmatch(r"\d+", p.name))
 
     def latest_step(self) -> int | None:
-        """The step of the newest complete checkpoint, None where there is none."""
-        return self._manager.latest_step()
+        """The newest of `steps`, None where there is none."""
+        return max(self.steps(), default=None)
 
     def save(self, step: int, tree: Any) -> None:
         """Write a checkpoint in the background; `close` waits for it."""
+        if self._manager is None:
+            options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=True)
+            handler = ocp.StandardCheckpointHandler()
+            self._manager = ocp.CheckpointManager(
+                self._folder, item_handlers=handler, options=options
+            )
         if step != self._manager.latest_step():
             # Copies, since the next training step reuses the state's memory during the write.
             arrays = {path: np.array(leaf) for path, leaf in _flatten(tree).items()}
+            arrays = sealed(step, arrays, self._config)
             self._manager.save(step, args=ocp.args.StandardSave(arrays))
 
     def restore(self, template: Any) -> Any:
-        """The newest checkpoint, as host arrays in the structure of `template`.
+        """The newest intact checkpoint, as host arrays in the structure of `template`.
 
         Raises:
-          ValueError: it has other leaves, shapes or types than the template, for example no masks
-            or masks of another model.
+          ValueError: there is none; or it has other leaves, shapes or types than the template, for
+            example no masks or masks of another model.
         """
         stored = self.arrays()
         expected = _flatten(template)
@@ -106,59 +146,92 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(template), [stored[p] for p in expected])
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The newest checkpoint as {path: array}, such as "state.params.head.kernel".
+        """The newest intact checkpoint as {path: array}, such as "state.params.head.kernel".
 
         Raises:
           ValueError: there is none.
         """
-        step = self._manager.latest_step()
-        if step is None:
+        return self.newest().arrays
+
+    def newest(self) -> Sealed:
+        """The arrays and the config of the newest intact checkpoint.
+
+        Raises:
+          ValueError: there is none.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                with _reads_end():
+                    return self._read(step)
+            except Exception as error:  # whatever Orbax makes of damaged files
+                self._tell(
+                    f"Checkpoint {self._folder / str(step)} is damaged ({_one_line(error)}) and "
+                    "passed over."
+                )
+        if steps:
             raise ValueError(
-                f"{self._manager.directory} holds no complete checkpoint; a lottery's are in the "
-                "folders of its rounds, and networks of a layer-sparsity experiment are read with "
-                "cka_sr_jax.layer_sparsity.load_mlp."
+                f"every checkpoint in {self._folder} is damaged: delete that folder to train from "
+                "the start, or name another --workdir."
             )
-        metadata = self._manager.item_metadata(step)
+        raise ValueError(
+            f"{self._folder} holds no complete checkpoint; a lottery's are in the folders of its "
+            "rounds, and networks of a layer-sparsity experiment are read with "
+            "cka_sr_jax.layer_sparsity.load_mlp."
+        )
+
+    def _read(self, step: int) -> Sealed:
+        """Not by the manager, which opens nothing where one step's own notes are damaged."""
+        folder, handler = self._folder / str(step) / "default", ocp.StandardCheckpointHandler()
+        metadata = handler.metadata(folder)
         # Host arrays, whatever devices wrote them.
         target = {path: np.zeros(leaf.shape, leaf.dtype) for path, leaf in metadata.items()}
-        return self._manager.restore(step, args=ocp.args.StandardRestore(target))
+        return unsealed(step, handler.restore(folder, args=ocp.args.StandardRestore(target)))
+
+    def remove_all_but(self, step: int) -> None:
+        """Remove the checkpoints of all other steps."""
+        for other in self.steps():
+            if other != step:
+                shutil.rmtree(self._folder / str(other))
 
     def close(self) -> None:
         """Wait for the last write and let go of the directory."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        if self._manager is not None:
+            self._manager.wait_until_finished()
+            self._manager.close()
 
 
 def newest_step(workdir: Path) -> int | None:
     """The step of the newest complete checkpoint in `workdir`, None where there is none."""
-    if not (workdir / "checkpoints").is_dir():
-        return None
-    checkpoints = Checkpoints(workdir)
+    return Checkpoints(workdir).latest_step()
+
+
+def stored_config(workdir: Path) -> dict[str, Any] | None:
+    """{"penalty.beta": 1e-4, ...} of the newest intact checkpoint, None where there is none.
+
+    Fields that it lacks have their default.
+    """
     try:
-        return checkpoints.latest_step()
-    finally:
-        checkpoints.close()
+        config = Checkpoints(workdir, tell=lambda _: None).newest().config
+    except ValueError:
+        return None
+    return None if config is None else with_defaults(config)
 
 
 def load_variables(workdir: str | Path) -> dict[str, Any]:
     """{"params", "batch_stats"} of the weights that a run's result is of, for `model.apply`.
 
     With `eval.select` these are the best ones and not the last. Pruned weights are 0, also of a
-    rule that learns its masks.
+    rule that learns its masks. A damaged checkpoint is passed over with a warning.
 
     Raises:
-      ValueError: `workdir` holds no run with a checkpoint.
+      ValueError: `workdir` holds no run with an intact checkpoint.
     """
-    config = Path(workdir) / "config.json"
-    if not config.exists():
+    if not Path(workdir, "config.json").exists():
         raise ValueError(f"{workdir} holds no run: it has no config.json.")
-    settings = read_config(config)
+    arrays, config = Checkpoints(workdir).newest()
+    settings = with_defaults(config or {})
     chosen = "state" if settings["eval.select"] == "last" else "best"
-    checkpoints = Checkpoints(workdir)
-    try:
-        arrays = checkpoints.arrays()
-    finally:
-        checkpoints.close()
     stored = traverse_util.unflatten_dict(arrays, sep=".")[chosen]
     variables = {name: stored.get(name, {}) for name in ("params", "batch_stats")}
     sparsity = traverse_util.unflatten_dict(settings, sep=".")["sparsity"]
@@ -169,3 +242,27 @@ def load_variables(workdir: str | Path) -> dict[str, Any]:
 def _flatten(tree: Any) -> dict[str, Any]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+@contextlib.contextmanager
+def _reads_end() -> Iterator[None]:
+    """Let Orbax's other reads end where one fails; each would print that its loop is closed."""
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if not isinstance(unraisable.exc_value, RuntimeError):
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    except Exception:
+        time.sleep(0.2)
+        raise
+    finally:
+        sys.unraisablehook = before
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 120 else f"{text[:120]}..."

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -62,13 +60,9 @@ def flatten(config: Any) -> dict[str, Any]:
     return flat
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """{"penalty.beta": 1e-4, ...} of a run's config.json; fields that it lacks have their default.
-
-    Raises:
-      ValueError: the file does not hold JSON.
-    """
-    return flatten(default_config()) | flatten(json.loads(path.read_text()))
+def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
+    """{"penalty.beta": 1e-4, ...} of a stored config; fields that it lacks have their default."""
+    return flatten(default_config()) | flatten(config)
 
 
 def is_free(name: str) -> bool:

@@ -104,6 +104,10 @@ FIELDS = {
     "train.parallel": Field(
         "pmap", "How a step is spread over several devices.", choices=("pmap", "shard_map")
     ),
+    "train.not_finite": Field(
+        "stop", "What to do where a step's loss or gradient is not finite: stop the run, or skip "
+        "the step's update.", choices=("stop", "skip"),
+    ),
     "train.log_every": Field(
         50, "Steps between two records of the loss.", unit="steps", within="[1, inf)",
         resumable=True,

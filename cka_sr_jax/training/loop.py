@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from cka_sr_jax.report import say
 from cka_sr_jax.sparsity import density, get_masks
 from cka_sr_jax.training.build import RunPlan, build_plan, new_state
 from cka_sr_jax.training.checkpoints import Snapshot, newest_snapshot
@@ -63,9 +65,14 @@ def show_finished(workdir: Path, console: Console) -> dict[str, Any] | None:
     path, report = workdir / "result.json", workdir / "report" / "index.html"
     if not (path.exists() and report.exists()):
         return None
-    result = json.loads(path.read_text())
-    console.print(f"This run is complete: test accuracy {result['test']['accuracy']:.4f}.")
-    console.print(f"Report: {report}", highlight=False)
+    try:
+        result = json.loads(path.read_text())
+        complete = f"This run is complete: test accuracy {result['test']['accuracy']:.4f}."
+    except (ValueError, TypeError, KeyError):
+        say(console, f"{path} is damaged, so it is made again.")
+        return None
+    say(console, complete)
+    say(console, f"Report: {report}")
     return result
 
 
@@ -82,14 +89,14 @@ def train(
       ConfigError, SystemExit: as `run`.
     """
     check_workdir(plan.config, workdir)
-    start = newest_snapshot(plan, workdir)
+    start = newest_snapshot(plan, workdir, partial(say, console))
     if start is None:
         start = Snapshot.at_start(plan, first_state(plan))
     first_step = int(start.state.step)
     start_workdir(plan.config, workdir)
     describe(plan, start.state, console)
     if first_step:
-        console.print(f"Resuming from step {first_step} of {plan.steps}.")
+        say(console, f"Resuming from step {first_step} of {plan.steps}.")
     recorder = Recorder(plan, workdir, start, evaluator, console)
     state = replicate(start.state, plan.devices)
     data = replicate(training_data(plan), plan.devices)
@@ -101,7 +108,7 @@ def train(
     )
     with (
         ProgressReporter(plan.steps, first_step, console) as progress,
-        stop_signals() as stop,
+        stop_signals(console) as stop,
     ):
         recorder.start_clock()
         for step in range(first_step, plan.steps):
@@ -110,13 +117,15 @@ def train(
             values = recorder.record(step + 1, metrics, lambda: state, save=stopping)  # noqa: B023
             if values:
                 progress.update(step + 1, values)
-            if stopping:
-                recorder.close()
-                raise SystemExit(
-                    f"Stopped at step {step + 1} of {plan.steps}; the same command goes on there."
-                )
-    recorder.close()
-    return TrainResult(state, select(plan, state, recorder.best), recorder.seconds())
+            if recorder.diverged or stopping:
+                break
+        recorder.close()  # here, so that a signal does not end the program as it writes
+        if stop and not recorder.diverged:
+            raise SystemExit(
+                f"Stopped at step {step + 1} of {plan.steps}; the same command goes on there."
+            )
+    selected = select(plan, state, recorder.best)
+    return TrainResult(state, selected, recorder.seconds(), recorder.flops, recorder.diverged)
 
 
 def describe(plan: RunPlan, state: TrainState, console: Console) -> None:
@@ -125,7 +134,8 @@ def describe(plan: RunPlan, state: TrainState, console: Console) -> None:
     shape = "x".join(map(str, data.train_images.shape[1:]))
     kept = float(density(get_masks(state.opt_state)))
     penalty = PENALTY_NAMES[config.penalty.similarity]
-    console.print(
+    say(
+        console,
         f"{data.name}: {len(data.train_labels)} training, {len(data.validation_labels)} validation "
         f"and {len(data.test_labels)} test images of {shape} in {data.num_classes} classes\n"
         f"{config.model.name}: {sum(p.size for p in jax.tree.leaves(state.params)):,} "
@@ -133,5 +143,4 @@ def describe(plan: RunPlan, state: TrainState, console: Console) -> None:
         f"{penalty} beta {config.penalty.beta:g}\n"
         f"{plan.steps} steps of {config.train.batch_size} images on "
         f"{len(plan.devices)} x {plan.devices[0].device_kind}",
-        highlight=False,
     )

@@ -16,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from cka_sr_jax.report import say
+
 
 class ProgressReporter:
     """A progress bar with rate and remaining time; plain lines where there is no terminal."""
@@ -63,8 +65,7 @@ class ProgressReporter:
                 for name in ("loss", "accuracy", "penalty")
                 if name in values
             )
-            self.console.print(
+            say(
+                self.console,
                 f"step {done}/{self._total}  {shown}  {rate:.1f} steps/s  {remaining:.0f} s left",
-                highlight=False,
-                soft_wrap=True,
             )

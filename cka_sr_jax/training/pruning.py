@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from cka_sr_jax._dtypes import enable_x64
 from cka_sr_jax.sparsity import Masks, grasp, ntt, snip, synflow
 from cka_sr_jax.training.step import cross_entropy
 
@@ -80,7 +81,7 @@ def _by_loss(
 
 def synflow_masks(untrained: Untrained, options: dict[str, Any]) -> Masks:
     """SynFlow on one input of ones, in float64: in a deep network float32 overflows."""
-    with jax.enable_x64(True):
+    with enable_x64(True):
         double = {name: _float64(tree) for name, tree in untrained.variables.items()}
 
         def flow(params: Any, inputs: Array) -> Any:

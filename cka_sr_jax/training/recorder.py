@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from rich.console import Console
 
+from cka_sr_jax.report import say
 from cka_sr_jax.report.metrics import MetricWriter, mean_metrics
 from cka_sr_jax.training.build import RunPlan
 from cka_sr_jax.training.checkpoints import Checkpoints, Snapshot
@@ -26,11 +27,28 @@ class Replica(NamedTuple):
     runs: int
 
 
+class Divergence(NamedTuple):
+    """Where training went wrong.
+
+    Attributes:
+      step: the first whose loss or gradient was not finite, counted from 1.
+      before: loss, accuracy and the like of the step before it; None at the first step.
+      checkpoint: the step of the newest checkpoint, from before; None where there is none.
+    """
+
+    step: int
+    before: dict[str, float] | None
+    checkpoint: int | None
+
+
 class Recorder:
     """Writes what a run has to show after each step that is due.
 
     Attributes:
       best: the best weights so far, None where the run reports its last ones.
+      flops: of training so far.
+      diverged: what was found the last time that a step was due to be logged, evaluated or saved.
+        Nothing is recorded from then on.
     """
 
     def __init__(
@@ -51,10 +69,21 @@ class Recorder:
         self._plan, self._console, self._replica = plan, console, replica
         self._evaluator = evaluator
         self.best = start.best
-        self._seconds, self._flops = float(start.seconds), float(start.flops)
-        self._checkpoints = Checkpoints(workdir, plan.config.checkpoint.keep)
+        self._seconds, self.flops = float(start.seconds), float(start.flops)
+        self.diverged: Divergence | None = None
+        config = plan.config.to_dict()
+        self._checkpoints = Checkpoints(workdir, plan.config.checkpoint.keep, config)
         self._writer = MetricWriter(workdir, int(start.state.step))
-        self._pending: list[dict[str, jax.Array]] = []
+        if self._writer.damaged:
+            lines = "line" if self._writer.damaged == 1 else "lines"
+            say(
+                console,
+                f"{workdir / 'metrics.jsonl'} had {self._writer.damaged} damaged {lines}, which "
+                "are dropped; the curves of the report have a gap there.",
+            )
+        self._pending: list[dict[str, jax.Array]] = []  # of steps that may still be running
+        self._finished: list[dict[str, float]] = []  # of later steps than the last that was logged
+        self._before: dict[str, float] | None = None
         self._sparsity = evaluator.sparsity(start.state)
         self._mask_updates = plan.mask_updates
         self._final_masks = 1 + max(np.flatnonzero(self._mask_updates), default=-1)
@@ -78,28 +107,49 @@ class Recorder:
           state: after this step; called where it is needed only.
           save: whether a checkpoint is due whatever the step.
         """
+        if self.diverged:
+            return {}
         plan, config = self._plan, self._plan.config
         self._pending.append(metrics)
         last = done == plan.steps
         logs = done % config.train.log_every == 0 or last
+        evaluates = done % (config.eval.every or plan.steps_per_epoch) == 0 or last
+        saves = done % (config.checkpoint.every or plan.steps_per_epoch) == 0 or last or save
+        if logs or evaluates or saves:
+            self._look_for_divergence(done)
+            if self.diverged:
+                return {}
         # Three forward passes' worth: the backward pass has two products for each of its one.
-        self._flops += 3 * self._sparsity["flops"] * config.train.batch_size
+        self.flops += 3 * self._sparsity["flops"] * config.train.batch_size
         # Counting waits for the device: masks that change in every step are counted at logs.
         if self._mask_updates[done - 1] and (logs or not self._mask_updates.all()):
             self._sparsity = self._evaluator.sparsity(state())
             epoch = done / plan.steps_per_epoch
             self._writer.write("masks", done, {"epoch": epoch, **self._sparsity})
         values = self._log(done) if logs else {}
-        if done % (config.eval.every or plan.steps_per_epoch) == 0 or last:
+        if evaluates:
             self._evaluate_at(done, state())
-        if done % (config.checkpoint.every or plan.steps_per_epoch) == 0 or last or save:
+        if saves:
             self._save(done, state())
         return values
 
-    def _log(self, done: int) -> dict[str, float]:
+    def _look_for_divergence(self, done: int) -> None:
+        """Find the first step whose numbers were not finite, unless such steps are skipped."""
         steps = jax.device_get(self._pending)  # waits for the device
         if self._replica is not None:
             steps = [{k: v[self._replica.number] for k, v in step.items()} for step in steps]
+        self._pending = []
+        if self._plan.config.train.not_finite == "stop":
+            for number, step in enumerate(steps):
+                if not step["finite"]:
+                    first = done - len(steps) + number + 1
+                    self.diverged = Divergence(first, self._before, self._checkpoints.latest_step())
+                    return
+                self._before = {k: float(v) for k, v in step.items() if k != "finite"}
+        self._finished += steps
+
+    def _log(self, done: int) -> dict[str, float]:
+        steps, self._finished = self._finished, []
         values = mean_metrics(steps)
         now = time.perf_counter()
         self._writer.write(
@@ -110,14 +160,14 @@ class Recorder:
                 **values,
                 "learning_rate": float(self._plan.schedule(done - 1)),
                 **self._sparsity,
-                "training_flops": self._flops,
+                "training_flops": self.flops,
                 # Of a group the clock also counts what the other runs' records take.
                 **(
                     {} if self._replica else {"steps_per_second": len(steps) / (now - self._logged)}
                 ),
             },
         )
-        self._pending, self._logged = [], now
+        self._logged = now
         return values
 
     def _evaluate_at(self, done: int, state: TrainState) -> None:
@@ -136,11 +186,11 @@ class Recorder:
             line = f"step {done}: {split} accuracy {values['accuracy']:.4f}"
             if similarity["cka_within_stage"] is not None:
                 line += f", within-stage CKA {similarity['cka_within_stage']:.3f}"
-            self._console.print(line, highlight=False, soft_wrap=True)
+            say(self._console, line)
         self._logged += time.perf_counter() - before  # the rate is of training alone
 
     def _save(self, done: int, state: TrainState) -> None:
-        seconds, flops = np.array(self.seconds()), np.array(self._flops)
+        seconds, flops = np.array(self.seconds()), np.array(self.flops)
         self._checkpoints.save(done, Snapshot(state, self.best, seconds, flops))
 
     def seconds(self) -> float:

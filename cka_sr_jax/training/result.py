@@ -9,11 +9,11 @@ import jax
 from rich.console import Console
 
 from cka_sr_jax.accounting import total_row
-from cka_sr_jax.report import console_table, write_report
-from cka_sr_jax.report.metrics import read_metrics
+from cka_sr_jax.report import console_table, say, write_report
 from cka_sr_jax.sparsity import epsilon_sparsity, mask_metrics
 from cka_sr_jax.training.build import RunPlan
 from cka_sr_jax.training.evaluation import EPSILONS, Evaluator, mean_outlier_share, stage_means
+from cka_sr_jax.training.recorder import Divergence
 from cka_sr_jax.training.selection import Selected
 from cka_sr_jax.training.step import TrainState
 from cka_sr_jax.training.workdir import finite, write_json
@@ -26,11 +26,15 @@ class TrainResult(NamedTuple):
       last: the state after the last step.
       selected: the state that the run reports, and how it was selected.
       seconds: of training.
+      flops: of training.
+      diverged: where the loss or a gradient stopped being finite, which ended the training.
     """
 
     last: TrainState
     selected: Selected
     seconds: float
+    flops: float
+    diverged: Divergence | None = None
 
 
 def report_run(
@@ -43,7 +47,7 @@ def report_run(
     state, features = trained.selected.state, evaluator.features
     matrix = evaluator.cka(state)
     rows = evaluator.layer_rows(state)
-    result = finite(_measure(plan, workdir, trained, evaluator) | stage_means(matrix, features))
+    result = finite(_measure(plan, trained, evaluator) | stage_means(matrix, features))
     report = write_report(
         workdir,
         result=result,
@@ -54,20 +58,30 @@ def report_run(
     )
     write_json(workdir / "result.json", result)  # last: it says that the run has finished
     console.print(console_table(rows))
-    console.print(
+    say(
+        console,
         f"Test accuracy {result['test']['accuracy']:.4f}, density {result['density']:.4f}, "
         f"{trained.seconds:.1f} s of training.",
-        highlight=False,
     )
-    if result["test"]["loss"] is None:
-        console.print("This run diverged: its loss is NaN or infinite.")
-    console.print(f"Report: {report}", soft_wrap=True, highlight=False)
+    if trained.diverged is not None:
+        say(console, _describe(trained.diverged))
+    elif result["test"]["loss"] is None:
+        say(console, "This run diverged: its loss on test images is NaN or infinite.")
+    say(console, f"Report: {report}")
     return result
 
 
-def _measure(
-    plan: RunPlan, workdir: Path, trained: TrainResult, evaluator: Evaluator
-) -> dict[str, Any]:
+def _describe(diverged: Divergence) -> str:
+    """One line: what happened, what was before it, and what can be done."""
+    line = f"This run diverged: at step {diverged.step} its loss or a gradient was not finite"
+    if diverged.before is not None:
+        line += f"; the loss of the step before was {diverged.before['loss']:.4g}"
+    if diverged.checkpoint is not None:
+        line += f", and the checkpoint of step {diverged.checkpoint} is intact"
+    return f"{line}. A lower optimizer.learning_rate, or train.not_finite=skip, may help."
+
+
+def _measure(plan: RunPlan, trained: TrainResult, evaluator: Evaluator) -> dict[str, Any]:
     dataset, selected, state = plan.dataset, trained.selected, trained.selected.state
     test = evaluator.accuracy(state, dataset.test_images, dataset.test_labels)
     validation = None
@@ -75,9 +89,6 @@ def _measure(
         validation = evaluator.accuracy(state, dataset.validation_images, dataset.validation_labels)
     total = total_row(evaluator.layer_rows(state))
     weights = plan.method.weights(jax.device_get(state.params))
-    *_, logged = (
-        record for record in read_metrics(workdir / "metrics.jsonl") if record["split"] == "train"
-    )
     return {
         "test": {**test, "selected": selected.how, "step": selected.step},
         "validation": validation,
@@ -86,11 +97,12 @@ def _measure(
         "parameters_kept": total.kept,
         "flops": total.flops,
         "flops_dense": total.flops_dense,
-        "training_flops": logged["training_flops"],
+        "training_flops": trained.flops,
         "outlier_share": mean_outlier_share(plan, state),
         "epsilon_sparsity": {
             f"{epsilon:g}": float(epsilon_sparsity(weights, epsilon)) for epsilon in EPSILONS
         },
+        **({"diverged": trained.diverged._asdict()} if trained.diverged else {}),
         "steps": plan.steps,
         "epochs": plan.steps / plan.steps_per_epoch,
         "wall_seconds": trained.seconds,

@@ -6,7 +6,9 @@ runs that on every device.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -161,7 +163,7 @@ def penalized_loss(
 
 
 def make_train_step(
-    loss: Loss, tx: optax.GradientTransformationExtraArgs
+    loss: Loss, tx: optax.GradientTransformationExtraArgs, *, skip_not_finite: bool = False
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The step `(state, batch, axis_name="batch") -> (state, metrics)` of one device.
 
@@ -175,19 +177,33 @@ def make_train_step(
     Args:
       loss: `(params, batch_stats, batch, step, axis_name) -> (loss, (metrics, batch_stats))`.
       tx: optimizer, usually from `sparsify`.
+      skip_not_finite: leave everything but the step's number as it is where the loss or a gradient
+        is not finite. "finite" in the metrics, 1 or 0, says either way whether they are.
     """
 
     def train_step(
         state: TrainState, batch: Any, axis_name: str | None = "batch"
     ) -> tuple[TrainState, Metrics]:
-        grads, (metrics, batch_stats) = jax.grad(loss, has_aux=True)(
+        (value, (metrics, batch_stats)), grads = jax.value_and_grad(loss, has_aux=True)(
             state.params, state.batch_stats, batch, state.step, axis_name
         )
         if axis_name is not None:
-            grads, metrics, batch_stats = jax.lax.pmean((grads, metrics, batch_stats), axis_name)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, batch_stats, opt_state), metrics
+            value, grads, metrics, batch_stats = jax.lax.pmean(
+                (value, grads, metrics, batch_stats), axis_name
+            )
+        numbers = (value, *jax.tree.leaves(grads))
+        finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(each)) for each in numbers]))
+        metrics = {**metrics, "finite": finite.astype(jnp.float32)}
+
+        def advance(state: TrainState) -> TrainState:
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            return TrainState(state.step + 1, params, batch_stats, opt_state)
+
+        if not skip_not_finite:
+            return advance(state), metrics
+        skip = partial(dataclasses.replace, step=state.step + 1)
+        return jax.lax.cond(finite, advance, skip, state), metrics
 
     return train_step
 

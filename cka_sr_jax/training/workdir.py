@@ -1,16 +1,58 @@
-"""The work directory of a run: whose it is, and files that are written whole or not at all."""
+"""The work directory of a run: its path, whose it is, and files written whole or not at all."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from cka_sr_jax.training.config import RESUMABLE, ConfigError, flatten, read_config
+from cka_sr_jax.training.checkpoints import stored_config
+from cka_sr_jax.training.config import RESUMABLE, ConfigError, flatten, with_defaults
+from cka_sr_jax.training.locks import LOCK
+
+# Orbax takes these in a path for patterns, and would not find its own checkpoints.
+PATTERN_CHARACTERS = "[]*?\\".replace(os.sep, "")
+LONGEST_NAME = 255  # bytes of one part of a path, on all common file systems
+
+
+def local_folder(workdir: str | Path) -> Path:
+    """The path of a work directory, with "~" expanded.
+
+    Raises:
+      ConfigError: it is not a path on this machine, or one whose files could not be found again.
+    """
+    text = str(workdir)
+    scheme = re.match(r"([A-Za-z][\w+.-]+):/", text)
+    if scheme:
+        raise ConfigError(
+            f"--workdir={text} is a {scheme[1]} address, and runs are kept in local folders: name "
+            "one, and copy it when the run has ended."
+        )
+    special = sorted({character for character in text if character in PATTERN_CHARACTERS + "\0"})
+    if special:
+        raise ConfigError(
+            f"--workdir={text!r} has {' '.join(map(repr, special))} in it, with which checkpoints "
+            "would not be found: name a folder without."
+        )
+    try:
+        folder = Path(text).expanduser()
+        folder.exists()
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"--workdir={text} cannot be used ({reason}): name another.") from error
+    long = [part for part in folder.absolute().parts if len(os.fsencode(part)) > LONGEST_NAME]
+    if long:
+        raise ConfigError(
+            f"--workdir={text} has a name of {len(os.fsencode(long[0]))} bytes, and file systems "
+            f"allow {LONGEST_NAME}: shorten it."
+        )
+    return folder
 
 
 def check_workdir(config: ConfigDict, workdir: Path) -> None:
@@ -21,31 +63,71 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
     """
     if workdir.exists() and not workdir.is_dir():
         raise ConfigError(f"--workdir={workdir} is a file: name a directory.")
-    there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
+    if workdir.is_symlink() and not workdir.exists():
         raise ConfigError(
-            f"--workdir={workdir} cannot be written, because {there} is a file or read-only: name "
-            "another."
+            f"--workdir={workdir} is a link to {os.readlink(workdir)}, which is not there: make "
+            "that folder, or name another."
         )
+    there = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise _unwritable(workdir, f"{there} is a file")
+    for folder in (there, workdir / "checkpoints"):
+        if folder.exists() and (problem := _write_problem(folder)):
+            raise _unwritable(workdir, f"{folder}: {problem}")
     stored = workdir / "config.json"
     if not stored.exists():
         # A run that was killed while it wrote its config leaves a .tmp file.
-        if workdir.exists() and any(path.suffix != ".tmp" for path in workdir.iterdir()):
+        if workdir.exists() and any(_is_foreign(path) for path in workdir.iterdir()):
             raise ConfigError(
                 f"--workdir={workdir} holds files but no run: name a new or an empty directory."
             )
         return
-    try:
-        before = read_config(stored)
-    except ValueError:
-        raise ConfigError(f"{stored} is damaged: pass another --workdir.") from None
     now = flatten(config)
-    for field in before | now:
-        if field not in RESUMABLE and before.get(field) != now.get(field):
-            raise ConfigError(
-                f"--workdir={workdir} belongs to another config: {field} is "
-                f"{before.get(field)!r} there and {now.get(field)!r} now; pass another --workdir."
-            )
+    try:
+        before = with_defaults(json.loads(stored.read_text()))
+        other = _difference(before, now)
+    except (OSError, ValueError, AttributeError, TypeError):
+        before, other = {}, "config.json"
+    if other is None:
+        return
+    proven = stored_config(workdir)  # a checkpoint knows its config, and proves it by a digest
+    if proven is not None:
+        before, other = proven, _difference(proven, now)
+    if other is None:
+        write_json(stored, config.to_dict())  # it was damaged
+        return
+    if not before:
+        raise ConfigError(
+            f"{stored} is damaged: delete it if the directory holds no other config's run, or pass "
+            "another --workdir."
+        )
+    raise ConfigError(
+        f"--workdir={workdir} belongs to another config: {other} is {before.get(other)!r} there "
+        f"and {now.get(other)!r} now; pass another --workdir."
+    )
+
+
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """A field in which two configs differ, so that one's run cannot go on as the other's."""
+    fields = [field for field in before | now if field not in RESUMABLE]
+    return next((field for field in fields if before.get(field) != now.get(field)), None)
+
+
+def _unwritable(workdir: Path, reason: str) -> ConfigError:
+    return ConfigError(f"--workdir={workdir} cannot be written ({reason}): name another.")
+
+
+def _write_problem(folder: Path) -> str | None:
+    """Why no file can be made in this folder, or None. What `os.access` says is not always so."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _is_foreign(path: Path) -> bool:
+    return path.suffix != ".tmp" and path.name != LOCK
 
 
 def start_workdir(config: ConfigDict, workdir: Path) -> None:
@@ -58,9 +140,7 @@ def start_workdir(config: ConfigDict, workdir: Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         write_json(workdir / "config.json", config.to_dict())
     except OSError as error:
-        raise ConfigError(
-            f"--workdir={workdir} cannot be written ({error.strerror}): name another."
-        ) from error
+        raise _unwritable(workdir, error.strerror or str(error)) from error
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -16,8 +16,9 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from cka_sr_jax.training import loop
-from cka_sr_jax.training.config import validate
-from cka_sr_jax.training.workdir import check_workdir
+from cka_sr_jax.training.config import ConfigError, validate
+from cka_sr_jax.training.locks import claim
+from cka_sr_jax.training.workdir import check_workdir, local_folder
 from cka_sr_jax.workflows import layer_sparsity, lottery
 
 __all__ = ["devices_of", "run", "workflow_of"]
@@ -53,14 +54,22 @@ def run(config: ConfigDict, workdir: str | Path, console: Console | None = None)
       result["test"]["accuracy"]
 
     Raises:
-      ConfigError: the config cannot work, or `workdir` belongs to another one; nothing is written.
-      SystemExit: at SIGTERM or Ctrl-C, once a checkpoint is saved.
+      ConfigError: the config cannot work, or `workdir` belongs to another one or is in use by
+        another process; nothing is written.
+      SystemExit: at SIGTERM, SIGHUP or Ctrl-C, once a checkpoint is saved.
     """
-    console, workdir = console or Console(soft_wrap=True), Path(workdir)
+    console, folder = console or Console(soft_wrap=True), local_folder(workdir)
     validate(config, devices_of(config))
-    check_workdir(config, workdir)
-    workflow = workflow_of(config)
-    finished = workflow.show_finished(workdir, console)
-    if finished is not None:
-        return finished
-    return workflow.run(workflow.prepare(config), workdir, console)
+    check_workdir(config, folder)
+    with claim(folder) as claimed:
+        if not claimed:
+            raise ConfigError(
+                f"--workdir={folder} is in use by another process: wait until it has ended, or "
+                "name another."
+            )
+        check_workdir(config, folder)  # again, now that nobody changes it
+        workflow = workflow_of(config)
+        finished = workflow.show_finished(folder, console)
+        if finished is not None:
+            return finished
+        return workflow.run(workflow.prepare(config), folder, console)

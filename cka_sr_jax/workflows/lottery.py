@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from cka_sr_jax._paths import leaf_paths
+from cka_sr_jax.report import say
 from cka_sr_jax.sparsity import (
     Masks,
     apply_masks,
@@ -112,10 +113,10 @@ def run(plan: LotteryPlan, workdir: str | Path, console: Console | None = None) 
             masks = prune_by_magnitude(weights, masks, _kept(config, number, masks))
         folder = workdir / f"round{number:02d}"
         rows.append({"round": number, **_run_round(plan.dense, masks, folder, rewound, console)})
-        console.print(
+        say(
+            console,
             f"Round {number}: density {rows[-1]['density']:.4f}, test accuracy "
             f"{rows[-1]['test']['accuracy']:.4f}",
-            highlight=False,
         )
     result = {"rounds": rows, "test": rows[-1]["test"], "density": rows[-1]["density"]}
     write_json(workdir / "result.json", result)
@@ -128,12 +129,12 @@ def show_finished(workdir: Path, console: Console) -> dict[str, Any] | None:
     if not path.exists():
         return None
     result = json.loads(path.read_text())
-    console.print("These lottery tickets are complete.")
+    say(console, "These lottery tickets are complete.")
     for row in result["rounds"]:
-        console.print(
+        say(
+            console,
             f"Round {row['round']}: density {row['density']:.4f}, test accuracy "
             f"{row['test']['accuracy']:.4f}",
-            highlight=False,
         )
     return result
 

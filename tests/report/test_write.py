@@ -21,7 +21,7 @@ def test_files_next_to_the_page(tmp_path):
         rows = list(csv.DictReader(file))
     assert rows[0] == {
         "path": "stem/kernel", "shape": "3x3x3x16", "parameters": "432", "kept": "216",
-        "density": "0.5", "flops_dense": "884736", "flops": "442368",
+        "density": "0.5", "flops_dense": "884736", "flops": "442368", "pruned_as": "",
     }  # fmt: skip
     assert rows[1]["path"] == "stem_bn/scale"
     assert (page.parent / "cka_matrix.csv").read_text().splitlines()[1] == "a,1.0,0.25"

@@ -114,7 +114,7 @@ def test_a_group_that_was_stopped_goes_on(together, tmp_path, monkeypatch):
     received = []
 
     @contextmanager
-    def stop_signals():
+    def stop_signals(console):
         yield received
 
     average = recorder.mean_metrics

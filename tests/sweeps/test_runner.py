@@ -16,8 +16,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from cka_sr_jax.sweeps import GridOptions, grid_points, run_grid, runner
-from cka_sr_jax.sweeps.states import claim
 from cka_sr_jax.training import ConfigError, loop
+from cka_sr_jax.training.locks import claim
 from tests.sweeps.grids import quiet, small_grid, two_points, write_run
 
 pytestmark = pytest.mark.usefixtures("blank_images")

@@ -1,6 +1,6 @@
 """What a point's directory says."""
 
-from cka_sr_jax.sweeps.states import claim, ended, forget_failure, record_failure
+from cka_sr_jax.sweeps.states import ended, forget_failure, record_failure
 
 
 def test_a_point_runs_until_it_has_finished_or_failed(tmp_path):
@@ -14,12 +14,3 @@ def test_a_point_runs_until_it_has_finished_or_failed(tmp_path):
     assert ended(folder) == ""
     (folder / "result.json").write_text("{}")
     assert ended(folder) == ended(folder, retry=True) == "finished before"
-
-
-def test_a_claim_leaves_the_points_directory_alone(tmp_path):
-    with claim(tmp_path / "seed=1") as claimed:
-        assert claimed
-        with claim(tmp_path / "seed=1") as again, claim(tmp_path / "seed=2") as other:
-            assert not again
-            assert other
-    assert not (tmp_path / "seed=1").exists()

@@ -1,6 +1,7 @@
 """Checkpoints: what is refused."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from cka_sr_jax.training import (
 from cka_sr_jax.training.evaluation import make_evaluator
 from cka_sr_jax.training.loop import prepare
 from cka_sr_jax.workflows import run
-from tests.training.runs import arrays, small_config
+from tests.training.runs import arrays, assert_same_run, small_config
 
 
 def test_checkpoints_refuse_other_shapes(tmp_path):
@@ -54,3 +55,119 @@ def test_a_checkpoint_without_the_masks_of_the_run_is_refused(stored, wanted, tm
     place = "run" if stored == "dense" else "checkpoint"
     with pytest.raises(ConfigError, match=f"only the {place} has 'state.opt_state.masks"):
         run(config, tmp_path)
+
+
+def checkpoints_of(workdir):
+    heard = []
+    return Checkpoints(workdir, tell=heard.append), heard
+
+
+@pytest.fixture
+def two_checkpoints(tmp_path):
+    """Checkpoints of steps 1 and 2, in which every weight is the step."""
+    checkpoints = Checkpoints(tmp_path, config={"seed": 3, "hidden": (4, 5)})
+    for step in (1, 2):
+        checkpoints.save(step, {"w": np.full((2, 3), step, np.float32), "mask": np.ones(3, bool)})
+    checkpoints.close()
+    return tmp_path
+
+
+def data_files(workdir, step):
+    return [
+        path
+        for path in sorted((workdir / "checkpoints" / str(step)).rglob("*"))
+        if path.is_file() and path.name != "commit_success.txt"
+    ]
+
+
+def test_a_flipped_bit_is_never_read(two_checkpoints):
+    """Whatever byte of the newest is damaged: it reads as it was, or the one before counts."""
+    passed_over = 0
+    for path in data_files(two_checkpoints, 2):
+        whole = path.read_bytes()
+        for place in range(0, len(whole), max(1, len(whole) // 4)):
+            path.write_bytes(
+                whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :]
+            )
+            checkpoints, heard = checkpoints_of(two_checkpoints)
+            found = checkpoints.arrays()
+            checkpoints.close()
+            assert set(found["w"].ravel()) == ({1.0} if heard else {2.0}), (path, place)
+            assert found["mask"].all()
+            assert all("checkpoints/2 is damaged" in line and "\n" not in line for line in heard)
+            passed_over += len(heard)
+        path.write_bytes(whole)
+    assert passed_over > 5
+
+
+def damage(workdir, kind):
+    newest = workdir / "checkpoints" / "2"
+    if kind == "empty":
+        shutil.rmtree(newest)
+        newest.mkdir()
+    elif kind == "half deleted":
+        shutil.rmtree(newest / "default" / "d")
+    elif kind == "a copy":
+        shutil.rmtree(newest)
+        shutil.copytree(workdir / "checkpoints" / "1", newest)
+    elif kind == "cut short":
+        longest = max(data_files(workdir, 2), key=lambda path: path.stat().st_size)
+        longest.write_bytes(longest.read_bytes()[:-3])
+
+
+@pytest.mark.parametrize("kind", ["empty", "half deleted", "a copy", "cut short"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(two_checkpoints, kind):
+    damage(two_checkpoints, kind)
+    checkpoints, heard = checkpoints_of(two_checkpoints)
+    assert checkpoints.arrays()["w"][0, 0] == 1
+    (line,) = heard
+    assert f"Checkpoint {two_checkpoints}/checkpoints/2 is damaged (" in line
+    checkpoints.remove_all_but(1)
+    checkpoints.save(2, {"w": np.full((2, 3), 2, np.float32), "mask": np.ones(3, bool)})
+    checkpoints.close()
+    checkpoints, heard = checkpoints_of(two_checkpoints)
+    assert checkpoints.arrays()["w"][0, 0] == 2
+    assert heard == []
+    checkpoints.close()
+
+
+def test_where_all_are_damaged_none_is_taken(two_checkpoints):
+    damage(two_checkpoints, "empty")
+    for path in data_files(two_checkpoints, 1):
+        path.unlink()
+    checkpoints, heard = checkpoints_of(two_checkpoints)
+    with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged: delete that folder"):
+        checkpoints.arrays()
+    assert len(heard) == 2
+    checkpoints.close()
+
+
+def test_a_checkpoint_knows_its_config(two_checkpoints):
+    checkpoints, _ = checkpoints_of(two_checkpoints)
+    assert checkpoints.newest().config == {"seed": 3, "hidden": [4, 5]}
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "config.json", "result.json", "metrics.jsonl"])
+def test_a_run_with_one_damaged_file_ends_as_it_would_have(finished, what, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    path = workdir / what
+    if what == "checkpoint":
+        shutil.rmtree(workdir / "checkpoints" / "40" / "default")
+        (workdir / "result.json").unlink()
+    else:
+        text = path.read_text()
+        path.write_text(text[: len(text) // 2] + "\x00{" + text[len(text) // 2 + 2 :])
+    if what == "metrics.jsonl":
+        (workdir / "result.json").unlink()
+    result = run(small_config(), workdir)
+    assert "damaged" in capsys.readouterr().out or what == "config.json"
+    for name in result.keys() - {"wall_seconds"}:
+        assert result[name] == finished[1][name], name
+    assert_same_run(finished[0], workdir)
+    assert json.loads((workdir / "config.json").read_text()) == json.loads(
+        (finished[0] / "config.json").read_text()
+    )
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        json.loads(line)

@@ -9,12 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
 
 from cka_sr_jax.sparsity import layer_counts
-from cka_sr_jax.training import ConfigError, loop
+from cka_sr_jax.training import ConfigError, build, input, loop
 from cka_sr_jax.workflows import run
 from tests.training.runs import arrays, assert_same_run, records, small_config
 
@@ -28,6 +30,7 @@ def test_a_run_and_what_it_leaves(finished, capsys):
     assert json.loads((workdir / "result.json").read_text()) == result
     assert {p.name for p in workdir.iterdir()} == {
         "config.json", "metrics.jsonl", "tensorboard", "checkpoints", "report", "result.json",
+        ".lock",
     }  # fmt: skip
     assert printed[-1] == f"Report: {workdir / 'report' / 'index.html'}"
     assert (workdir / "report" / "index.html").exists()
@@ -172,3 +175,52 @@ def test_a_plan_does_not_train_in_the_directory_of_another(finished, tmp_path):
     (tmp_path / "a.tex").write_text("years of work")
     with pytest.raises(ConfigError, match="holds files but no run"):
         loop.run(loop.prepare(config), tmp_path, Console(quiet=True))
+
+
+def test_a_run_that_diverges_stops_and_says_where(tmp_path, capsys):
+    """The first step overflows the weights; the second one's loss is not finite."""
+    config = small_config(optimizer__learning_rate=1e38, optimizer__schedule="constant")
+    result = run(config, tmp_path)
+    diverged = result["diverged"]
+    assert diverged["step"] in (2, 3)
+    assert np.isfinite(diverged["before"]["loss"])
+    assert diverged["checkpoint"] is None  # the first would have been after 15 steps
+    out = capsys.readouterr().out
+    assert f"This run diverged: at step {diverged['step']} its loss or a gradient was not" in out
+    assert result["test"]["loss"] is None
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "Diverged at step" in page
+    assert "not computed" not in page
+    run(config, tmp_path)  # it is complete, and starts no second time
+    assert "This run is complete" in capsys.readouterr().out
+
+
+def test_what_a_run_has_saved_before_it_diverges_is_finite(tmp_path, monkeypatch):
+    """The learning rate rises to what overflows after the first checkpoint."""
+    schedule = lambda step: jnp.where(step < 20, 0.1, 1e38)  # noqa: E731
+    monkeypatch.setattr(build, "create_schedule", lambda optimizer, steps: schedule)
+    result = run(small_config(), tmp_path)
+    assert 20 < result["diverged"]["step"] <= 23
+    assert result["diverged"]["checkpoint"] == 15
+    assert all(np.isfinite(value).all() for value in arrays(tmp_path).values())
+    assert records(tmp_path, "train")[-1]["step"] == 20
+    assert records(tmp_path, "train")[-1]["loss"] == pytest.approx(
+        result["diverged"]["before"]["loss"], abs=3
+    )
+
+
+def test_steps_that_are_not_finite_can_be_skipped(tmp_path, monkeypatch):
+    """One batch of infinite images: without its step all else is as if it had not been."""
+    augment = input.augment
+
+    def spoil(key, indices, images, **options):
+        images = augment(key, indices, images, **options).astype(jnp.float32)
+        return jnp.where(jax.random.bernoulli(key, 0.2), jnp.inf, images)  # a key for each step
+
+    monkeypatch.setattr(input, "augment", spoil)
+    result = run(small_config(train__not_finite="skip", optimizer__learning_rate=0.1), tmp_path)
+    skipped = sum(r.get("skipped_steps", 0) for r in records(tmp_path, "train"))
+    assert 1 <= skipped <= 20
+    assert "diverged" not in result
+    assert result["test"]["accuracy"] > 0.2
+    assert all(np.isfinite(value).all() for value in arrays(tmp_path).values())

@@ -1,6 +1,11 @@
 """A signal stops a run between two steps."""
 
+import signal
+import subprocess
+import sys
+import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -8,13 +13,19 @@ from cka_sr_jax.training import Checkpoints, loop, recorder
 from cka_sr_jax.workflows import run
 from tests.training.runs import small_config
 
+ROOT = Path(__file__).parents[2]
 
-def test_a_signal_while_a_step_is_recorded_waits_for_the_next(tmp_path, monkeypatch):
-    config = small_config(train__steps=6, train__log_every=1, penalty__beta=0.0)
+
+@pytest.mark.parametrize(("log_every", "step"), [(1, 2), (6, 6)])
+def test_a_signal_while_a_step_is_recorded_waits_for_the_next(
+    log_every, step, tmp_path, monkeypatch
+):
+    """At the last step there is no next one: it waits until that step is saved."""
+    config = small_config(train__steps=6, train__log_every=log_every, penalty__beta=0.0)
     received = []
 
     @contextmanager
-    def stop_signals():
+    def stop_signals(console):
         yield received
 
     average = recorder.mean_metrics
@@ -22,8 +33,72 @@ def test_a_signal_while_a_step_is_recorded_waits_for_the_next(tmp_path, monkeypa
     monkeypatch.setattr(
         recorder, "mean_metrics", lambda steps: (received.append(15), average(steps))[1]
     )
-    with pytest.raises(SystemExit, match="Stopped at step 2 of 6"):
+    with pytest.raises(SystemExit, match=f"Stopped at step {step} of 6"):
         run(config, tmp_path)
     checkpoints = Checkpoints(tmp_path)
-    assert checkpoints.latest_step() == 2
+    assert checkpoints.latest_step() == step
     checkpoints.close()
+
+
+def small_launch(workdir, **options):
+    arguments = ["--config.train.steps=100000", "--config.train.log_every=20"]
+    return subprocess.Popen(
+        [sys.executable, "launch.py", f"--workdir={workdir}", *arguments],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True, **{"stdout": subprocess.DEVNULL, **options},
+    )  # fmt: skip
+
+
+def wait_for_step(workdir, step):
+    metrics, deadline = workdir / "metrics.jsonl", time.monotonic() + 300
+    while time.monotonic() < deadline:
+        if metrics.exists() and f'"step": {step},' in metrics.read_text():
+            return
+        time.sleep(0.01)
+    raise AssertionError("no training")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_a_signal_saves_within_a_step_and_ends_in_one_line(name, tmp_path):
+    process = small_launch(tmp_path)
+    wait_for_step(tmp_path, 40)
+    process.send_signal(getattr(signal, name))
+    _, errors = process.communicate(timeout=60)
+    (line,) = errors.splitlines()
+    assert "the same command goes on there" in line
+    step = int(line.split()[3])
+    assert Checkpoints(tmp_path).latest_step() == step
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_leaves_at_once(tmp_path):
+    process = small_launch(tmp_path)
+    wait_for_step(tmp_path, 40)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=10)
+    assert len(errors.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.5, 2.0])
+def test_ctrl_c_while_modules_load_is_one_line(seconds, tmp_path):
+    process = small_launch(tmp_path / "run")
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert len(errors.splitlines()) == 1
+    assert process.returncode in (1, 130)
+
+
+@pytest.mark.slow
+def test_a_pipe_that_nobody_reads_any_more_saves_and_ends(tmp_path):
+    process = small_launch(tmp_path, stdout=subprocess.PIPE)
+    wait_for_step(tmp_path, 20)
+    process.stdout.close()
+    with process.stderr:
+        errors = process.stderr.read()
+    process.wait(60)
+    assert errors.startswith("Stopped at step ")
+    assert len(errors.splitlines()) == 1
+    assert Checkpoints(tmp_path).steps()

@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from cka_sr_jax.layer_sparsity import active_layers, save_mlp
+from cka_sr_jax.report import say
 from cka_sr_jax.training.config import config_errors
 from cka_sr_jax.training.workdir import check_workdir, start_workdir, write_json
 from cka_sr_jax.workflows.layer_sparsity.compare import compare
@@ -110,7 +111,7 @@ def show_finished(workdir: Path, console: Console) -> dict[str, Any] | None:
     if not path.exists():
         return None
     result = json.loads(path.read_text())
-    console.print("This experiment is complete.")
+    say(console, "This experiment is complete.")
     _print(result, workdir, console)
     return result
 
@@ -134,10 +135,10 @@ def _print(result: Mapping[str, Any], workdir: Path, console: Console) -> None:
     for table in (path_table, networks_table):
         print_table(table(result), console)
     if not result["chosen_merged"]:
-        console.print(
+        say(
+            console,
             "No layer of the chosen network merged, so the three networks are one: raise "
             "layer_sparsity.strengths, train longer, or allow a larger validation error with "
             "layer_sparsity.standard_errors.",
-            soft_wrap=True,
         )
-    console.print(f"Tables, networks and result.json: {workdir}", soft_wrap=True, highlight=False)
+    say(console, f"Tables, networks and result.json: {workdir}")

@@ -141,7 +141,8 @@ def make_trainer(
 
     pairs = len(hidden) > 1  # of features
     penalty = create_penalty(config.penalty, plan.steps) if pairs else None
-    step = make_train_step(penalized_loss(model, task_loss, penalty), tx)
+    loss, skip = penalized_loss(model, task_loss, penalty), config.train.not_finite == "skip"
+    step = make_train_step(loss, tx, skip_not_finite=skip)
     return Trainer(first_state, partial(step, axis_name=None))
 
 

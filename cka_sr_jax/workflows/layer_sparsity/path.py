@@ -12,6 +12,7 @@ import optax
 from rich.console import Console
 
 from cka_sr_jax.layer_sparsity import drop_dead_units, merge_layers, random_like, to_mlp_params
+from cka_sr_jax.report import say
 from cka_sr_jax.training.config import ConfigError
 from cka_sr_jax.training.methods import fixed_masks
 from cka_sr_jax.workflows.layer_sparsity.fit import (
@@ -81,10 +82,10 @@ def fit_path(plan: PathPlan, console: Console) -> list[Point]:
                 raise ConfigError(
                     "training diverges without any layer penalty: lower optimizer.learning_rate."
                 )
-            console.print(f"strength {strength:g}: training diverged, so the path ends before it.")
+            say(console, f"strength {strength:g}: training diverged, so the path ends before it.")
             break
         path.append(_refitted_point(plan, strength, fitted, path))
-        console.print(_describe(plan.task, path[-1]), highlight=False, soft_wrap=True)
+        say(console, _describe(plan.task, path[-1]))
     return path
 
 
