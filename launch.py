@@ -15,15 +15,20 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 
-def leave(*_: Any) -> NoReturn:
-    """End at once with one line, without waiting for threads or open files."""
-    sys.stderr.write("Interrupted; the same command goes on from what was saved.\n")
+def leave(why: str, status: int) -> NoReturn:
+    """End at once with one line, without waiting for threads, open files or other processes."""
+    sys.stderr.write(f"{why}; the same command goes on from what was saved.\n")
     sys.stderr.flush()
-    os._exit(130)
+    os._exit(status)
+
+
+def interrupt(*_: Any) -> NoReturn:
+    """What Ctrl-C does until a run takes care of it, also while modules load."""
+    leave("Interrupted", 130)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, leave)  # until a run takes care of it, also while modules load
+    signal.signal(signal.SIGINT, interrupt)
 
 from absl import app, flags, logging  # noqa: E402 - Ctrl-C is one line here too
 from ml_collections import config_flags  # noqa: E402
@@ -43,6 +48,11 @@ flags.DEFINE_bool("grid", False, "Run every point of the config's grid, each in 
 flags.DEFINE_integer("grid_index", None, "Run this point of the grid only, counted from 0.")
 flags.DEFINE_integer("jobs", 1, "Points of the grid that run side by side.")
 flags.DEFINE_integer("replicas", 1, "Points that train together in one program, on an accelerator.")
+flags.DEFINE_string(
+    "coordinator", None, "host:port of the first of several processes that train together, or auto."
+)
+flags.DEFINE_integer("num_processes", None, "How many processes train together.")
+flags.DEFINE_integer("process_id", None, "Which of these this one is, from 0.")
 flags.DEFINE_bool("retry", False, "Run the grid's failed points again.")
 
 
@@ -80,14 +90,17 @@ def parse_flags(argv: list[str]) -> list[str]:
 def main(argv: list[str]) -> None:
     """Run the experiment."""
     logging.set_verbosity(logging.ERROR)  # Orbax logs two dozen lines for each checkpoint
+    import jax
+
     from cka_sr_jax.sweeps import GridOptions, run_grid
-    from cka_sr_jax.training import ConfigError
+    from cka_sr_jax.training import ConfigError, hosts
     from cka_sr_jax.workflows import run
 
     config = FLAGS.config
     name = Path(config_flags.get_config_filename(FLAGS["config"])).stem
     workdir = FLAGS.workdir or Path("runs") / name
     try:
+        hosts.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
         if FLAGS.grid or FLAGS.grid_index is not None:
             options = GridOptions(
                 index=FLAGS.grid_index, jobs=FLAGS.jobs, replicas=FLAGS.replicas, retry=FLAGS.retry
@@ -104,7 +117,11 @@ def main(argv: list[str]) -> None:
     except ConfigError as error:
         fail(str(error))
     except KeyboardInterrupt:
-        leave()
+        interrupt()
+    except jax.errors.JaxRuntimeError as error:
+        if not jax.distributed.is_initialized():
+            raise
+        leave(f"Lost a process that trains with this one ({str(error).splitlines()[0][:150]})", 1)
 
 
 def fail(message: str) -> NoReturn:

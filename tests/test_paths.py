@@ -26,7 +26,9 @@ def test_paths_join_the_names_in_the_order_of_the_tree(tree, paths):
 def test_an_nnx_variable_is_a_leaf():
     class Net(nnx.Module):
         def __init__(self):
-            self.layers = nnx.List([nnx.Linear(2, 3, rngs=nnx.Rngs(0)) for _ in range(2)])
+            self.layers = getattr(nnx, "List", list)(
+                nnx.Linear(2, 3, rngs=nnx.Rngs(0)) for _ in range(2)
+            )
 
     state = nnx.state(Net(), nnx.Param)
     expected = [f"layers/{i}/{name}" for i, name in itertools.product((0, 1), ("bias", "kernel"))]

@@ -7,13 +7,10 @@ import no TFDS. Nothing is ever downloaded, and the prepared set's folder may be
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging as python_logging
 import os
-import shutil
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,13 +18,12 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from cka_sr_jax.data.splits import Split, Splits
+from cka_sr_jax.data.splits import Splits
+from cka_sr_jax.data.tfds_cache import cache_key, make_cache, open_cached
 from cka_sr_jax.data.tfds_folder import INFO_FILE, find_prepared
 
-ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 DECODE_BATCH = 1000
 PROGRESS_SECONDS = 10
-LEFTOVER_SECONDS = 24 * 3600
 
 
 def load_tfds(
@@ -38,7 +34,8 @@ def load_tfds(
     Images are uint8 [N, H, W, C], labels int32 [N], both mapped read-only from .npy files under
     `cache`, in the set's own order. The newest version is taken; a set without a test split is
     tested on its validation split. The cached copy is used for as long as the prepared folder has
-    the same `dataset_info.json` and the same files with the same sizes.
+    the same `dataset_info.json` and the same files with the same sizes, and while its own files
+    match their digests; else it is made again.
 
     Args:
       name: "cifar10", or "set/configuration".
@@ -50,63 +47,25 @@ def load_tfds(
         equal-sized uint8 images with one integer label each, or the cache cannot be written.
     """
     prepared = find_prepared(name, directory)
-    cached = Path(cache) / _cache_key(prepared, Path(directory).expanduser())
-    arrays = _open_cached(cached)
+    cached = Path(cache) / cache_key(prepared, Path(directory).expanduser())
+    arrays = open_cached(cached)
     if arrays is None:
         try:
-            _decode_into(cached, name, prepared)
+            with _quiet_tfds():
+                make_cache(cached, lambda folder: _decode(folder, name, prepared))
         except OSError as error:
             raise ValueError(
                 f"The decoded images of {name!r} cannot be written to {str(cached)!r} "
                 f"({error.strerror or error}); set data.cache_dir to a folder that can be written "
                 "and has room for them."
             ) from error
-        arrays = _open_cached(cached)
+        arrays = open_cached(cached)
         assert arrays is not None, cached
     return arrays
 
 
-def _cache_key(prepared: Path, root: Path) -> str:
-    """E.g. cifar10-3.0.2-1f2e...: what the set is, and a digest of its folder's content."""
-    digest = hashlib.sha256((prepared / INFO_FILE).read_bytes())
-    sizes = sorted((file.name, file.stat().st_size) for file in prepared.iterdir())
-    digest.update(json.dumps(sizes).encode())
-    return "-".join((*prepared.relative_to(root).parts, digest.hexdigest()[:16]))
-
-
-def _open_cached(folder: Path) -> Splits | None:
-    """The arrays of a cache folder; None where it is not there or cannot be read whole."""
-    try:
-        arrays = [np.load(folder / f"{array}.npy", mmap_mode="r") for array in ARRAYS]
-        num_classes = int(json.loads((folder / "meta.json").read_text())["num_classes"])
-    except (OSError, EOFError, ValueError, KeyError, TypeError):
-        return None
-    return Splits(Split(*arrays[:2]), Split(*arrays[2:]), num_classes)
-
-
-def _decode_into(folder: Path, name: str, prepared: Path) -> None:
-    """Fills a sibling folder, then renames it: a killed run leaves no half-made cache behind."""
-    shutil.rmtree(folder, ignore_errors=True)  # it is missing or unreadable
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.parent.glob(f"{folder.name}.partial-*"):
-        if time.time() - leftover.stat().st_mtime > LEFTOVER_SECONDS:
-            shutil.rmtree(leftover, ignore_errors=True)
-    partial = folder.parent / f"{folder.name}.partial-{uuid.uuid4().hex}"
-    partial.mkdir()
-    try:
-        with _quiet_tfds():
-            _decode(partial, name, prepared)
-        try:
-            os.replace(partial, folder)
-        except OSError:
-            if _open_cached(folder) is None:  # else another run has just put the same files there
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _decode(folder: Path, name: str, prepared: Path) -> None:
-    """Writes the .npy files of both splits and meta.json into `folder`."""
+def _decode(folder: Path, name: str, prepared: Path) -> int:
+    """Writes the .npy files of both splits into `folder`; returns the number of classes."""
     where = f"The TFDS set {name!r} in {str(prepared)!r}"
     builder = _open_builder(where, prepared)
     image_key, label_key = _feature_keys(where, builder.info)
@@ -128,8 +87,7 @@ def _decode(folder: Path, name: str, prepared: Path) -> None:
         _check_labels(where, split, labels, num_classes)
         np.save(folder / f"{role}_labels.npy", np.asarray(labels, np.int32))
         largest_label = max(largest_label, *labels)
-    meta = {"num_classes": num_classes or largest_label + 1}
-    (folder / "meta.json").write_text(json.dumps(meta))
+    return num_classes or largest_label + 1
 
 
 def _open_builder(where: str, prepared: Path) -> Any:
@@ -204,7 +162,27 @@ def _open_split(where: str, builder: Any, split: str) -> Any:
             f"{', '.join(missing[:3]) + ' missing' if missing else 'no examples'}); prepare it "
             "again."
         )
+    records = sum(_records(where, file) for file in files)
+    if records != builder.info.splits[split].num_examples:
+        raise ValueError(
+            f"{where} has {records} examples in the files of split {split!r}, and its {INFO_FILE} "
+            f"says {builder.info.splits[split].num_examples}; prepare it again."
+        )
     return builder.as_data_source(split=split)
+
+
+def _records(where: str, file: Path) -> int:
+    """How many records an array_record file has."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    try:
+        reader = ArrayRecordReader(str(file))
+        try:
+            return int(reader.num_records())
+        finally:
+            reader.close()
+    except Exception as error:  # whatever the reader makes of a damaged file
+        raise ValueError(f"{where}: {file.name} cannot be read; prepare it again.") from error
 
 
 def _read(where: str, source: Any, indices: range) -> list[dict[str, Any]]:

@@ -20,6 +20,9 @@ from cka_sr_jax.layer_sparsity.parts import (
     check_convolution,
 )
 
+# Flax 0.11, which has no `nnx.List`, keeps a list of modules as it is.
+LISTS: tuple[type, ...] = (nnx.List,) if hasattr(nnx, "List") else ()
+
 
 def from_nnx(model: nnx.Sequential | Iterable[Any]) -> tuple[Affine, ...]:
     """The chain of an `nnx.Sequential`, or of its parts in the order of execution.
@@ -107,5 +110,5 @@ def _parts(model: Any) -> Iterator[Any]:
 def _is_sequence(model: Any) -> bool:
     """Whether this is a plain list of parts; a subclass of Sequential may compute anything."""
     if isinstance(model, nnx.Module):
-        return isinstance(model, nnx.List)
+        return isinstance(model, LISTS)
     return isinstance(model, Iterable) and not isinstance(model, str | Mapping)

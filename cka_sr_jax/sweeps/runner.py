@@ -76,6 +76,11 @@ def run_grid(
     """
     options = options or GridOptions()
     console = console or Console(soft_wrap=True)
+    if jax.distributed.is_initialized():  # asking for the processes would take the accelerator
+        raise ConfigError(
+            f"{jax.process_count()} processes were started together, and a grid runs its points "
+            "in one process each: start this command on its own."
+        )
     folder = local_folder(workdir)
     grid = _Grid(choose_points(grid_points(config), options), folder, options, console)
     check_no_run(grid.workdir)

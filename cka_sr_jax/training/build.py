@@ -97,7 +97,7 @@ def _build(config: ConfigDict) -> RunPlan:
     schedule = create_schedule(config.optimizer, steps)
     return RunPlan(
         config=config,
-        devices=jax.local_devices(),
+        devices=jax.devices(),
         dataset=dataset,
         mean=mean,
         std=std,

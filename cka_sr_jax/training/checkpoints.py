@@ -23,6 +23,7 @@ from flax import traverse_util
 
 from cka_sr_jax.training.build import RunPlan, state_shapes
 from cka_sr_jax.training.config import config_errors, with_defaults
+from cka_sr_jax.training.hosts import arrays_of_first, of_first
 from cka_sr_jax.training.methods import model_weights
 from cka_sr_jax.training.seal import Sealed, sealed, unsealed
 from cka_sr_jax.training.selection import Best, nothing_yet
@@ -63,12 +64,20 @@ def newest_snapshot(
       ConfigError: the checkpoint is of another run, or all are damaged.
     """
     checkpoints = Checkpoints(workdir, tell=tell)
-    if not checkpoints.steps():
+    if not of_first(lambda: bool(checkpoints.steps())):
         return None
-    with config_errors():
-        snapshot = checkpoints.restore(Snapshot.at_start(plan, state_shapes(plan)))
-    checkpoints.remove_all_but(int(snapshot.state.step))
-    return snapshot
+    template = Snapshot.at_start(plan, state_shapes(plan))
+    found: list[Snapshot] = []
+
+    def restore() -> None:
+        with config_errors():
+            found.append(checkpoints.restore(template))
+        checkpoints.remove_all_but(int(found[0].state.step))
+
+    of_first(restore)
+    if not found:  # on the processes that do not read
+        found.append(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template))
+    return arrays_of_first(found[0])
 
 
 class Checkpoints:
@@ -110,7 +119,14 @@ class Checkpoints:
     def save(self, step: int, tree: Any) -> None:
         """Write a checkpoint in the background; `close` waits for it."""
         if self._manager is None:
-            options = ocp.CheckpointManagerOptions(max_to_keep=self._keep, create=True)
+            self._folder.mkdir(parents=True, exist_ok=True)
+            alone = None
+            if jax.process_count() > 1:  # this process writes, and waits for no other
+                alone = {jax.process_index()}
+            processes = ocp.options.MultiprocessingOptions(active_processes=alone)
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=self._keep, create=False, multiprocessing_options=processes
+            )
             handler = ocp.StandardCheckpointHandler()
             self._manager = ocp.CheckpointManager(
                 self._folder, item_handlers=handler, options=options

@@ -17,6 +17,7 @@ from cka_sr_jax.sparsity import density, get_masks
 from cka_sr_jax.training.build import RunPlan, build_plan, new_state
 from cka_sr_jax.training.checkpoints import Snapshot, newest_snapshot
 from cka_sr_jax.training.evaluation import Evaluator, make_evaluator
+from cka_sr_jax.training.hosts import of_first, on_any
 from cka_sr_jax.training.input import step_indices, train_on_examples, training_data
 from cka_sr_jax.training.parallel import map_devices, replicate
 from cka_sr_jax.training.penalty import PENALTY_NAMES
@@ -88,12 +89,12 @@ def train(
     Raises:
       ConfigError, SystemExit: as `run`.
     """
-    check_workdir(plan.config, workdir)
+    of_first(lambda: check_workdir(plan.config, workdir))
     start = newest_snapshot(plan, workdir, partial(say, console))
     if start is None:
         start = Snapshot.at_start(plan, first_state(plan))
     first_step = int(start.state.step)
-    start_workdir(plan.config, workdir)
+    of_first(lambda: start_workdir(plan.config, workdir))
     describe(plan, start.state, console)
     if first_step:
         say(console, f"Resuming from step {first_step} of {plan.steps}.")
@@ -113,14 +114,14 @@ def train(
         recorder.start_clock()
         for step in range(first_step, plan.steps):
             state, metrics = step_function(state, step_indices(plan, step), data)
-            stopping = bool(stop)  # a signal that comes later is for the next step
+            stopping = on_any(bool(stop))  # a signal that comes later is for the next step
             values = recorder.record(step + 1, metrics, lambda: state, save=stopping)  # noqa: B023
             if values:
                 progress.update(step + 1, values)
             if recorder.diverged or stopping:
                 break
         recorder.close()  # here, so that a signal does not end the program as it writes
-        if stop and not recorder.diverged:
+        if on_any(bool(stop)) and not recorder.diverged:
             raise SystemExit(
                 f"Stopped at step {step + 1} of {plan.steps}; the same command goes on there."
             )

@@ -1,4 +1,4 @@
-"""Run a per-device function on all local devices, by `jax.pmap` or `jax.shard_map`."""
+"""Run a per-device function on all devices, by `jax.pmap` or `jax.shard_map`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ def map_devices(
     One device needs no mapping: there it is `jax.jit` with `axis_name=None`, since the mapped
     program is slower by a tenth on small networks. `state` and `data` are the same on every device
     and so must the results be; `shard` is a pytree of arrays whose leading axis is split evenly
-    over the devices.
+    over the devices. Where several processes train together, `devices` are those of all, every
+    process passes the same arrays, and each feeds its own devices their part.
 
     Args:
       parallel: "pmap" or "shard_map".
@@ -36,33 +37,49 @@ def map_devices(
     if len(devices) == 1:
         return jax.jit(partial(function, axis_name=None), donate_argnums=donated)
     function = partial(function, axis_name=AXIS)
+    several = jax.process_count() > 1
     if parallel == "pmap":
         mapped = jax.pmap(
             function,
             axis_name=AXIS,
             in_axes=(None, 0, None),
             out_axes=None,
-            devices=devices,
+            devices=None if several else devices,
             donate_argnums=donated,
         )
+        mine = [i for i, device in enumerate(devices) if device in jax.local_devices()]
 
         def call(state: Any, shard: Any, data: Any) -> Any:
             split = jax.tree.map(lambda a: a.reshape(len(devices), -1, *a.shape[1:]), shard)
+            if several:
+                split = jax.tree.map(lambda a: a[np.array(mine)], split)
             return mapped(state, split, data)
 
         return call
     # check_vma=True would transpose the replicated parameters into a sum over devices, and with
     # the step's own pmean give gradients that are too large by their number.
-    return jax.jit(
+    mesh = Mesh(np.array(devices), (AXIS,))
+    sharded = jax.jit(
         jax.shard_map(
             function,
-            mesh=Mesh(np.array(devices), (AXIS,)),
+            mesh=mesh,
             in_specs=(PartitionSpec(), PartitionSpec(AXIS), PartitionSpec()),
             out_specs=PartitionSpec(),
             check_vma=False,
         ),
         donate_argnums=donated,
     )
+    if not several:
+        return sharded
+    split = NamedSharding(mesh, PartitionSpec(AXIS))
+
+    def call_with_parts(state: Any, shard: Any, data: Any) -> Any:
+        def part(array: Any) -> jax.Array:
+            return jax.make_array_from_callback(array.shape, split, lambda index: array[index])
+
+        return sharded(state, jax.tree.map(part, shard), data)
+
+    return call_with_parts
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
@@ -70,6 +87,8 @@ def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
     sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
 
     def put(array: Any) -> jax.Array:
+        if jax.process_count() > 1:  # where no process can copy to all devices
+            return jax.device_put(np.array(array), sharding)
         # On several devices may_alias=False alone still shares the first one's memory.
         own = jnp.copy(array) if isinstance(array, jax.Array) else array
         return jax.device_put(own, sharding, may_alias=False)

@@ -16,6 +16,7 @@ from cka_sr_jax.report.metrics import MetricWriter, mean_metrics
 from cka_sr_jax.training.build import RunPlan
 from cka_sr_jax.training.checkpoints import Checkpoints, Snapshot
 from cka_sr_jax.training.evaluation import Evaluator
+from cka_sr_jax.training.hosts import is_first
 from cka_sr_jax.training.selection import better_of, selection_images
 from cka_sr_jax.training.step import TrainState
 
@@ -71,10 +72,10 @@ class Recorder:
         self.best = start.best
         self._seconds, self.flops = float(start.seconds), float(start.flops)
         self.diverged: Divergence | None = None
-        config = plan.config.to_dict()
+        config = plan.config.to_dict()  # stored with each checkpoint
         self._checkpoints = Checkpoints(workdir, plan.config.checkpoint.keep, config)
-        self._writer = MetricWriter(workdir, int(start.state.step))
-        if self._writer.damaged:
+        self._writer = MetricWriter(workdir, int(start.state.step)) if is_first() else None
+        if self._writer and self._writer.damaged:
             lines = "line" if self._writer.damaged == 1 else "lines"
             say(
                 console,
@@ -125,13 +126,17 @@ class Recorder:
         if self._mask_updates[done - 1] and (logs or not self._mask_updates.all()):
             self._sparsity = self._evaluator.sparsity(state())
             epoch = done / plan.steps_per_epoch
-            self._writer.write("masks", done, {"epoch": epoch, **self._sparsity})
+            self._write("masks", done, {"epoch": epoch, **self._sparsity})
         values = self._log(done) if logs else {}
         if evaluates:
             self._evaluate_at(done, state())
         if saves:
             self._save(done, state())
         return values
+
+    def _write(self, split: str, step: int, values: dict[str, float | None]) -> None:
+        if self._writer:
+            self._writer.write(split, step, values)
 
     def _look_for_divergence(self, done: int) -> None:
         """Find the first step whose numbers were not finite, unless such steps are skipped."""
@@ -152,7 +157,7 @@ class Recorder:
         steps, self._finished = self._finished, []
         values = mean_metrics(steps)
         now = time.perf_counter()
-        self._writer.write(
+        self._write(
             "train",
             done,
             {
@@ -175,14 +180,14 @@ class Recorder:
         before = time.perf_counter()
         epoch = done / self._plan.steps_per_epoch
         of_layers = self._evaluator.layer_metrics(state)
-        self._writer.write("layers", done, {"epoch": epoch, **of_layers})
+        self._write("layers", done, {"epoch": epoch, **of_layers})
         split, images, labels = selection_images(self._plan)
         if len(labels):
             values = self._evaluator.accuracy(state, images, labels)
             if done >= self._final_masks:  # selected weights have the density of the config
                 self.best = better_of(self.best, values["accuracy"], state)
             similarity = self._evaluator.similarity(state)
-            self._writer.write(split, done, {"epoch": epoch, **values, **similarity})
+            self._write(split, done, {"epoch": epoch, **values, **similarity})
             line = f"step {done}: {split} accuracy {values['accuracy']:.4f}"
             if similarity["cka_within_stage"] is not None:
                 line += f", within-stage CKA {similarity['cka_within_stage']:.3f}"
@@ -191,7 +196,8 @@ class Recorder:
 
     def _save(self, done: int, state: TrainState) -> None:
         seconds, flops = np.array(self.seconds()), np.array(self.flops)
-        self._checkpoints.save(done, Snapshot(state, self.best, seconds, flops))
+        if is_first():
+            self._checkpoints.save(done, Snapshot(state, self.best, seconds, flops))
 
     def seconds(self) -> float:
         """Of training so far, of which a run in a group is booked its share."""
@@ -201,4 +207,5 @@ class Recorder:
     def close(self) -> None:
         """Wait for the last checkpoint, and close the files."""
         self._checkpoints.close()
-        self._writer.close()
+        if self._writer:
+            self._writer.close()

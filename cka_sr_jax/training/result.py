@@ -13,6 +13,7 @@ from cka_sr_jax.report import console_table, say, write_report
 from cka_sr_jax.sparsity import epsilon_sparsity, mask_metrics
 from cka_sr_jax.training.build import RunPlan
 from cka_sr_jax.training.evaluation import EPSILONS, Evaluator, mean_outlier_share, stage_means
+from cka_sr_jax.training.hosts import is_first
 from cka_sr_jax.training.recorder import Divergence
 from cka_sr_jax.training.selection import Selected
 from cka_sr_jax.training.step import TrainState
@@ -48,6 +49,8 @@ def report_run(
     matrix = evaluator.cka(state)
     rows = evaluator.layer_rows(state)
     result = finite(_measure(plan, trained, evaluator) | stage_means(matrix, features))
+    if not is_first():
+        return result
     report = write_report(
         workdir,
         result=result,

@@ -7,6 +7,7 @@ three functions as `training.loop`, `prepare`, `run` and `show_finished`, and a 
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from cka_sr_jax.training import loop
 from cka_sr_jax.training.config import ConfigError, validate
+from cka_sr_jax.training.hosts import is_first, of_first
 from cka_sr_jax.training.locks import claim
 from cka_sr_jax.training.workdir import check_workdir, local_folder
 from cka_sr_jax.workflows import layer_sparsity, lottery
@@ -38,7 +40,7 @@ def workflow_of(config: ConfigDict) -> ModuleType:
 
 def devices_of(config: ConfigDict) -> int:
     """How many devices train what `config` describes: layer sparsity takes one, all else all."""
-    return 1 if workflow_of(config) is layer_sparsity else len(jax.local_devices())
+    return 1 if workflow_of(config) is layer_sparsity else len(jax.devices())
 
 
 def run(config: ConfigDict, workdir: str | Path, console: Console | None = None) -> dict[str, Any]:
@@ -58,18 +60,30 @@ def run(config: ConfigDict, workdir: str | Path, console: Console | None = None)
         another process; nothing is written.
       SystemExit: at SIGTERM, SIGHUP or Ctrl-C, once a checkpoint is saved.
     """
-    console, folder = console or Console(soft_wrap=True), local_folder(workdir)
+    folder, console = local_folder(workdir), console or Console(soft_wrap=True)
+    if not is_first():
+        console = Console(quiet=True)
     validate(config, devices_of(config))
-    check_workdir(config, folder)
-    with claim(folder) as claimed:
-        if not claimed:
-            raise ConfigError(
-                f"--workdir={folder} is in use by another process: wait until it has ended, or "
-                "name another."
-            )
-        check_workdir(config, folder)  # again, now that nobody changes it
-        workflow = workflow_of(config)
-        finished = workflow.show_finished(folder, console)
+    workflow = workflow_of(config)
+    if jax.process_count() > 1 and workflow is not loop:
+        raise ConfigError(
+            f"{jax.process_count()} processes were started together, and "
+            f"{workflow.__name__.rpartition('.')[2]} trains in one: start one."
+        )
+    of_first(lambda: check_workdir(config, folder))
+    with contextlib.ExitStack() as stack:
+        of_first(lambda: _claim(folder, stack))
+        of_first(lambda: check_workdir(config, folder))  # again, now that nobody changes it
+        finished = of_first(lambda: workflow.show_finished(folder, console))
         if finished is not None:
             return finished
         return workflow.run(workflow.prepare(config), folder, console)
+
+
+def _claim(folder: Path, stack: contextlib.ExitStack) -> None:
+    """Claim the work directory until the stack ends."""
+    if not stack.enter_context(claim(folder)):
+        raise ConfigError(
+            f"--workdir={folder} is in use by another process: wait until it has ended, or name "
+            "another."
+        )

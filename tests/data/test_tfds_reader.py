@@ -97,7 +97,7 @@ def test_the_default_cache_follows_xdg(sets, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["train_images.npy", "test_labels.npy", "meta.json"])
-@pytest.mark.parametrize("length", [0, 10, 140, None])
+@pytest.mark.parametrize("length", [0, 10, 140, None, "one bit"])
 def test_a_damaged_cache_is_decoded_again(sets, cache, damage, length):
     train = examples(12)
     write_set(sets / "tiny/1.0.0", {"train": train, "test": train})
@@ -105,6 +105,9 @@ def test_a_damaged_cache_is_decoded_again(sets, cache, damage, length):
     (folder,) = cache.iterdir()
     if length is None:
         (folder / damage).unlink()
+    elif length == "one bit":
+        *content, last = (folder / damage).read_bytes()
+        (folder / damage).write_bytes(bytes([*content, last ^ 1]))
     else:
         content = (folder / damage).read_bytes()
         (folder / damage).write_bytes(content[: min(length, len(content) - 1)])
@@ -281,6 +284,10 @@ def test_damaged_sets_are_refused(sets, cache):
         load(sets, cache)
     write_set(sets / "tiny/6.0.0", {"train": [], "test": examples(2)})
     with pytest.raises(ValueError, match=r"incomplete \(split 'train': no examples\)"):
+        load(sets, cache)
+    folder, records = fresh(7)
+    records.write_bytes((folder / records.name.replace("train", "test")).read_bytes())
+    with pytest.raises(ValueError, match=r"has 2 examples in .* dataset_info.json says 200; prep"):
         load(sets, cache)
 
 

@@ -1,0 +1,137 @@
+"""Several processes, on one machine or on many, that train one run together.
+
+Each has devices of its own, feeds them their share of every batch, and computes the same as all
+others. The first alone reads and writes the work directory, and prints.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from cka_sr_jax.training.config import ConfigError
+
+AUTO = "auto"
+# Seconds after which a process that says nothing counts as dead; JAX's own 100 hold up the others.
+DEAD_AFTER = 30
+# How a batch system tells a process that it is one of several.
+COUNTS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
+NEEDED = {"SLURM_NTASKS": "SLURM_STEP_NODELIST", "OMPI_COMM_WORLD_SIZE": "OMPI_MCA_orte_hnp_uri"}
+
+
+def join(
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> None:
+    """Connect this process with those that it shall train with; call it before any computation.
+
+    Without arguments it connects where Slurm (`srun`), Open MPI or a TPU pod announces several
+    processes, and else does nothing.
+
+    Args:
+      coordinator: "host:port" of the first process, or "auto": JAX looks for the others itself.
+      num_processes: how many there are.
+      process_id: which one this is, from 0.
+
+    Raises:
+      ConfigError: some of the three are missing or wrong, or the others cannot be reached.
+    """
+    given = (coordinator, num_processes, process_id)
+    if given == (None, None, None) and not announced(environment):
+        return
+    if given == (None, None, None) or given == (AUTO, None, None):
+        options: dict[str, Any] = {}
+    elif coordinator is None or num_processes is None or process_id is None:
+        raise ConfigError(
+            f"--coordinator={coordinator} --num_processes={num_processes} "
+            f"--process_id={process_id}: give all three, such as --coordinator=localhost:1234 "
+            "--num_processes=2 --process_id=0; or --coordinator=auto alone on a TPU pod."
+        )
+    elif not 0 <= process_id < num_processes:
+        raise ConfigError(
+            f"--process_id={process_id} is not below --num_processes={num_processes}: give each "
+            f"process a number of its own from 0 to {num_processes - 1}."
+        )
+    else:
+        options = {
+            "coordinator_address": coordinator,
+            "num_processes": num_processes,
+            "process_id": process_id,
+        }
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # others have their own
+    try:
+        jax.distributed.initialize(**options, heartbeat_timeout_seconds=DEAD_AFTER)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"the processes could not be connected ({' '.join(str(error).split())[:200]}): check "
+            "the address of the first, and that all are started."
+        ) from error
+
+
+def announced(environment: Mapping[str, str]) -> bool:
+    """Whether environment variables say that this is one of several processes."""
+    for count in COUNTS:
+        number = environment.get(count, "")
+        if number.isdigit() and int(number) > 1 and NEEDED[count] in environment:
+            return True
+    return "," in environment.get("TPU_WORKER_HOSTNAMES", "") or (
+        "MEGASCALE_COORDINATOR_ADDRESS" in environment
+    )
+
+
+def is_first() -> bool:
+    """Whether this process is the one that reads, writes and prints."""
+    return jax.process_index() == 0
+
+
+def of_first(function: Callable[[], Any]) -> Any:
+    """What `function` returns on the first process, on all of them; the others do not call it.
+
+    Args:
+      function: returns what JSON can hold.
+
+    Raises:
+      ConfigError: on every process, where the first one's call raised it.
+    """
+    if jax.process_count() == 1:
+        return function()
+    outcome: dict[str, Any] = {}
+    if is_first():
+        try:
+            outcome["value"] = function()
+        except ConfigError as error:
+            outcome["error"] = str(error)
+    outcome = _broadcast_json(outcome)
+    if "error" in outcome:
+        raise ConfigError(outcome["error"])
+    return outcome["value"]
+
+
+def arrays_of_first(tree: Any) -> Any:
+    """The first process's arrays, on all of them; the others pass arrays of equal shapes."""
+    if jax.process_count() == 1:
+        return tree
+    return multihost_utils.broadcast_one_to_all(tree)
+
+
+def on_any(flag: bool) -> bool:
+    """Whether the flag is True on any process; all get the same answer."""
+    if jax.process_count() == 1:
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+
+
+def _broadcast_json(content: Any) -> Any:
+    data = np.frombuffer(json.dumps(content).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.array(len(data), np.int32)))
+    padded = np.zeros(size, np.uint8)
+    padded[: len(data)] = data[:size]
+    return json.loads(multihost_utils.broadcast_one_to_all(padded).astype(np.uint8).tobytes())

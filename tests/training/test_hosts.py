@@ -1,0 +1,190 @@
+"""Several processes that train one run."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cka_sr_jax.training import Checkpoints, ConfigError
+from cka_sr_jax.training.hosts import announced, arrays_of_first, is_first, join, of_first, on_any
+from tests.training.runs import arrays, assert_same_run, records
+
+ROOT = Path(__file__).parents[2]
+TFDS = ROOT.parent / "shared" / "tfds"
+SMALL = (
+    "--config.train.steps=60", "--config.train.log_every=10", "--config.checkpoint.every=20",
+    "--config.model.options.hidden=(64,64,64)", "--config.sparsity.rule=rigl",
+    "--config.sparsity.update_every=10", "--config.sparsity.density=0.2",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, False),
+        ({"SLURM_NTASKS": "4"}, False),  # in a batch script, outside srun
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "n[1-2]"}, True),
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "n1"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:5"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "1", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:5"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"MEGASCALE_COORDINATOR_ADDRESS": "a"}, True),
+    ],
+)
+def test_who_is_one_of_several(environment, expected):
+    assert announced(environment) is expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("localhost:1", None, None), "--num_processes=None --process_id=None: give all three"),
+        ((None, 2, 0), "--coordinator=None --num_processes=2"),
+        (("localhost:1", 2, 2), "--process_id=2 is not below --num_processes=2"),
+        (("localhost:1", 2, -1), "--process_id=-1 is not below"),
+    ],
+)
+def test_a_group_that_cannot_be_is_one_sentence(arguments, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        join(*arguments, environment={})
+    assert "\n" not in str(error.value)
+
+
+def test_a_process_alone_is_the_first():
+    join(environment={})
+    assert is_first()
+    assert of_first(lambda: {"a": 1}) == {"a": 1}
+    assert on_any(True)
+    assert not on_any(False)
+    assert arrays_of_first({"w": 1}) == {"w": 1}
+    with pytest.raises(ConfigError, match="no"):
+        of_first(lambda: (_ for _ in ()).throw(ConfigError("no")))
+
+
+def launch(workdir, *arguments, devices=4, group=()):
+    """launch.py with this many devices; its output goes to a file beside the work directory."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    name = f"{workdir.name}{group[-1][-1] if group else ''}.log"
+    with (workdir.parent / name).open("w") as log:
+        return subprocess.Popen(
+            [sys.executable, "launch.py", f"--workdir={workdir}", *group, *arguments], cwd=ROOT,
+            env={**os.environ, "XLA_FLAGS": flags}, stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+
+def launch_two(workdir, *arguments):
+    """Two processes with two devices each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    group = (f"--coordinator=localhost:{port}", "--num_processes=2")
+    return [
+        launch(workdir, *arguments, devices=2, group=(*group, f"--process_id={i}"))
+        for i in range(2)
+    ]
+
+
+def finish(*processes, timeout=600):
+    return [process.wait(timeout) for process in processes]
+
+
+def wait_for_step(workdir, step):
+    metrics, deadline = workdir / "metrics.jsonl", time.monotonic() + 300
+    while time.monotonic() < deadline:
+        if metrics.exists() and f'"step": {step},' in metrics.read_text():
+            return
+        time.sleep(0.01)
+    raise AssertionError("no training")
+
+
+def assert_close_run(one, two):
+    """The same masks, and parameters and slots to 1e-5."""
+    first, second = arrays(one), arrays(two)
+    assert first.keys() == second.keys()
+    for path, value in first.items():
+        if value.dtype == bool:
+            np.testing.assert_array_equal(value, second[path], err_msg=path)
+        elif path != "flops":
+            np.testing.assert_allclose(value, second[path], atol=1e-5, err_msg=path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["pmap", "shard_map"])
+def test_two_processes_train_what_one_does(parallel, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    arguments = (*SMALL, f"--config.train.parallel={parallel}")
+    assert finish(launch(one, *arguments)) == [0]
+    assert finish(*launch_two(two, *arguments)) == [0, 0]
+    assert_close_run(one, two)
+    assert [r["step"] for r in records(two, "train")] == [10, 20, 30, 40, 50, 60]
+    silent = (tmp_path / "two1.log").read_text()
+    assert "accuracy" not in silent  # the second process prints and writes nothing
+    assert "step" not in silent
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TFDS.exists(), reason="needs prepared TFDS sets beside the repository")
+def test_two_processes_train_a_resnet_as_one_does(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    arguments = (
+        "--config=configs/paper/cifar10_resnet20_rst.py", f"--config.data.dir={TFDS}",
+        "--config.train.steps=20", "--config.train.log_every=10", "--config.model.name=resnet14",
+        "--config.train.batch_size=32",
+    )  # fmt: skip
+    assert finish(launch(one, *arguments), timeout=1200) == [0]
+    assert finish(*launch_two(two, *arguments), timeout=1200) == [0, 0]
+    first, second = arrays(one), arrays(two)
+    for path, value in first.items():
+        if "masks" in path:
+            np.testing.assert_array_equal(value, second[path], err_msg=path)
+        elif "params" in path:
+            np.testing.assert_allclose(value, second[path], atol=1e-4, err_msg=path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["one", "two"])
+def test_a_checkpoint_of_one_is_a_checkpoint_of_two(first, tmp_path):
+    """Stopped after some steps in one form, and continued in the other."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert finish(launch(whole, *SMALL)) == [0]
+    long = [a.replace("log_every=10", "log_every=1") for a in SMALL]
+    start = [launch(stopped, *long)] if first == "one" else launch_two(stopped, *long)
+    wait_for_step(stopped, 25)
+    start[-1].send_signal(signal.SIGTERM)  # told to one process, it stops all
+    assert finish(*start) == [1] * len(start)
+    goes_on = launch_two(stopped, *long) if first == "one" else [launch(stopped, *long)]
+    assert finish(*goes_on) == [0] * len(goes_on)
+    assert_close_run(whole, stopped)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_where_one_is_killed_all_end_and_the_same_command_goes_on(victim, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    long = ("--config.train.steps=400", *SMALL[1:])
+    assert finish(*launch_two(whole, *long)) == [0, 0]
+    group = launch_two(killed, *long)
+    wait_for_step(killed, 50)
+    group[victim].kill()
+    began = time.monotonic()
+    assert all(status != 0 for status in finish(*group, timeout=60))
+    assert time.monotonic() - began < 60
+    assert Checkpoints(killed).latest_step()
+    assert not (killed / "result.json").exists()
+    assert finish(*launch_two(killed, *long)) == [0, 0]
+    assert_same_run(whole, killed)
+
+
+@pytest.mark.slow
+def test_what_does_not_train_in_several_processes_is_refused(tmp_path):
+    arguments = (*SMALL, "--config.lottery.rounds=1", "--config.sparsity.rule=dense")
+    arguments = [a for a in arguments if "sparsity" not in a or "dense" in a]
+    assert finish(*launch_two(tmp_path / "run", *arguments)) == [2, 2]
+    assert "2 processes were started together" in (tmp_path / "run0.log").read_text()
