@@ -1,10 +1,11 @@
 # `make demo` and `make test` set up all they need in .venv and run; nothing else is required but
 # Python 3.11 or later and make.
 PYTHON ?= python3
+PYTHON313 ?= python3.13
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-library lint clean
+.PHONY: demo test test-slow test-library test-oldest test-newest lint clean
 
 demo: $(VENV)/installed
 	$(BIN)/python launch.py --config=configs/quickstart/digits.py
@@ -14,6 +15,14 @@ test: $(VENV)/installed-dev
 
 test-slow: $(VENV)/installed-dev
 	KERNELS=default $(BIN)/python -m pytest -n auto --maxprocesses=4 -m slow
+
+# With the oldest supported versions, and with the newest of all, on Python 3.13. SOME names tests:
+# make test-oldest SOME=tests/similarity
+test-oldest: $(VENV)-oldest/installed
+	$(VENV)-oldest/bin/python -m pytest -n auto --maxprocesses=4 $(SOME)
+
+test-newest: $(VENV)-newest/installed
+	$(VENV)-newest/bin/python -m pytest -n auto --maxprocesses=4 $(SOME)
 
 # In an environment made anew with only the library's dependencies; needs a package index.
 test-library: $(VENV)/installed-dev
@@ -26,7 +35,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest runs
 
 $(VENV)/installed: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[train]"
@@ -35,6 +44,16 @@ $(VENV)/installed: $(BIN)/python pyproject.toml
 $(VENV)/installed-dev: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $@ $(VENV)/installed
+
+$(VENV)-oldest/installed: tests/oldest.txt pyproject.toml
+	$(PYTHON313) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/python -m pip install --quiet --constraint tests/oldest.txt --editable ".[test]"
+	@touch $@
+
+$(VENV)-newest/installed: pyproject.toml
+	$(PYTHON313) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/python -m pip install --quiet --upgrade --editable ".[test]"
+	@touch $@
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) was not found; install Python 3.11 or later, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
