@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import FileLock, Timeout
 
 from cka_sr_jax.training.config import ConfigError
 
@@ -34,7 +32,8 @@ def claim(workdir: Path) -> Iterator[bool]:
     """
     new = [folder for folder in (workdir, *workdir.absolute().parents) if not folder.exists()]
     path = workdir / LOCK
-    file = _file_lock(path)
+    # A soft lock is a plain file: it would outlive a process that is killed.
+    file = FileLock(path, blocking=False, fallback_to_soft=False)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         file.acquire()
@@ -55,13 +54,6 @@ def claim(workdir: Path) -> Iterator[bool]:
             path.unlink()
         file.release()
         _remove_empty(new)
-
-
-def _file_lock(path: Path) -> BaseFileLock:
-    # A soft lock is a plain file: it would outlive a process that is killed.
-    accepted = inspect.signature(FileLock.__init__).parameters
-    hard: Any = {"fallback_to_soft": False} if "fallback_to_soft" in accepted else {}
-    return FileLock(path, blocking=False, **hard)
 
 
 def _remove_empty(folders: list[Path]) -> None:
