@@ -34,6 +34,7 @@ from cka_sr_jax.analysis.rows import (
     read_csv,
 )
 from cka_sr_jax.report import read_metrics
+from cka_sr_jax.report.metrics import damaged_lines
 from cka_sr_jax.training.config import flatten
 
 REPORT_AGAIN = "delete the run's result.json and give its command again, which writes the report"
@@ -214,14 +215,10 @@ def _read_object(path: Path, cure: str) -> dict[str, Any]:
 
 def _read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a finished run, which are whole and end with a line's end."""
-    try:
-        records = read_metrics(path)
-        whole = not path.exists() or path.read_bytes().endswith(b"\n")
-    except ValueError:
-        records, whole = [], False
-    if not whole or not all(isinstance(record, dict) for record in records):
+    whole = not path.exists() or path.read_bytes().endswith(b"\n")
+    if not whole or damaged_lines(path):
         raise ValueError(f"{path} is damaged or cut short: restore it, or leave this run out.")
-    return records
+    return read_metrics(path)
 
 
 def _read_jsonl(path: Path) -> list[Run]:

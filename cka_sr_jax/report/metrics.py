@@ -72,6 +72,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return [record for record in records if record is not None]
 
 
+def damaged_lines(path: Path) -> int:
+    """How many lines of a metrics.jsonl are no records, an unfinished last one included."""
+    lines = path.read_text(errors="replace").split("\n") if path.exists() else []
+    return sum(_record(line) is None for line in lines if line)
+
+
 def _record(line: str) -> dict[str, Any] | None:
     """What a line holds; None where it is damaged."""
     try:

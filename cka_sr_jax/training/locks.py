@@ -47,11 +47,12 @@ def claim(workdir: Path) -> Iterator[bool]:
             "that supports file locks."
         ) from error
     try:
-        # A process that takes its empty directory away may take the file from under the lock.
+        # The process before this one may just have removed the file, and with it this lock.
         yield file.is_locked and path.exists()
     finally:
-        if new and file.is_locked and set(workdir.iterdir()) == {path}:
-            path.unlink()
+        if file.is_locked:
+            with suppress(OSError):  # Windows removes no open file
+                path.unlink()
         file.release()
         _remove_empty(new)
 

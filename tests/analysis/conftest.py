@@ -51,7 +51,7 @@ def featured(tmp_path):
                 matrix = np.eye(3) * (1 - beta)
                 rows = ([name, *row] for name, row in zip(NAMES, matrix, strict=True))
                 csv.writer(file).writerows([["feature", *NAMES], *rows])
-            record = {"split": "validation", "epoch": 1.0, "cka_within_stage": 0.5}
+            record = {"split": "validation", "step": 1, "epoch": 1.0, "cka_within_stage": 0.5}
             record["cka_cross_stage"] = 0.25
             (run / "metrics.jsonl").write_text(json.dumps(record) + "\n")
             checkpoints = Checkpoints(run)

@@ -44,7 +44,8 @@ def _one_device():
     """One of the fake devices compiles sooner than four."""
     with pytest.MonkeyPatch.context() as patch:
         device = jax.devices()[:1]
-        patch.setattr(jax, "local_devices", lambda: device)
+        for name in ("devices", "local_devices"):
+            patch.setattr(jax, name, lambda: device)
         yield
 
 

@@ -213,7 +213,7 @@ def test_every_directory_is_checked_before_anything_runs(tmp_path):
     with pytest.raises(ConfigError, match=r"belongs to another config: train.steps is 2"):
         run_grid(config, tmp_path, console=quiet())
     (folder / "config.json").write_text('{"seed": ')
-    with pytest.raises(ConfigError, match=r"seed=4/config.json is damaged: pass another"):
+    with pytest.raises(ConfigError, match=r"seed=4/config.json is damaged: delete it if"):
         run_grid(small_grid(), tmp_path, console=quiet())
     assert list(tmp_path.iterdir()) == [folder]
 

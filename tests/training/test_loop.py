@@ -30,7 +30,6 @@ def test_a_run_and_what_it_leaves(finished, capsys):
     assert json.loads((workdir / "result.json").read_text()) == result
     assert {p.name for p in workdir.iterdir()} == {
         "config.json", "metrics.jsonl", "tensorboard", "checkpoints", "report", "result.json",
-        ".lock",
     }  # fmt: skip
     assert printed[-1] == f"Report: {workdir / 'report' / 'index.html'}"
     assert (workdir / "report" / "index.html").exists()
