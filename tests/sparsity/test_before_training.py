@@ -89,6 +89,7 @@ def test_synflow_is_conserved_from_layer_to_layer():
         np.testing.assert_allclose(score.sum(), total, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_synflow_keeps_every_layer_where_one_shot_pruning_empties_some():
     # The wide layer's outgoing weights are the smallest of all.
     params = make_params((64, 100, 1500, 8))
@@ -104,8 +105,11 @@ def test_synflow_keeps_every_layer_where_one_shot_pruning_empties_some():
     assert outputs.any()
 
 
-@pytest.mark.parametrize("method", [snip, grasp])
-@pytest.mark.parametrize("density", [0.5, 0.013])
+@pytest.mark.parametrize(
+    ("method", "density"),
+    [(snip, 0.5), (grasp, 0.013), *(pytest.param(*cell, marks=pytest.mark.slow) for cell in
+     [(snip, 0.013), (grasp, 0.5)])],
+)  # fmt: skip
 def test_counts_are_exact_and_shuffling_keeps_them(method, density):
     params, batch = make_params(), make_batch()
     masks = method(loss, params, batch, density)

@@ -59,6 +59,7 @@ def test_a_new_weight_is_trained_as_by_adam_from_its_start(b1, b2):
     assert state.age["w"][:, 0].tolist() == [30, 30 - GROWN_AT - 1]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")
 def test_the_cold_start_and_its_cures():
     """Under a constant gradient Adam's update is 3.2 learning rates at first and 6.6 at most."""

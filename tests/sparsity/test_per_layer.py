@@ -24,6 +24,7 @@ from cka_sr_jax.sparsity import (
     sr_ste,
     synflow,
 )
+from tests.speeds import fast_among
 
 STACKED = {"blocks": 1}
 SHAPES = {"attention/query/kernel": (8, 2, 4), "up/kernel": (8, 12), "conv/kernel": (3, 4, 6)}
@@ -83,7 +84,7 @@ def counts(masks):
     return {path: int(np.sum(mask)) for path, mask in masks.items()}
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", fast_among(RULES, "rst", "rigl", "gmp", "granet"))
 def test_counts_per_layer_are_those_of_separate_layers(name):
     apart, together, _ = blocks(0)
     options = {"input_axes": {"query": 1}, **RULES[name]}
@@ -106,6 +107,7 @@ def test_counts_per_layer_are_those_of_separate_layers(name):
             np.testing.assert_array_equal(mask, separate[path], err_msg=path)
 
 
+@pytest.mark.slow
 def test_masks_without_randomness_are_those_of_separate_layers():
     apart, together, _ = blocks(1)
     options = {"input_axes": {"query": 1}}

@@ -1,5 +1,6 @@
 """Sharded parameters: masks as on one device, sharded as the parameter, never gathered whole."""
 
+import itertools
 import os
 import re
 import socket
@@ -18,6 +19,7 @@ from jax.sharding import PartitionSpec as P
 from cka_sr_jax.similarity import cka_penalty
 from cka_sr_jax.sparsity import get_masks, leaf_paths, make_rule, sparse_init, sparsify
 from tests.sparsity.naive import RULES
+from tests.speeds import fast_among
 
 SHAPES = {
     "blocks": {"kernel": ((4, 16, 32), P(None, "x", "y"))},
@@ -81,10 +83,15 @@ def on_one_device():
 
 
 @pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    fast_among(
+        itertools.product(RULES, ("Auto", "Explicit")),
+        ("rigl", "Auto"), ("rigl", "Explicit"), ("gmp", "Explicit"), ("set", "Auto"),
+    ),
+)  # fmt: skip
 def test_masks_are_those_of_one_device_and_sharded_as_the_parameters(name, kind, on_one_device):
-    grid = mesh(kind)
+    grid = mesh(AxisType[kind])
     params = jax.device_put(parameters(), shardings(grid))
     expected = {path: leaf.sharding.spec for path, leaf in leaf_paths(params)}
     with jax.set_mesh(grid):
@@ -113,7 +120,7 @@ def gathered(text):
 
 
 @pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize("name", ["rst", "rigl", "granet"])
+@pytest.mark.parametrize("name", fast_among(["rst", "rigl", "granet"], "rigl"))
 def test_the_state_can_be_planned_and_made_in_place(name):
     grid = mesh(AxisType.Auto)
     params = jax.device_put(parameters(), shardings(grid))

@@ -20,6 +20,7 @@ from cka_sr_jax.sparsity import (
     sparsify,
 )
 from tests.sparsity.naive import COMMON, END, RULES, layers, step_of, train
+from tests.speeds import fast_among
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_a_state_of_no_rule_or_of_other_parameters():
 
 
 @pytest.mark.usefixtures("enable_x64")
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", fast_among(RULES, "rst", "rigl", "granet", "gmp"))
 def test_every_rule_works_where_float64_is_enabled(name):
     dtype = "float32" if name in ("rigl", "gmp", "rst") else "float64"
     tx = sparsify(optax.sgd(0.1, momentum=0.9), make_rule(name.split()[0], **RULES[name]))

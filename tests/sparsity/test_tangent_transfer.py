@@ -131,6 +131,7 @@ def test_pruned_weights_get_no_gradient():
         np.testing.assert_array_equal(slopes[path] != 0, mask)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("standard_promotion")
 def test_the_student_comes_closer_to_its_teacher_than_with_random_masks_on_average():
     params, batches = make_params(), make_batches(300)

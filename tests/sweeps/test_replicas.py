@@ -75,6 +75,7 @@ def check_alike(one, other, rtol=1e-7):
     assert results[0]["training_flops"] == results[1]["training_flops"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 3])
 def test_together_is_one_by_one(together, tmp_path, index):
     name = list(grid_points(small_grid()))[index]
@@ -134,6 +135,7 @@ def test_a_group_that_was_stopped_goes_on(together, tmp_path, monkeypatch):
     check_alike(together / name, tmp_path / name)
 
 
+@pytest.mark.slow
 def test_runs_of_different_steps_do_not_train_together(together, tmp_path):
     points = grid_points(small_grid())
     names = list(points)[:2]

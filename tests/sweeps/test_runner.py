@@ -236,6 +236,7 @@ def test_a_finished_point_is_finished_whatever_is_logged(tmp_path):
     assert set(states.values()) == {"finished before"}
 
 
+@pytest.mark.slow
 def test_a_point_that_cannot_run_fails_and_the_others_go_on(tmp_path):
     config = two_points()
     config.grid = ConfigDict({"model": {"options": {"hidden": ((8,), (8, 8))}}})
@@ -294,6 +295,7 @@ def test_with_several_processes_a_shared_mistake_ends_the_grid(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_several_processes_do_not_share_several_devices(tmp_path):
     refused = r"each of the --jobs=2 processes would take all 4 devices"
     with pytest.raises(ConfigError, match=refused):

@@ -20,6 +20,7 @@ from cka_sr_jax.training import (
 )
 from cka_sr_jax.training.loop import prepare
 from cka_sr_jax.workflows import run
+from tests.speeds import fast_among
 from tests.training.runs import small_config
 
 pytestmark = pytest.mark.usefixtures("blank_images")
@@ -47,8 +48,10 @@ def stored(workdir):
     ("rule", "options"),
     [
         ("dst", {"alpha": 1e-3, "exclude": ("head/kernel",)}),
-        ("str", {"initial": -4.0}),
-        ("sr_ste", {"n": 1, "m": 4, "exclude": ("head/kernel",)}),
+        pytest.param("str", {"initial": -4.0}, marks=pytest.mark.slow),
+        pytest.param(
+            "sr_ste", {"n": 1, "m": 4, "exclude": ("head/kernel",)}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_run_and_the_weights_it_gives(rule, options, tmp_path):
@@ -95,7 +98,7 @@ def masks_of(config):
     return {path: np.asarray(mask) for path, mask in leaf_paths(masks)}
 
 
-@pytest.mark.parametrize("method", ["snip", "grasp", "synflow", "ntt"])
+@pytest.mark.parametrize("method", fast_among(["snip", "grasp", "synflow", "ntt"], "snip", "ntt"))
 def test_pruning_before_training(method):
     config = small_config(sparsity__rule=method, penalty__beta=0.0)
     if method in ("synflow", "ntt"):
@@ -147,7 +150,7 @@ def test_a_distribution_that_does_not_suit_the_model_names_a_cure_that_a_config_
         prepare(config)
 
 
-@pytest.mark.parametrize("rule", ["rst", "snip", "str"])
+@pytest.mark.parametrize("rule", fast_among(["rst", "snip", "str"], "snip"))
 def test_a_run_prunes_only_what_it_includes(rule, tmp_path):
     config = learned_config(rule, include=("hidden0",))
     run(config, tmp_path, Console(file=io.StringIO()))

@@ -4,11 +4,13 @@ from functools import partial
 
 import jax
 import numpy as np
+import pytest
 
 from cka_sr_jax.models import create_model
 from cka_sr_jax.training.pruning import Untrained, synflow_masks
 
 
+@pytest.mark.slow
 def test_synflow_of_convolutions_with_batch_norm_and_shortcuts():
     """ResNet-32's flow overflows float32; in float64 every layer keeps weights."""
     model = create_model("resnet32", num_classes=10, width=16)

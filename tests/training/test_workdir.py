@@ -10,6 +10,7 @@ from cka_sr_jax.training import ConfigError, default_config, load_variables
 from cka_sr_jax.training.locks import claim
 from cka_sr_jax.training.workdir import check_workdir, local_folder
 from cka_sr_jax.workflows import run
+from tests.speeds import fast_among
 
 pytestmark = pytest.mark.usefixtures("blank_images")
 
@@ -76,7 +77,10 @@ def test_a_path_that_cannot_work_is_refused_before_anything_is_written(name, mes
 
 
 @pytest.mark.parametrize(
-    "name", ["run{1}", "run 1", "run=1,b=2/", "läuft", "$HOME", "a;b", "#1", "-x"]
+    "name",
+    fast_among(
+        ["run{1}", "run 1", "run=1,b=2/", "läuft", "$HOME", "a;b", "#1", "-x"], "run=1,b=2/"
+    ),
 )
 def test_a_path_with_other_characters_works(name, tmp_path, capsys):
     workdir = f"{tmp_path}/{name}"

@@ -131,6 +131,7 @@ def test_rounds_with_batch_norm_and_adamw(tmp_path):
     assert [round(row["density"], 2) for row in result["rounds"]] == [1.0, 0.8]
 
 
+@pytest.mark.slow
 def test_an_interrupted_experiment_ends_as_an_uninterrupted_one(finished, tmp_path, monkeypatch):
     """Stopped inside round 1 and started again: the same masks and weights in the last round."""
     train = loop.train
