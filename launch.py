@@ -89,7 +89,10 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def main(argv: list[str]) -> None:
     """Run the experiment."""
-    logging.set_verbosity(logging.ERROR)  # Orbax logs two dozen lines for each checkpoint
+    # Orbax logs two dozen lines for each checkpoint, and raises what it logs as an error; where one
+    # write fails, it prints of all others that their event loop is closed.
+    logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = _without_closed_loops
     import jax
 
     from cka_sr_jax.sweeps import GridOptions, run_grid
@@ -118,10 +121,17 @@ def main(argv: list[str]) -> None:
         fail(str(error))
     except KeyboardInterrupt:
         interrupt()
+    except OSError as error:  # a full disk, say
+        leave(f"error: {error.filename or workdir}: {error.strerror or error}", 1)
     except jax.errors.JaxRuntimeError as error:
         if not jax.distributed.is_initialized():
             raise
         leave(f"Lost a process that trains with this one ({str(error).splitlines()[0][:150]})", 1)
+
+
+def _without_closed_loops(unraisable: Any) -> None:
+    if not isinstance(unraisable.exc_value, RuntimeError):
+        sys.__unraisablehook__(unraisable)
 
 
 def fail(message: str) -> NoReturn:

@@ -7,6 +7,7 @@ digest is damaged and never read; the newest intact checkpoint is taken instead.
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import shutil
 import sys
@@ -135,7 +136,8 @@ class Checkpoints:
             # Copies, since the next training step reuses the state's memory during the write.
             arrays = {path: np.array(leaf) for path, leaf in _flatten(tree).items()}
             arrays = sealed(step, arrays, self._config)
-            self._manager.save(step, args=ocp.args.StandardSave(arrays))
+            with self._writing():
+                self._manager.save(step, args=ocp.args.StandardSave(arrays))
 
     def restore(self, template: Any) -> Any:
         """The newest intact checkpoint, as host arrays in the structure of `template`.
@@ -213,8 +215,19 @@ class Checkpoints:
     def close(self) -> None:
         """Wait for the last write and let go of the directory."""
         if self._manager is not None:
-            self._manager.wait_until_finished()
-            self._manager.close()
+            with self._writing():
+                self._manager.wait_until_finished()
+                self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raise whatever Orbax makes of a full or broken disk as an OSError with the folder."""
+        try:
+            yield
+        except Exception as error:
+            reason = f"a checkpoint cannot be written: {_one_line(error)}"
+            number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
+            raise OSError(number, reason, str(self._folder)) from error
 
 
 def newest_step(workdir: Path) -> int | None:
@@ -281,4 +294,6 @@ def _reads_end() -> Iterator[None]:
 
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
+    if full := re.search("No space left on device", text):  # at the end of a long chain
+        return full[0]
     return text if len(text) <= 120 else f"{text[:120]}..."

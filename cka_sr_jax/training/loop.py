@@ -108,6 +108,7 @@ def train(
         donate_state=True,
     )
     with (
+        recorder,
         ProgressReporter(plan.steps, first_step, console) as progress,
         stop_signals(console) as stop,
     ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
 from typing import NamedTuple
 
 import jax
@@ -208,4 +209,15 @@ class Recorder:
         """Wait for the last checkpoint, and close the files."""
         self._checkpoints.close()
         if self._writer:
+            self._writer.close()
+
+    def __enter__(self) -> Recorder:
+        """Nothing; the files are open."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        """Close the files after an error, such as a full disk; `close` is for all else."""
+        if isinstance(error, Exception) and self._writer:
             self._writer.close()

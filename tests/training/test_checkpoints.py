@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from rich.console import Console
 
@@ -174,3 +175,21 @@ def test_a_run_with_one_damaged_file_ends_as_it_would_have(finished, what, tmp_p
     )
     for line in (workdir / "metrics.jsonl").read_text().splitlines():
         json.loads(line)
+
+
+@pytest.mark.usefixtures("blank_images")
+def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path, monkeypatch):
+    save = ocp.CheckpointManager.save
+
+    def full(manager, step, **options):
+        if step > 15:
+            raise ValueError("RESOURCE_EXHAUSTED: /long/path: No space left on device [code='28']")
+        return save(manager, step, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "save", full)
+        with pytest.raises(OSError, match="a checkpoint cannot be written: No space left") as error:
+            run(small_config(), tmp_path)
+    assert error.value.filename == str(tmp_path / "checkpoints")
+    assert Checkpoints(tmp_path).steps() == [15]
+    assert run(small_config(), tmp_path)["steps"] == 40
