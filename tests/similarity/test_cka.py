@@ -78,6 +78,7 @@ def golden_features():
     return x, rng.randn(100, 10) + x
 
 
+@pytest.mark.usefixtures("enable_x64")
 @pytest.mark.parametrize(
     ("options", "expected", "tolerance"),
     [

@@ -148,10 +148,14 @@ def test_synflow_in_one_round_and_shuffled():
     assert kept(shuffled) == kept(masks)
 
 
+# jax 0.7 has it under its old name.
+enable_x64_here = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_synflow_of_a_network_too_deep_for_float32(dtype):
     """Of 24 layers the flow is near 1e45: float64 holds it, and every layer lives."""
-    with jax.enable_x64(True):
+    with enable_x64_here(True):
         params = {
             f"l{i:02}": jax.random.normal(jax.random.key(i), (100, 100), dtype) for i in range(24)
         }
