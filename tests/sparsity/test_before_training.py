@@ -149,7 +149,7 @@ def test_synflow_in_one_round_and_shuffled():
 
 
 # jax 0.7 has it under its old name.
-enable_x64_here = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64
+enable_x64_here = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])

@@ -22,6 +22,7 @@ def refuse():
     raise ConfigError("there is no such data.")
 
 
+@pytest.mark.slow
 def test_each_call_has_an_outcome_even_if_its_process_dies(monkeypatch):
     monkeypatch.setenv("NPROC", "5")
     calls = {

@@ -275,6 +275,7 @@ def die_at_seed_3(config, folder, retry):
     return "finished"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_a_process_that_dies_is_a_failure_and_the_others_go_on(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:

@@ -22,26 +22,37 @@ def launch(arguments):
     )  # fmt: skip
 
 
+def slow(arguments, message):
+    return pytest.param(arguments, message, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config=configs/nothing.py"], "The config file configs/nothing.py cannot be read: No"),
+        slow(
+            ["--config=configs/nothing.py"], "The config file configs/nothing.py cannot be read: No"
+        ),
         (
             ["--config=configs/quickstart/digits_cka.py", "--grid_index=1", "--config.seed=3"],
             "--config.seed would do nothing: the grid sets seed; say --config.seeds with",
         ),
-        (["--config=configs"], "The config file configs is a folder: name a file in it that def"),
+        slow(
+            ["--config=configs"], "The config file configs is a folder: name a file in it that def"
+        ),
         (["--config.seed=1", "--config.seed=2.5"], "--config.seed='2.5': expected a whole number"),
-        (["--config.model.name=resnet20"], "made for resnet20."),
+        slow(["--config.model.name=resnet20"], "made for resnet20."),
         (
             ["--config.model.name=resnet21"],
             "Unknown model 'resnet21', since depth=21 is not 6n + 2: use 20",
         ),
-        (["--config.train.steps=abc"], "--config.train.steps='abc': expected a whole number of st"),
+        slow(
+            ["--config.train.steps=abc"],
+            "--config.train.steps='abc': expected a whole number of st",
+        ),
         (["--cofig=x"], "Unknown command line flag 'cofig'"),
-        (["stray"], "Unexpected argument 'stray'"),
+        slow(["stray"], "Unexpected argument 'stray'"),
         (["--config.sparsty.density=0.1"], "Unknown config field 'sparsty.density': did you mean"),
-        ([f"--config={DIGITS}"] * 2, "--config names 2 files: give one"),
+        slow([f"--config={DIGITS}"] * 2, "--config names 2 files: give one"),
         (["--jobs=2"], "--retry, --jobs and --replicas are for grids: add --grid"),
         (["--config.penalty.samples=2"], "penalty.samples=2 gives 2 samples"),
         (

@@ -38,6 +38,7 @@ class UnsortedStages(nn.Module):
         return nn.Dense(self.num_classes)(x)
 
 
+@pytest.mark.slow
 def test_stages_keep_their_features_whatever_their_names(monkeypatch):
     monkeypatch.setattr(
         build_module, "create_model", lambda name, classes, **_: UnsortedStages(classes)

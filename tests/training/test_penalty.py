@@ -50,6 +50,7 @@ def test_the_number_0_switches_it_off():
     assert not penalty._replace(beta=jnp.zeros(())).is_off  # may be traced: any number
 
 
+@pytest.mark.slow
 def test_the_config_says_when_the_penalty_is_on_and_of_which_kernel(tmp_path):
     logged = {}
     for kernel in ("linear", "rbf"):
