@@ -1,6 +1,7 @@
 """A small run, and how to read what it left."""
 
 import json
+import time
 
 import numpy as np
 
@@ -50,3 +51,12 @@ def config_with(**fields):
         with config.unlocked(), config.ignore_type():
             config.update_from_flattened_dict({field.replace("__", "."): value})
     return config
+
+
+def wait_for_step(workdir, step):
+    metrics, deadline = workdir / "metrics.jsonl", time.monotonic() + 300
+    while time.monotonic() < deadline:
+        if metrics.exists() and f'"step": {step},' in metrics.read_text():
+            return
+        time.sleep(0.01)
+    raise AssertionError("no training")

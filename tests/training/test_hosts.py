@@ -13,7 +13,7 @@ import pytest
 
 from cka_sr_jax.training import Checkpoints, ConfigError
 from cka_sr_jax.training.hosts import announced, arrays_of_first, is_first, join, of_first, on_any
-from tests.training.runs import arrays, assert_same_run, records
+from tests.training.runs import arrays, assert_same_run, records, wait_for_step
 
 ROOT = Path(__file__).parents[2]
 TFDS = ROOT.parent / "shared" / "tfds"
@@ -93,15 +93,6 @@ def launch_two(workdir, *arguments):
 
 def finish(*processes, timeout=600):
     return [process.wait(timeout) for process in processes]
-
-
-def wait_for_step(workdir, step):
-    metrics, deadline = workdir / "metrics.jsonl", time.monotonic() + 300
-    while time.monotonic() < deadline:
-        if metrics.exists() and f'"step": {step},' in metrics.read_text():
-            return
-        time.sleep(0.01)
-    raise AssertionError("no training")
 
 
 def assert_close_run(one, two):

@@ -11,7 +11,7 @@ import pytest
 
 from cka_sr_jax.training import Checkpoints, loop, recorder
 from cka_sr_jax.workflows import run
-from tests.training.runs import small_config
+from tests.training.runs import small_config, wait_for_step
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,15 +46,6 @@ def small_launch(workdir, **options):
         [sys.executable, "launch.py", f"--workdir={workdir}", *arguments],
         cwd=ROOT, stderr=subprocess.PIPE, text=True, **{"stdout": subprocess.DEVNULL, **options},
     )  # fmt: skip
-
-
-def wait_for_step(workdir, step):
-    metrics, deadline = workdir / "metrics.jsonl", time.monotonic() + 300
-    while time.monotonic() < deadline:
-        if metrics.exists() and f'"step": {step},' in metrics.read_text():
-            return
-        time.sleep(0.01)
-    raise AssertionError("no training")
 
 
 @pytest.mark.slow
