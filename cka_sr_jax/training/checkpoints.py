@@ -114,7 +114,10 @@ class Checkpoints:
         return sorted(int(p.name) for p in self._folder.iterdir() if re.fullmatch(r"\d+", p.name))
 
     def latest_step(self) -> int | None:
-        """The newest of `steps`, None where there is none."""
+        """The newest of `steps`, None where there is none; waits for one that is being written."""
+        if self._manager is not None:
+            with self._writing():
+                self._manager.wait_until_finished()
         return max(self.steps(), default=None)
 
     def save(self, step: int, tree: Any) -> None:
@@ -143,8 +146,7 @@ class Checkpoints:
         """The newest intact checkpoint, as host arrays in the structure of `template`.
 
         Raises:
-          ValueError: there is none; or it has other leaves, shapes or types than the template, for
-            example no masks or masks of another model.
+          ValueError: there is none, or its leaves, shapes or types are not those of the template.
         """
         stored = self.arrays()
         expected = _flatten(template)
@@ -216,7 +218,6 @@ class Checkpoints:
         """Wait for the last write and let go of the directory."""
         if self._manager is not None:
             with self._writing():
-                self._manager.wait_until_finished()
                 self._manager.close()
 
     @contextlib.contextmanager

@@ -73,7 +73,7 @@ FIELDS = {
     ),
     "data.std": Field(
         (), "Standard deviation of each channel, of images in [0, 1]; empty: measured as well.",
-        within="(0, 1]", example=(0.2, 0.2, 0.2), needs="data.mean, of the same length",
+        within="[0.001, 1]", example=(0.2, 0.2, 0.2), needs="data.mean, of the same length",
     ),
     "data.flip": Field(False, "Whether to mirror training images left to right at random."),
     "data.pad": Field(
@@ -105,8 +105,8 @@ FIELDS = {
         "pmap", "How a step is spread over several devices.", choices=("pmap", "shard_map")
     ),
     "train.not_finite": Field(
-        "stop", "What to do where a step's loss or gradient is not finite: stop the run, or skip "
-        "the step's update.", choices=("stop", "skip"),
+        "stop", "What to do where a step's loss, gradients or new weights are not finite: stop the "
+        "run, or skip the step's update.", choices=("stop", "skip"),
     ),
     "train.log_every": Field(
         50, "Steps between two records of the loss.", unit="steps", within="[1, inf)",

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
 from cka_sr_jax.report import say
-from cka_sr_jax.sparsity import density, get_masks
+from cka_sr_jax.sparsity import density, get_masks, leaf_paths
 from cka_sr_jax.training.build import RunPlan, build_plan, new_state
 from cka_sr_jax.training.checkpoints import Snapshot, newest_snapshot
 from cka_sr_jax.training.evaluation import Evaluator, make_evaluator
@@ -146,3 +147,10 @@ def describe(plan: RunPlan, state: TrainState, console: Console) -> None:
         f"{plan.steps} steps of {config.train.batch_size} images on "
         f"{len(plan.devices)} x {plan.devices[0].device_kind}",
     )
+    masks = leaf_paths(get_masks(state.opt_state))
+    if empty := [path for path, mask in masks if not np.any(mask)]:
+        say(
+            console,
+            f"Warning: {', '.join(empty)} keeps no weight at density {config.sparsity.density:g}, "
+            "so nothing passes; raise sparsity.density, or name the layer in sparsity.exclude.",
+        )

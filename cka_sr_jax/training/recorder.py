@@ -33,7 +33,7 @@ class Divergence(NamedTuple):
     """Where training went wrong.
 
     Attributes:
-      step: the first whose loss or gradient was not finite, counted from 1.
+      step: the first whose loss, gradients or new weights were not finite, counted from 1.
       before: loss, accuracy and the like of the step before it; None at the first step.
       checkpoint: the step of the newest checkpoint, from before; None where there is none.
     """
@@ -157,6 +157,9 @@ class Recorder:
     def _log(self, done: int) -> dict[str, float]:
         steps, self._finished = self._finished, []
         values = mean_metrics(steps)
+        if steps and values.get("skipped_steps") == len(steps):
+            say(self._console, f"step {done}: none of the last {len(steps)} steps was finite, so "
+                "all were skipped.")  # fmt: skip
         now = time.perf_counter()
         self._write(
             "train",

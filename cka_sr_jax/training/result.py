@@ -28,7 +28,7 @@ class TrainResult(NamedTuple):
       selected: the state that the run reports, and how it was selected.
       seconds: of training.
       flops: of training.
-      diverged: where the loss or a gradient stopped being finite, which ended the training.
+      diverged: where a number stopped being finite, which ended the training.
     """
 
     last: TrainState
@@ -76,7 +76,10 @@ def report_run(
 
 def _describe(diverged: Divergence) -> str:
     """One line: what happened, what was before it, and what can be done."""
-    line = f"This run diverged: at step {diverged.step} its loss or a gradient was not finite"
+    line = (
+        f"This run diverged: at step {diverged.step} its loss, a gradient or a new weight was not "
+        "finite"
+    )
     if diverged.before is not None:
         line += f"; the loss of the step before was {diverged.before['loss']:.4g}"
     if diverged.checkpoint is not None:

@@ -58,7 +58,8 @@ def unsealed(step: int, arrays: Mapping[str, np.ndarray]) -> Sealed:
 
 def _digest(array: np.ndarray) -> str:
     digest = hashlib.sha256(f"{array.dtype} {array.shape} ".encode())
-    digest.update(np.ascontiguousarray(array).tobytes())
+    # As bytes, since bfloat16 has no buffer of its own; not as a copy.
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -16,7 +15,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from cka_sr_jax.sparsity import apply_masks, get_masks
 
@@ -177,8 +176,9 @@ def make_train_step(
     Args:
       loss: `(params, batch_stats, batch, step, axis_name) -> (loss, (metrics, batch_stats))`.
       tx: optimizer, usually from `sparsify`.
-      skip_not_finite: leave everything but the step's number as it is where the loss or a gradient
-        is not finite. "finite" in the metrics, 1 or 0, says either way whether they are.
+      skip_not_finite: leave everything but the step's number as it is where the loss, a gradient or
+        what the step would make of the parameters and statistics is not finite. "finite" in the
+        metrics, 1 or 0, says either way whether they are.
     """
 
     def train_step(
@@ -191,21 +191,22 @@ def make_train_step(
             value, grads, metrics, batch_stats = jax.lax.pmean(
                 (value, grads, metrics, batch_stats), axis_name
             )
-        numbers = (value, *jax.tree.leaves(grads))
-        finite = jnp.all(jnp.array([jnp.all(jnp.isfinite(each)) for each in numbers]))
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        new = TrainState(state.step + 1, params, batch_stats, opt_state)
+        # An optimizer may hide an infinite gradient, and make infinite weights of finite ones.
+        finite = _all_finite((value, grads, params, batch_stats))
         metrics = {**metrics, "finite": finite.astype(jnp.float32)}
-
-        def advance(state: TrainState) -> TrainState:
-            updates, opt_state = tx.update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
-            return TrainState(state.step + 1, params, batch_stats, opt_state)
-
-        if not skip_not_finite:
-            return advance(state), metrics
-        skip = partial(dataclasses.replace, step=state.step + 1)
-        return jax.lax.cond(finite, advance, skip, state), metrics
+        if skip_not_finite:
+            old = dataclasses.replace(state, step=new.step)
+            new = jax.lax.cond(finite, lambda new, _: new, lambda _, old: old, new, old)
+        return new, metrics
 
     return train_step
+
+
+def _all_finite(tree: Any) -> Bool[Array, ""]:
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
 
 
 def make_eval_step(

@@ -192,3 +192,28 @@ def test_a_third_party_model_without_features_trains_with_beta_zero():
     state, metrics = jax.jit(make_step(Plain(), tx), static_argnums=2)(state, BATCH, None)
     assert "penalty" not in metrics
     assert jnp.isfinite(metrics["loss"])
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("what", ["image", "rate"])
+def test_what_is_not_finite_is_told_and_can_be_skipped(what, skip):
+    """An infinite image, whose sign alone the optimizer looks at; or weights that overflow."""
+    model = mlp()
+    overflow = optax.chain(optax.scale(1e30), optax.scale(-1e30))
+    optimizer = optax.sign_sgd(0.1) if what == "image" else overflow
+    tx = sparsify(optimizer, make_rule("rst", density=0.3))
+    state = first_state(model, tx)
+    step = make_train_step(classification_loss(model), tx, skip_not_finite=skip)
+    step = jax.jit(step, static_argnums=2)
+    bad = BATCH if what == "rate" else {**BATCH, "image": IMAGES.at[0, 0, 0, 0].set(jnp.inf)}
+    after, metrics = step(state, bad, None)
+    assert metrics["finite"] == 0
+    assert after.step == 1
+    if skip:
+        for kept, before in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
+            if kept.shape or kept.dtype != jnp.int32:
+                np.testing.assert_array_equal(kept, before)
+    tx = make_tx()
+    step = jax.jit(make_train_step(classification_loss(model), tx), static_argnums=2)
+    _, metrics = step(first_state(model, tx), BATCH, None)
+    assert metrics["finite"] == 1
