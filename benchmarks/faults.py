@@ -199,7 +199,9 @@ class Campaign:
             for found in filter(None, pool.map(one, range(number))):
                 counts.update(["trials", found[0]])
                 if found[0] not in ("exact", "refused"):
-                    print(f"{kind}: {found[0]}: {found[1][-1500:]}\n", flush=True)
+                    print(
+                        f"{kind}: {found[0]}: {found[1][:300]} ... {found[1][-900:]}\n", flush=True
+                    )
         print(kind, dict(counts), flush=True)
         return counts
 
@@ -356,7 +358,7 @@ def _wrong_value(rng: random.Random, _: Path) -> list[str]:
             int: ["x", "", f"{number:.3f}", round(number), 10**25, "(1,)", "True"],
             float: ["x", "", number, "nan", "inf", "-inf", "1e400", "(0.5,)", "1,5"],
             str: ["no-such-thing", f"{number:g}", "a\nb", "../x", "[red]"],
-            bool: ["maybe", round(number), "none"],
+            bool: ["maybe", rng.choice([-1, 2, 7]), "1.5"],
             tuple: [f"({number!r},)", f"({round(number)},)", "('x',)", "x", "(1", "((1,),)",
                     f"({-number!r}, {number!r})"],
         }  # fmt: skip
