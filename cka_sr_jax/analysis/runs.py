@@ -151,7 +151,7 @@ def read_runs(paths: Iterable[str | Path], fields: Sequence[str] = ()) -> list[R
             found = read_csv(path)
         else:
             runs = _read_jsonl(path) if path.is_file() else _read_folder(path).values()
-            found = {run.name: _run_row(run) for run in runs}
+            found = {run.name: run_row(run) for run in runs}
         if not found:
             raise ValueError(
                 f"{path} holds no finished run: name a run's folder, a grid's, or a CSV."
@@ -167,7 +167,12 @@ def read_runs(paths: Iterable[str | Path], fields: Sequence[str] = ()) -> list[R
     return rows
 
 
-def _run_row(run: Run) -> Row:
+def run_row(run: Run) -> Row:
+    """The run's config, flat, its number of devices and its results.
+
+    Raises:
+      ValueError: a result without a test loss, or with what is no number.
+    """
     results = flatten(run.result)
     if "test.loss" not in results:
         raise ValueError(

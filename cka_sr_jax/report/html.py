@@ -201,7 +201,7 @@ def _result(key: str, value: Any, missing: str) -> tuple[str, str]:
 
 
 def _learning(figures: Mapping[str, bytes]) -> str:
-    return _figure(
+    return figure_block(
         figures["learning_curves"],
         "Loss, accuracy and learning rate over epochs",
         "From metrics.jsonl: loss, accuracy and learning_rate. The training loss includes beta "
@@ -210,7 +210,7 @@ def _learning(figures: Mapping[str, bytes]) -> str:
 
 
 def _similarity(figures: Mapping[str, bytes]) -> str:
-    curve = _figure(
+    curve = figure_block(
         figures["cka_curve"],
         "Mean CKA between layers over epochs",
         "From metrics.jsonl, at each evaluation: cka_within_stage, the mean CKA over pairs of "
@@ -219,7 +219,7 @@ def _similarity(figures: Mapping[str, bytes]) -> str:
     )
     if "cka_heatmap" not in figures:
         return f'{curve}\n<p class="soft">This run has no CKA matrix of the trained network.</p>'
-    heatmap = _figure(
+    heatmap = figure_block(
         figures["cka_heatmap"],
         "CKA between the features of the trained network",
         "From cka_matrix.csv: CKA between the features of the trained network, with the same "
@@ -249,10 +249,10 @@ def _layers(layers: Sequence[LayerRow], figures: Mapping[str, bytes]) -> str:
         "lists each array.</p>"
     )
     caption = "From layers.csv: the share of weights kept in each array of rank 2 or more."
-    bars = _figure(figures["density"], "Density of each layer", caption)
+    bars = figure_block(figures["density"], "Density of each layer", caption)
     if "mask_curves" not in figures:
         return f"{table}\n{note}\n{bars}"
-    curves = _figure(
+    curves = figure_block(
         figures["mask_curves"],
         "Density, exploration and churn of the masks, and FLOPs, over epochs",
         "From metrics.jsonl, at each update of the masks: density, the share of weights kept; "
@@ -269,7 +269,8 @@ def _layer(row: LayerRow) -> str:
     return f'<tr><th scope="row">{escape(path)}</th>{columns}</tr>'
 
 
-def _figure(png: bytes, alt: str, caption: str) -> str:
+def figure_block(png: bytes, alt: str, caption: str) -> str:
+    """An image in the page, with a caption below it."""
     data = base64.b64encode(png).decode()
     return (
         f'<figure><img alt="{escape(alt)}" src="data:image/png;base64,{data}">'

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -101,8 +101,10 @@ class Recorder:
         metrics: dict[str, jax.Array],
         state: Callable[[], TrainState],
         save: bool = False,
-    ) -> dict[str, float]:
-        """What is due after `done` steps; the training metrics, if they were logged now.
+    ) -> dict[str, Any]:
+        """What is due after `done` steps; the values that were logged now, if any were.
+
+        Those of an evaluation are "selection_accuracy" and "cka_within_stage".
 
         Args:
           metrics: of this step.
@@ -130,7 +132,7 @@ class Recorder:
             self._write("masks", done, {"epoch": epoch, **self._sparsity})
         values = self._log(done) if logs else {}
         if evaluates:
-            self._evaluate_at(done, state())
+            values = values | self._evaluate_at(done, state())
         if saves:
             self._save(done, state())
         return values
@@ -179,24 +181,23 @@ class Recorder:
         self._logged = now
         return values
 
-    def _evaluate_at(self, done: int, state: TrainState) -> None:
+    def _evaluate_at(self, done: int, state: TrainState) -> dict[str, Any]:
         jax.block_until_ready(state)  # so that training is not timed as evaluation
         before = time.perf_counter()
         epoch = done / self._plan.steps_per_epoch
         of_layers = self._evaluator.layer_metrics(state)
         self._write("layers", done, {"epoch": epoch, **of_layers})
         split, images, labels = selection_images(self._plan)
+        found: dict[str, Any] = {}
         if len(labels):
             values = self._evaluator.accuracy(state, images, labels)
             if done >= self._final_masks:  # selected weights have the density of the config
                 self.best = better_of(self.best, values["accuracy"], state)
             similarity = self._evaluator.similarity(state)
             self._write(split, done, {"epoch": epoch, **values, **similarity})
-            line = f"step {done}: {split} accuracy {values['accuracy']:.4f}"
-            if similarity["cka_within_stage"] is not None:
-                line += f", within-stage CKA {similarity['cka_within_stage']:.3f}"
-            say(self._console, line)
+            found = {"selection_accuracy": values["accuracy"], **similarity}
         self._logged += time.perf_counter() - before  # the rate is of training alone
+        return found
 
     def _save(self, done: int, state: TrainState) -> None:
         seconds, flops = np.array(self.seconds()), np.array(self.flops)

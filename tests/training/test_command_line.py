@@ -159,3 +159,13 @@ def test_only_a_field_that_may_be_none_is_unset():
     # The last one counts.
     again = [*arguments, "--config.sparsity.update_every=50"]
     assert command_line.take_unset(again) == (again[1:], [])
+
+
+def test_a_flagfile_may_stand_beside_overrides(tmp_path):
+    flagfile = tmp_path / "flags"
+    flagfile.write_text("--config=configs/quickstart/digits.py\n--config.seed=7\n")
+    done = launch([f"--flagfile={flagfile}", "--config.penalty.samples=2"])
+    assert "penalty.samples=2 gives 2 samples" in done.stderr  # all else was taken
+    done = launch([f"--flagfile={tmp_path / 'none'}"])
+    assert done.returncode != 0
+    assert len(done.stderr.strip().splitlines()) == 1

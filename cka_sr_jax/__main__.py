@@ -1,0 +1,61 @@
+"""`cka-sr COMMAND ...` and `python -m cka_sr_jax COMMAND ...`: everything that runs by itself.
+
+  cka-sr train --config=configs/quickstart/digits.py
+  cka-sr table runs/rules --columns=sparsity.density
+
+`cka-sr COMMAND --help` says more of each.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from cka_sr_jax import __version__
+from cka_sr_jax._errors import unknown
+
+# {command: (the module whose `main` takes its arguments, arguments that come first, what it does)}
+COMMANDS = {
+    "train": ("cka_sr_jax.launch", [], "train the run of a config, as launch.py does"),
+    "grid": ("cka_sr_jax.launch", ["--grid"], "train every point of a config's grid"),
+    "table": ("cka_sr_jax.analysis.table", [], "make a table of many runs"),
+    "paired": ("cka_sr_jax.analysis.paired", [], "compare runs that share a seed, in pairs"),
+    "figures": ("cka_sr_jax.analysis.figures", [], "draw the curves and CKA maps of many runs"),
+    "report": ("cka_sr_jax.analysis.report", [], "make one page that compares runs"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command that the arguments, by default those of the program, begin with."""
+    command, *rest = (sys.argv[1:] if arguments is None else list(arguments)) or ["--help"]
+    if command == "--version":
+        print(f"cka-sr {__version__}")
+    elif command in ("--help", "-h", "help"):
+        print(_help())
+    elif command in COMMANDS:
+        module, first, _ = COMMANDS[command]
+        sys.argv[0] = f"cka-sr {command}"  # as the command's own --help names it
+        try:
+            run = import_module(module).main
+        except ModuleNotFoundError as error:
+            sys.exit(
+                f"error: {error.name} is not installed, and `cka-sr {command}` needs it: "
+                "pip install 'cka_sr_jax[train]'."
+            )
+        run([*first, *rest])
+    else:
+        print(f"error: {unknown('command', command, COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _help() -> str:
+    lines = [f"  {name:8} {purpose}" for name, (_, _, purpose) in COMMANDS.items()]
+    return "\n".join(
+        ["Sparse neural-network training with CKA-SR.", "", "cka-sr COMMAND ...", "", *lines, "",
+         "cka-sr COMMAND --help says more of each; cka-sr --version names this version."]
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
