@@ -12,8 +12,9 @@ A small run on digits is the reference. Then, with random places and times:
   inputs       the command line, a config file or the work directory cannot be
 
 Prints for each kind how many trials ended exactly as the reference, bit for bit; were refused in
-one line, with nothing written; lost their run; ended otherwise without a word; printed a traceback;
-or hung. Trials of another outcome than the first two are shown as they end.
+one line, with nothing written, or told in one line of a checkpoint that is passed over; lost their
+run; ended otherwise without a word; printed a traceback; or hung. Trials that did neither of the
+first two are shown as they end.
 
 A run that is to be killed is a process of its own, imports included. All other commands run in
 forks of a process that has the modules loaded, and share a cache of compiled programs.
@@ -36,7 +37,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,11 +128,11 @@ def _run_launch(log: str, arguments: list[str]) -> None:
     os._exit(status or 0)
 
 
-def weights(workdir: Path) -> dict[str, np.ndarray]:
-    """The arrays of the run's newest intact checkpoint."""
+def weights(workdir: Path, tell: Callable[[str], None]) -> dict[str, np.ndarray]:
+    """The arrays of the run's newest intact checkpoint; `tell` gets a line of each damaged one."""
     from cka_sr_jax.training import Checkpoints
 
-    arrays = Checkpoints(workdir, tell=lambda _: None).arrays()
+    arrays = Checkpoints(workdir, tell=tell).arrays()
     return {path: array for path, array in arrays.items() if path != "seconds"}
 
 
@@ -143,12 +144,16 @@ def outcome(status: int | None, output: str, workdir: Path, expected: dict) -> s
         return "traceback"
     if status != 0:
         return "refused" if len(re.findall("^error: ", output, re.MULTILINE)) == 1 else "lost"
-    found = weights(workdir)
+    told: list[str] = []
+    found = weights(workdir, told.append)
     same = found.keys() == expected.keys() and all(
         np.array_equal(found[path], expected[path]) for path in expected
     )
     complete = (workdir / "result.json").exists()
-    return "exact" if same and complete else "silent"
+    if same and complete:
+        return "exact"
+    # A finished run reads no checkpoint; whoever loads its weights is told of a damaged one.
+    return "refused" if complete and len(told) == 1 else "silent"
 
 
 class Campaign:
@@ -161,7 +166,7 @@ class Campaign:
         self._reference = top / "reference"
         status, output = self._launch(top / "log", self._reference)
         assert status == 0, output
-        self._expected = weights(self._reference)
+        self._expected = weights(self._reference, print)
         began = time.monotonic()
         subprocess.run(self._command(top / "timed"), cwd=ROOT, check=True, capture_output=True)
         self._seconds = time.monotonic() - began

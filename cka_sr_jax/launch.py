@@ -61,7 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """
     signal.signal(signal.SIGINT, interrupt)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's own log lines
-    define_flags()
+    try:
+        define_flags()
+    except flags.Error as error:  # it reads --flagfile already
+        fail(str(error))
     arguments = sys.argv[1:] if arguments is None else arguments
     named = any(re.match("--?(config|flagfile)(=|$)", argument) for argument in arguments)
     note = "" if named else f"There was no --config, so this was {QUICKSTART}; see --help."
@@ -76,10 +79,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         flags_help = FLAGS.module_help(sys.modules[__name__])
         print(f"{__doc__}\n{flags_help}\n\n{command_line.field_help()}")
         raise SystemExit
-    try:
-        argv = FLAGS.read_flags_from_files(argv, force_gnu=False)  # of --flagfile
-    except flags.Error as error:
-        fail(str(error))
+    argv = FLAGS.read_flags_from_files(argv, force_gnu=False)  # of --flagfile
     if not any(re.match(r"--?config(=|$)", argument) for argument in argv):
         argv = [argv[0], f"--config={QUICKSTART}", *argv[1:]]
     argv = [_at_home(argument) for argument in argv]
@@ -138,7 +138,7 @@ def _run(note: str, _: list[str]) -> None:
                 raise SystemExit(1)
         elif FLAGS.retry or FLAGS.jobs != 1 or FLAGS.replicas != 1:
             fail("--retry, --jobs and --replicas are for grids: add --grid.")
-        elif config.grid or config.seeds:
+        elif config.get("grid") or config.get("seeds"):
             fail("This config is a grid of runs: add --grid, or --grid_index=K for one of them.")
         else:
             run(config, workdir)

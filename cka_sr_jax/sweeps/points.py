@@ -51,10 +51,10 @@ def grid_points(config: ConfigDict) -> dict[str, ConfigDict]:
 
 def _axes_of(config: ConfigDict) -> dict[str, list[Any]]:
     """{field: its values}, checked."""
-    axes = flatten(config.grid)
-    if config.seeds and "seed" in axes:
+    axes = flatten(config.get("grid", {}))
+    if config.get("seeds") and "seed" in axes:
         raise ConfigError("grid.seed and seeds both say which seeds to run: set only one of them.")
-    if config.seeds:
+    if config.get("seeds"):
         axes["seed"] = list(config.seeds)
     if not axes:
         raise ConfigError(

@@ -36,7 +36,7 @@ from cka_sr_jax.sweeps.states import (
     record_failure,
 )
 from cka_sr_jax.training import ConfigError, loop
-from cka_sr_jax.training.config import flatten, validate
+from cka_sr_jax.training.config import check_fields, flatten, validate
 from cka_sr_jax.training.locks import claim
 from cka_sr_jax.training.workdir import local_folder
 from cka_sr_jax.workflows import devices_of, workflow_of
@@ -268,5 +268,6 @@ def _prepare_first(points: Mapping[str, ConfigDict]) -> dict[str, Any]:
 
 def _prepare(config: ConfigDict) -> Any:
     """The plan of a point, for this machine's devices."""
+    check_fields(config)
     validate(config, devices_of(config))
     return workflow_of(config).prepare(config)

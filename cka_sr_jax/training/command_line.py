@@ -45,6 +45,8 @@ def config_file_problem(path: str) -> str | None:
         return f"The config file {where} has a syntax error at line {error.lineno}: {error.msg}."
     except ImportError as error:
         return f"{file} imports what is not there: {error}."
+    except SystemExit:
+        return f"{file} ends the program: define get_config, and nothing that exits."
     except Exception as error:  # whatever the file's own code may raise
         return f"{file} fails{_line_in(path, error)}: {_reason(error)}"
     if not isinstance(config, ConfigDict):
@@ -118,8 +120,8 @@ def override_problem(error: Exception, argv: Iterable[str]) -> str:
 
 def axis_problem(config: ConfigDict, overrides: Iterable[str]) -> str | None:
     """The field whose value on the command line the grid would replace, in one line, or None."""
-    axes = dict.fromkeys(flatten(config.grid), "grid.{}")
-    if config.seeds:
+    axes = dict.fromkeys(flatten(config.get("grid", {})), "grid.{}")
+    if config.get("seeds"):
         axes["seed"] = "seeds"
     for name in overrides:
         if name in axes:

@@ -79,13 +79,18 @@ def validate(config: ConfigDict, devices: int) -> None:
     Raises:
       ConfigError: in one sentence, for the first field that cannot work.
     """
-    for check in (_check_fields, _check_shares, _check_pairs, _check_method, _check_penalty):
+    check_fields(config)
+    for check in (_check_shares, _check_pairs, _check_method, _check_penalty):
         check(config)
     _check_batch(config, devices)
 
 
-def _check_fields(config: ConfigDict) -> None:
-    """Each field by itself: its name, type, choices and range."""
+def check_fields(config: ConfigDict) -> None:
+    """Check each field by itself: that it is there, its name, type, choices and range.
+
+    Raises:
+      ConfigError: in one sentence, for the first field that is wrong.
+    """
     values = flatten(config)
     for name, value in values.items():
         if is_free(name):

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from cka_sr_jax.training import loop
-from cka_sr_jax.training.config import ConfigError, validate
+from cka_sr_jax.training.config import ConfigError, check_fields, validate
 from cka_sr_jax.training.hosts import is_first, of_first
 from cka_sr_jax.training.locks import claim
 from cka_sr_jax.training.workdir import check_workdir, local_folder
@@ -63,6 +63,7 @@ def run(config: ConfigDict, workdir: str | Path, console: Console | None = None)
     folder, console = local_folder(workdir), console or Console(soft_wrap=True)
     if not is_first():
         console = Console(quiet=True)
+    check_fields(config)
     validate(config, devices_of(config))
     workflow = workflow_of(config)
     if jax.process_count() > 1 and workflow is not loop:

@@ -128,6 +128,7 @@ def test_a_value_that_the_grid_would_replace():
         ("def get_config(:\n", "has a syntax error at line 1: "),
         ("import a_module_that_is_missing\n", "imports what is not there: No module named 'a_modu"),
         ("config = 1\n", "has no function get_config: define one that returns the config."),
+        ("raise SystemExit\n", "ends the program: define get_config, and nothing that exits."),
         ("def get_config():\n    pass\n", "has a get_config that returns NoneType: return"),
         ("def get_config():\n    return 1 / 0\n", "fails at line 2: ZeroDivisionError: division"),
         (
@@ -169,3 +170,13 @@ def test_a_flagfile_may_stand_beside_overrides(tmp_path):
     done = launch([f"--flagfile={tmp_path / 'none'}"])
     assert done.returncode != 0
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_config_without_fields_is_one_sentence(tmp_path):
+    path = tmp_path / "bare.py"
+    path.write_text("from ml_collections import ConfigDict\n\nget_config = ConfigDict\n")
+    for flags_of_grid in ([], ["--grid"]):
+        done = launch([f"--config={path}", f"--workdir={tmp_path / 'run'}", *flags_of_grid])
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("error: ")
