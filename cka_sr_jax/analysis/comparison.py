@@ -10,6 +10,7 @@ independent pairs, though: see `choose_and_compare`.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -53,7 +54,11 @@ class Comparison(NamedTuple):
         without the measure.
       baseline, changed: mean of the measure for each; shares and accuracies in percent.
       difference: mean of changed - baseline over the pairs.
-      t_interval, bootstrap: its intervals, as in `MeanDifference`.
+      t_interval, bootstrap: its intervals, as in `MeanDifference`. Where the differences spread by
+        less than one test image, that image takes the place of their deviation in the t interval;
+        both are NaN where its size is unknown and all differences of an accuracy are equal.
+      coarse: whether that is so.
+      test_images: their number; None: unknown, or another measure than test.accuracy.
       wins, ties, losses: the number of pairs with a positive, zero and negative difference.
     """
 
@@ -66,17 +71,26 @@ class Comparison(NamedTuple):
     difference: float
     t_interval: float
     bootstrap: tuple[float, float]
+    coarse: bool
+    test_images: int | None
     wins: int
     ties: int
     losses: int
 
 
-def compare(differences: Sequence[float] | np.ndarray) -> MeanDifference:
+def compare(
+    differences: Sequence[float] | np.ndarray, least_deviation: float = 0.0
+) -> MeanDifference:
     """Mean of paired differences, its 95 % t interval and its 95 % bootstrap interval.
 
     The bootstrap resamples pairs 10,000 times with a fixed seed and takes percentiles. With few
     pairs its interval is too narrow: it covers about 76 % instead of 95 % with 3 normally
     distributed pairs, and 84 % with 5. Trust the t interval there.
+
+    Args:
+      differences: one for each pair.
+      least_deviation: what the deviation of the differences counts as in the t interval where it
+        is smaller.
 
     Raises:
       ValueError: no differences.
@@ -87,11 +101,29 @@ def compare(differences: Sequence[float] | np.ndarray) -> MeanDifference:
     mean, n = float(values.mean()), values.size
     if n == 1:
         return MeanDifference(mean, math.nan, (math.nan, math.nan))
-    half_width = float(stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / math.sqrt(n))
+    deviation = max(float(values.std(ddof=1)), least_deviation)
     rng = np.random.default_rng(0)
     means = values[rng.integers(0, n, (BOOTSTRAP_SAMPLES, n))].mean(axis=1)
     low, high = np.percentile(means, [2.5, 97.5])
-    return MeanDifference(mean, half_width, (float(low), float(high)))
+    return MeanDifference(mean, t_half_width(deviation, n), (float(low), float(high)))
+
+
+def t_half_width(deviation: float, pairs: int) -> float:
+    """Half-width of the 95 % t interval: t_{0.975, pairs - 1} deviation / sqrt(pairs)."""
+    return float(stats.t.ppf(0.975, pairs - 1) * deviation / math.sqrt(pairs))
+
+
+def pairs_needed(deviation: float, gain: float) -> int:
+    """The fewest pairs, at least 2, whose 95 % t interval is no wider than +-gain, above 0.
+
+    With fewer, a mean difference of this size cannot be told from 0.
+
+    >>> pairs_needed(deviation=1.0, gain=1.0), pairs_needed(deviation=1.0, gain=0.5)
+    (7, 18)
+    """
+    # From the normal distribution's number, which is a little smaller.
+    start = max(2, math.floor((stats.norm.ppf(0.975) * deviation / gain) ** 2))
+    return next(n for n in itertools.count(start) if t_half_width(deviation, n) <= gain)
 
 
 def choose_and_compare(
@@ -160,7 +192,15 @@ def choose_and_compare(
     changed = changed[choice, np.arange(len(seeds))]
     unchanged = scale * measured(baseline, measure)
     differences = changed - unchanged
-    mean = compare(differences)
+    accuracy = measure.endswith("accuracy")
+    images = _test_images(rows) if measure == "test.accuracy" else None
+    image = scale / images if images else 0.0
+    # Accuracies are multiples of an image: 1e-9 is rounding.
+    coarse = accuracy and len(seeds) > 1 and differences.std(ddof=1) < max(image * (1 - 1e-6), 1e-9)
+    mean = compare(differences, least_deviation=image if coarse else 0.0)
+    if coarse:
+        t_interval = mean.t_interval if images else math.nan
+        mean = mean._replace(t_interval=t_interval, bootstrap=(math.nan, math.nan))
     return Comparison(
         chosen=dict(Counter(others[i] for i in choice).most_common()),
         candidates=len(others),
@@ -171,10 +211,19 @@ def choose_and_compare(
         difference=mean.mean,
         t_interval=mean.t_interval,
         bootstrap=mean.bootstrap,
+        coarse=bool(coarse),
+        test_images=images,
         wins=int((differences > 0).sum()),
         ties=int((differences == 0).sum()),
         losses=int((differences < 0).sum()),
     )
+
+
+def _test_images(rows: Sequence[Row]) -> int | None:
+    """How many test images the runs have; None where some run does not say."""
+    counts = {row.get("test.images") for row in rows}
+    count = counts.pop()
+    return int(count) if count and not counts else None
 
 
 def choose_by_others(validation: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ paths are folders of runs, JSON-lines files and CSV files.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -24,7 +25,7 @@ from cka_sr_jax.analysis.commands import (
     notes,
     row_fields,
 )
-from cka_sr_jax.analysis.comparison import CHOOSE, Comparison, comparisons
+from cka_sr_jax.analysis.comparison import CHOOSE, Comparison, comparisons, pairs_needed
 from cka_sr_jax.analysis.figures import draw_differences, write_png
 from cka_sr_jax.analysis.rows import RESULTS, SHARES, parse_value, write_csv
 from cka_sr_jax.analysis.runs import read_runs
@@ -107,6 +108,32 @@ def pair_notes(found: Comparisons) -> list[str]:
     return lines
 
 
+def spread_notes(found: Comparisons) -> list[str]:
+    """A note for each comparison whose pairs differ too little for its test set to show."""
+    return [f"{_name(key)}: {_coarse(c)}" for key, c in found.items() if c and c.coarse]
+
+
+def _coarse(c: Comparison) -> str:
+    if not c.test_images:
+        return (
+            f"all {c.pairs} differences are equal, so they do not show their spread: too few "
+            "pairs, or too few test images, to tell."
+        )
+    image = 100 / c.test_images
+    spread = (
+        f"the {c.pairs} differences vary by less than one of {c.test_images} test images "
+        f"({image:.2f} points), which the interval takes for their deviation"
+    )
+    if abs(c.difference) > c.t_interval:
+        return f"{spread}."
+    # A mean of 0 up to rounding asks about one image.
+    gain = abs(c.difference) if abs(c.difference) > 1e-9 else image
+    return (
+        f"the test set is too small to tell: {spread}. To tell a gain of {gain:.2f} points takes "
+        f"{pairs_needed(image, gain)} pairs, or more test images."
+    )
+
+
 def _table(
     by_row: Sequence[str], header: Sequence[str], lines: Mapping[tuple[Any, ...], Sequence[str]]
 ) -> str:
@@ -120,7 +147,9 @@ def _name(key: tuple[Any, ...]) -> str:
 
 
 def _difference(c: Comparison) -> str:
-    return f"{c.difference:+.2f}" + (f" ± {c.t_interval:.2f}" if c.pairs > 1 else "")
+    if math.isnan(c.t_interval):
+        return f"{c.difference:+.2f}" + (" ± ?" if c.pairs > 1 else "")
+    return f"{c.difference:+.2f} ± {c.t_interval:.2f}"
 
 
 def _cells(c: Comparison) -> list[str]:
@@ -133,7 +162,7 @@ def _cells(c: Comparison) -> list[str]:
         str(c.candidates),
         f"{c.changed:.2f}",
         _difference(c),
-        f"{c.bootstrap[0]:+.2f} to {c.bootstrap[1]:+.2f}" if c.pairs > 1 else "",
+        "" if math.isnan(c.bootstrap[0]) else f"{c.bootstrap[0]:+.2f} to {c.bootstrap[1]:+.2f}",
         str(c.pairs),
         f"{c.wins}/{c.ties}/{c.losses}",
     ]
@@ -185,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parts = [table_of_each(each, by_row, field, baseline, measure)]
         else:
             parts = [paired_table(found, by_row, field, baseline, measure), *pair_notes(found)]
-        print(*parts, *notes(rows, options.paths), sep="\n\n")
+        print(*parts, *spread_notes(found), *notes(rows, options.paths), sep="\n\n")
         if options.png:
             drawn = {
                 f"{_name(key)} ({c.pairs} pairs)": (c.difference, c.t_interval)

@@ -17,6 +17,7 @@ Row = dict[str, Any]
 STORED = (
     "test.accuracy",
     "test.loss",
+    "test.images",
     "validation.accuracy",
     "density",
     "explored",

@@ -21,6 +21,7 @@ RESULTS = {
     "diverged.checkpoint": ("Newest checkpoint, from before", "{:,}"),
     "test.accuracy": ("Test accuracy", "{:.2%}"),
     "test.loss": ("Test loss (nats)", "{:.4f}"),
+    "test.images": ("Test images", "{:,}"),
     "validation.accuracy": ("Validation accuracy", "{:.2%}"),
     "validation.loss": ("Validation loss (nats)", "{:.4f}"),
     "test.selected": ("Selected weights", "{}"),

@@ -96,7 +96,12 @@ def _measure(plan: RunPlan, trained: TrainResult, evaluator: Evaluator) -> dict[
     total = total_row(evaluator.layer_rows(state))
     weights = plan.method.weights(jax.device_get(state.params))
     return {
-        "test": {**test, "selected": selected.how, "step": selected.step},
+        "test": {
+            **test,
+            "images": len(dataset.test_labels),
+            "selected": selected.how,
+            "step": selected.step,
+        },
         "validation": validation,
         **{name: float(value) for name, value in mask_metrics(state.opt_state).items()},
         "parameters": total.parameters,

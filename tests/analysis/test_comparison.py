@@ -13,6 +13,7 @@ from cka_sr_jax.analysis.comparison import (
     choose_by_others,
     compare,
     comparisons,
+    pairs_needed,
 )
 from tests.analysis.accuracies import TABLE, rows_of
 
@@ -29,6 +30,13 @@ def test_intervals():
     assert math.isnan(compare([0.5])[1])
     with pytest.raises(ValueError, match="no pairs to compare"):
         compare([])
+
+
+@pytest.mark.parametrize("gain", [3.0, 1.0, 0.31, 0.05])
+def test_the_fewest_pairs_that_tell_a_gain(gain):
+    needed = pairs_needed(1.0, gain)
+    widths = [stats.t.ppf(0.975, n - 1) / math.sqrt(n) for n in range(2, 2000)]
+    assert needed == 2 + next(i for i, width in enumerate(widths) if width <= gain)
 
 
 def test_the_choice_is_by_validation_data_and_pairs_are_by_seed():

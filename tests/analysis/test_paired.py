@@ -103,7 +103,7 @@ def test_values_that_are_no_numbers(tmp_path, capsys):
     main([*command, "--baseline=cca", "--value=cka"])
     printed = capsys.readouterr().out.splitlines()
     assert printed[0].startswith("| select | similarity cca | chosen similarity (pairs) |")
-    assert printed[2].startswith("| best-test | 50.00 | cka (2 of 2) | 1 | 50.00 | +0.00 ± 0.00 |")
+    assert printed[2].startswith("| best-test | 50.00 | cka (2 of 2) | 1 | 50.00 | +0.00 ± ? |  |")
     assert printed[-1] == (
         "Runs with eval.select=best-test: their weights were selected on the test set."
     )
@@ -122,9 +122,75 @@ def test_none_is_a_value_like_others(tmp_path, capsys):
     command = [str(tmp_path / "runs.csv"), "--field=sparsity.drop_fraction", "--rows=eval.select"]
     main([*command, "--baseline=0.5", "--each"])
     assert capsys.readouterr().out.splitlines()[2] == (
-        "| last | 70.00 | -20.00 ± 0.00 (2) | -10.00 ± 0.00 (2) |"
+        "| last | 70.00 | -20.00 ± ? (2) | -10.00 ± ? (2) |"
     )
     main([*command, "--baseline=0.5", "--value="])
     assert "| None (2 of 2) | 1 | 50.00 |" in capsys.readouterr().out
     main([*command, "--baseline=0.5"])
     assert "| 0.3 (2 of 2) | 2 | 60.00 |" in capsys.readouterr().out
+
+
+def images_of(correct, test_images=360):
+    """Pairs whose networks have so many test images right beyond 300 with the penalty, as rows."""
+    table = {
+        0.0: [(0.5, 300 / 360)] * len(correct),
+        1e-2: [(0.5, (300 + more) / 360) for more in correct],
+    }
+    return [row | {"test.images": test_images} for row in rows_of(table)]
+
+
+# For 3 pairs t is 4.303, so one image of 360 (0.28 points) as deviation gives 0.28 * 4.303 / 3^0.5.
+@pytest.mark.parametrize(
+    ("correct", "difference", "note"),
+    [
+        # The digits' grid of issue 17: each seed one image worse.
+        (
+            (-1, -1, -1),
+            "-0.28 ± 0.69 |  |",
+            "0.05: the test set is too small to tell: the 3 differences vary by less than one of "
+            "360 test images (0.28 points), which the interval takes for their deviation. To tell "
+            "a gain of 0.28 points takes 7 pairs, or more test images.",
+        ),
+        # A third of an image: about 9 times as many as 1.96^2 for one, by the t distribution.
+        ((0, 0, 1), "+0.09 ± 0.69 |  |", "To tell a gain of 0.09 points takes 38 pairs"),
+        ((0, 0, 0), "+0.00 ± 0.69 |  |", "To tell a gain of 0.28 points takes 7 pairs"),
+        # Equal, but far from 0.
+        ((9, 9, 9), "+2.50 ± 0.69 |  |", "0.05: the 3 differences vary by less than one of 360"),
+        # One image and more of deviation: the plain interval, and nothing to say.
+        ((-1, 0, 1), "+0.00 ± 0.69 | -0.28 to +0.28 |", None),
+        ((-3, 1, 5), "+0.28 ± 2.76 | -0.83 to +1.39 |", None),
+    ],
+)
+def test_differences_of_few_test_images(correct, difference, note, tmp_path, capsys, monkeypatch):
+    write_csv(images_of(correct), tmp_path / "runs.csv")
+    drawn = {}
+    monkeypatch.setattr(paired, "write_png", lambda figure, path: drawn.update({path: figure}))
+    main([str(tmp_path / "runs.csv"), "--png=runs.png"])
+    printed = capsys.readouterr().out.splitlines()
+    assert f" {difference} " in printed[2].replace("-0.00", "+0.00")
+    (bar,) = (container.lines[2][0] for container in drawn["runs.png"].axes[0].containers)
+    (left, right), width = bar.get_segments()[0][:, 0], float(difference.split()[2])
+    assert (right - left) / 2 == pytest.approx(width, abs=0.005)  # and no dot alone
+    if note is None:
+        assert len(printed) == 3
+    else:
+        assert note in printed[-1]
+        assert ("too small to tell" in printed[-1]) == (abs(float(difference.split()[0])) < width)
+    if "7 pairs" in str(note):  # seven pairs of one image each do tell it
+        write_csv(images_of([-1] * 7), tmp_path / "runs.csv")
+        main([str(tmp_path / "runs.csv")])
+        assert "too small" not in capsys.readouterr().out
+
+
+def test_equal_differences_where_nobody_says_how_many_images(tmp_path, capsys, monkeypatch):
+    write_csv(images_of((-1, -1, -1), test_images=None), tmp_path / "runs.csv")
+    drawn = {}
+    monkeypatch.setattr(paired, "write_png", lambda figure, path: drawn.update({path: figure}))
+    main([str(tmp_path / "runs.csv"), "--each", "--png=runs.png"])
+    table, note = capsys.readouterr().out.split("\n\n")
+    assert "| -0.28 ± ? (3) |" in table
+    assert note.startswith(
+        "0.05 0.01: all 3 differences are equal, so they do not show their spread"
+    )
+    ((container,),) = [drawn["runs.png"].axes[0].containers]
+    assert container[0].get_markerfacecolor() == "white"  # open, as a single pair
