@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import cka_sr_jax
 from tests.library_alone import LAB, LIBRARY, RAN, blocks, refusal
 
 REPOSITORY = Path(__file__).parents[1]
@@ -57,6 +58,31 @@ def test_no_statement_imports_more_than_the_librarys_dependencies(file):
 def test_every_library_module_imports_without_the_lab():
     modules = run_alone("imports")
     assert len(modules) == len(LIBRARY_FILES) + 1  # and the package itself
+
+
+def test_plot_cka_needs_matplotlib_and_the_rest_does_not():
+    """In a process that has none; then in one that lacks only what the figures do not need."""
+    script = """
+import sys
+sys.modules["matplotlib"] = sys.modules["tensorboardX"] = None  # as if they were not installed
+import cka_sr_jax
+from cka_sr_jax import *
+print(summary.__module__, "plot_cka" in dir(cka_sr_jax))
+try:
+    from cka_sr_jax import plot_cka
+except ImportError as error:
+    print(error)
+del sys.modules["matplotlib"]
+print(cka_sr_jax.plot_cka.__module__)
+"""
+    lines = subprocess.check_output([sys.executable, "-c", script], text=True, cwd=REPOSITORY)
+    assert lines.splitlines() == [
+        "cka_sr_jax.accounting.summary True",
+        "plot_cka draws with Matplotlib, which is not installed: pip install matplotlib.",
+        "cka_sr_jax.report.plot",
+    ]
+    with pytest.raises(AttributeError, match="has no attribute 'plot_ckas'"):
+        cka_sr_jax.plot_ckas  # noqa: B018
 
 
 @pytest.mark.slow

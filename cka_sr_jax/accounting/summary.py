@@ -12,7 +12,6 @@ import numpy as np
 from cka_sr_jax._paths import leaf_paths, natural_key
 from cka_sr_jax.sparsity import get_masks, layers_of
 from cka_sr_jax.sparsity.layers import Axes, Layer, Patterns, describe
-from cka_sr_jax.sparsity.masks import check_masks
 from cka_sr_jax.sparsity.per_layer import count_layers
 
 HEADER = ("parameter", "shape", "pruned as", "weights", "kept", "density")
@@ -116,9 +115,8 @@ def summary(
         options: dict[str, Any] = {"include": include, "exclude": exclude}
         layers = layers_of(params, **options, stacked=stacked, input_axes=input_axes)
     else:
-        tree = get_masks(opt_state)
-        check_masks(params, tree)
-        masks = dict(leaf_paths(tree))
+        masks = dict(leaf_paths(get_masks(opt_state)))
+        _check(params, masks)
         layers = describe(params, list(masks), stacked=stacked, input_axes=input_axes)
     rows = []
     for path, leaf in leaf_paths(params):
@@ -128,6 +126,18 @@ def summary(
             kept = np.asarray(count_layers(layer, mask))  # counted where the mask lies
         rows.append(SummaryRow(path, np.shape(leaf), layer, kept))
     return Summary(tuple(sorted(rows, key=lambda row: natural_key(row.path))))
+
+
+def _check(params: Any, masks: Mapping[str, Any]) -> None:
+    """By paths, since `nnx.Optimizer` keeps the masks in variables of another kind."""
+    shapes = {path: np.shape(leaf) for path, leaf in leaf_paths(params)}
+    for path, mask in masks.items():
+        if np.shape(mask) != shapes.get(path):
+            there = f"it has shape {shapes[path]}" if path in shapes else "there is none"
+            raise ValueError(
+                f"the state has a mask of shape {np.shape(mask)} for {path}, and {there} in the "
+                "parameters: pass the parameters that it was made for."
+            )
 
 
 def _cells_of(row: SummaryRow) -> tuple[str, ...]:

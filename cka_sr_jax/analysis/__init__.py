@@ -9,7 +9,13 @@ Commands, each run as `python -m cka_sr_jax.analysis.NAME`:
   paper_tables  how the single runs of the paper's tables 2 and 5 scatter
   runs          collects the runs of a grid in one JSON-lines file
 
-Modules behind them: `runs` reads and writes stored runs, `rows` has what a table knows of a run,
-`comparison` has the statistics of paired
-differences, `commands` has what the commands share.
+In a notebook, `open_run("runs/first")` gives a finished run as an object.
+
+Modules behind them: `run` is a finished run, `runs` reads and writes stored ones, `rows` has what a
+table knows of a run, `comparison` has the statistics of paired differences, `commands` has what the
+commands share.
 """
+
+from cka_sr_jax.analysis.run import Run, open_run
+
+__all__ = ["Run", "open_run"]

@@ -21,15 +21,22 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.figure import Figure
 
 from cka_sr_jax._errors import unknown
 from cka_sr_jax.analysis.commands import cell_text, check_alike, error_line, in_order
 from cka_sr_jax.analysis.rows import SHARES, config_row, parse_value
-from cka_sr_jax.analysis.runs import Run, load_runs, matrix_of
-from cka_sr_jax.report.figures import BLUE, label_features, series, stage_boundaries, tidy, to_png
+from cka_sr_jax.analysis.run import Run, matrix_of
+from cka_sr_jax.analysis.runs import load_runs
+from cka_sr_jax.report.figures import (
+    BLUE,
+    Figure,
+    label_features,
+    series,
+    stage_boundaries,
+    tidy,
+    to_png,
+)
 from cka_sr_jax.sparsity import layers_of, leaf_paths
-from cka_sr_jax.training import load_variables
 
 BINS = 201  # odd: the middle one is around 0
 
@@ -115,9 +122,7 @@ def kept_weights(run: Run) -> np.ndarray:
     Raises:
       ValueError: a run of a file, which holds no weights.
     """
-    if run.folder is None:
-        raise ValueError(f"{run.name} holds no weights: name the run's folder instead.")
-    params = load_variables(run.folder)["params"]
+    params = run.variables["params"]
     layers = layers_of(params)
     kernels = [np.ravel(leaf) for path, leaf in leaf_paths(params) if path in layers]
     flat = np.concatenate(kernels)
@@ -194,19 +199,19 @@ def draw_lines(lines: Mapping[str, Mapping[Any, Sequence[float]]], x: str, value
 def draw_differences(
     differences: Mapping[str, tuple[float, float]], title: str, measure: str
 ) -> Figure:
-    """Paired differences with 95 % t intervals; a single pair is an open circle.
+    """Paired differences with 95 % t intervals; a difference without one is an open circle.
 
     Args:
-      differences: {label: (mean difference, half-width of its interval)}.
+      differences: {label: (mean difference, half-width of its interval or NaN)}.
       title: over the figure; measure: a name in RESULTS, what is compared.
     """
     figure = Figure(figsize=(6.4, 0.9 + 0.34 * len(differences)), layout="constrained")
     axes = figure.subplots()
     for row, (mean, width) in enumerate(differences.values()):
-        single = math.isnan(width)
+        unknown_width = math.isnan(width)
         axes.errorbar(
-            mean, row, xerr=None if single else width, color=BLUE, fmt="o", ms=4, capsize=3,
-            mfc="white" if single else BLUE,
+            mean, row, xerr=None if unknown_width else width, color=BLUE, fmt="o", ms=4, capsize=3,
+            mfc="white" if unknown_width else BLUE,
         )  # fmt: skip
     axes.axvline(0, color="0.3", linewidth=1)
     axes.set_yticks(range(len(differences)), list(differences), parse_math=False)

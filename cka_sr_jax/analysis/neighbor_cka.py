@@ -17,7 +17,8 @@ import numpy as np
 
 from cka_sr_jax.analysis.commands import error_line
 from cka_sr_jax.analysis.rows import config_row
-from cka_sr_jax.analysis.runs import Run, load_runs, matrix_of
+from cka_sr_jax.analysis.run import Run, matrix_of
+from cka_sr_jax.analysis.runs import load_runs
 from cka_sr_jax.report import markdown_table
 
 HEADER = ["rule", "beta", "runs", "least similar neighbors", "most similar neighbors"]

@@ -15,9 +15,9 @@ import csv
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -33,37 +33,10 @@ from cka_sr_jax.analysis.rows import (
     kept_below,
     read_csv,
 )
+from cka_sr_jax.analysis.run import REPORT_AGAIN, Run
 from cka_sr_jax.report import read_metrics
 from cka_sr_jax.report.metrics import damaged_lines
 from cka_sr_jax.training.config import flatten
-
-REPORT_AGAIN = "delete the run's result.json and give its command again, which writes the report"
-
-
-class Run(NamedTuple):
-    """A finished run.
-
-    Attributes:
-      name: its folder, or its file and line, for messages.
-      config: of config.json, nested.
-      result: of result.json, nested.
-      metrics: the records of metrics.jsonl, in order; none if it is not stored.
-      cka_matrix: {"features": L names, "values": L lists of L}, the CKA between the features of
-        the trained network; None if it is not stored.
-      folder: where its checkpoints are; None for a run of a JSON-lines file.
-    """
-
-    name: str
-    config: Mapping[str, Any]
-    result: Mapping[str, Any]
-    metrics: Sequence[Mapping[str, Any]] = ()
-    cka_matrix: Mapping[str, Any] | None = None
-    folder: Path | None = None
-
-    @property
-    def result_file(self) -> str:
-        """Where its result is stored, for messages."""
-        return self.name if self.folder is None else f"{self.folder}/result.json"
 
 
 def load_runs(paths: Iterable[str | Path]) -> list[Run]:
@@ -91,19 +64,6 @@ def load_runs(paths: Iterable[str | Path]) -> list[Run]:
             raise ValueError(f"{path} holds no finished run: name a run's folder or a grid's.")
         runs += found
     return runs
-
-
-def matrix_of(run: Run) -> Mapping[str, Any]:
-    """The run's `cka_matrix`.
-
-    Raises:
-      ValueError: it has none.
-    """
-    if run.cka_matrix is not None:
-        return run.cka_matrix
-    if run.folder and not (run.folder / "report").exists():
-        raise ValueError(f"{run.folder}/report is missing, and CKA with it: {REPORT_AGAIN}.")
-    raise ValueError(f"{run.name} has no CKA matrix: its model sows no two features.")
 
 
 def write_jsonl(runs: Iterable[Run], path: str | Path) -> None:

@@ -11,6 +11,7 @@ from cka_sr_jax.report.figures import (
 from cka_sr_jax.report.html import render_page
 from cka_sr_jax.report.markdown import markdown_table
 from cka_sr_jax.report.metrics import read_metrics
+from cka_sr_jax.report.plot import plot_cka
 from cka_sr_jax.report.write import write_report
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "learning_curves",
     "markdown_table",
     "mask_curves",
+    "plot_cka",
     "read_metrics",
     "render_page",
     "say",

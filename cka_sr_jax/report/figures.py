@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib import figure as matplotlib_figure
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -23,6 +23,14 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from cka_sr_jax.accounting import LayerRow
 
 Record = Mapping[str, Any]  # one line of metrics.jsonl
+
+
+class Figure(matplotlib_figure.Figure):
+    """A figure that a notebook shows, whether or not it has imported `pyplot`."""
+
+    def _repr_png_(self) -> bytes:
+        return to_png(self)
+
 
 # Two of Okabe and Ito's colors; color-blind readers see them as different.
 BLUE, VERMILION = "#0072B2", "#D55E00"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
 
 class MetricWriter:
@@ -23,6 +22,8 @@ class MetricWriter:
 
     def __init__(self, workdir: Path, resumed_step: int) -> None:
         """Open the files, keeping the records up to `resumed_step`."""
+        from tensorboardX import SummaryWriter  # here, as figures of this package need none
+
         path = workdir / "metrics.jsonl"
         records = [_record(line) for line in _complete_lines(path)]
         self.damaged = records.count(None)

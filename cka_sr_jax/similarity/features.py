@@ -78,6 +78,20 @@ def stage_features(
       ValueError: nothing recorded; a pattern that matches nothing; a feature that is not an array,
         lacks the axes that `stacked` says, or doesn't share the leading sample axis.
     """
+    stages = named_stages(recorded, include, stacked=stacked)
+    return {stage: tuple(x for _, x in group) for stage, group in stages.items()}
+
+
+def named_stages(
+    recorded: Mapping[Any, Any],
+    include: str | Iterable[str] | None = None,
+    *,
+    stacked: Mapping[str, int] | None = None,
+) -> dict[str, list[tuple[str, jax.Array]]]:
+    """`stage_features` with the path of each feature: {"stage1": [("Block_0/__call__", x0), ...]}.
+
+    Features of one name share their path.
+    """
     if not isinstance(recorded, Mapping):
         raise ValueError(
             f"a {type(recorded).__name__} is not a collection of recorded features: pass "
@@ -93,9 +107,10 @@ def stage_features(
     _check(features)
     if all(len(path) == 1 for path, _ in features):
         names = sorted({path[0] for path, _ in features}, key=natural_key)
-        return {name: tuple(x for path, x in features if path == (name,)) for name in names}
-    runs = itertools.groupby((x for _, x in features), key=lambda x: x.shape)
-    return {f"stage{i}": tuple(run) for i, (_, run) in enumerate(runs, start=1)}
+        return {name: [(name, x) for path, x in features if path == (name,)] for name in names}
+    named = [("/".join(path), x) for path, x in features]
+    runs = itertools.groupby(named, key=lambda feature: feature[1].shape)
+    return {f"stage{i}": list(run) for i, (_, run) in enumerate(runs, start=1)}
 
 
 def _flatten(tree: Mapping[Any, Any], prefix: Path = ()) -> Iterator[tuple[Path, Any]]:

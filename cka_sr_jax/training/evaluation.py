@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import numpy as np
 
 from cka_sr_jax.accounting import LayerRow, kernel_positions, layer_rows, total_row
 from cka_sr_jax.data import eval_batches, normalize
-from cka_sr_jax.similarity import cka_from_hsic, hsic_matrix, outlier_share
+from cka_sr_jax.similarity import cka_over_batches, outlier_share
 from cka_sr_jax.sparsity import get_masks, mask_metrics
 from cka_sr_jax.training.build import RunPlan, state_shapes
 from cka_sr_jax.training.parallel import map_devices
@@ -139,14 +140,12 @@ def cka_function(
     """
     batches = _cka_batches(plan)
     layers = sum(features.values())
-    hsic = jax.jit(lambda state, batch: hsic_matrix(_features(plan, state, batch)))
+    cka = cka_over_batches(partial(_features, plan))
 
     def matrix(state: TrainState) -> np.ndarray | None:
         if layers < 2 or len(batches[0]) < 4:
             return None
-        state = _on_one_device(state)
-        mean = sum(hsic(state, batch) for batch in batches) / len(batches)
-        return np.asarray(cka_from_hsic(mean))
+        return np.asarray(cka(_on_one_device(state), batches))
 
     return matrix
 

@@ -1,7 +1,8 @@
-"""How far a run is, on the terminal."""
+"""How far a run is, on the terminal or in a notebook."""
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from types import TracebackType
 
@@ -29,7 +30,7 @@ LINES, SECONDS = 10, 60.0  # without a terminal: so many lines in a run, or one 
 
 
 class ProgressReporter:
-    """A progress bar with the latest values; without a terminal, about ten lines in a run.
+    """A progress bar with the latest values; where none can be drawn, about ten lines a run.
 
     The rate is that of the steps after the first record, since the first ones compile.
     """
@@ -41,6 +42,10 @@ class ProgressReporter:
         self._values: dict[str, float] = {}
         self._first: tuple[int, float] | None = None  # steps and time of the first record
         self._said = (done, time.perf_counter())
+        # Rich draws it in a notebook too, by a widget.
+        self._draws = console.is_terminal or (
+            console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+        )
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -49,7 +54,7 @@ class ProgressReporter:
             TimeRemainingColumn(),
             TextColumn("{task.fields[values]}"),
             console=console,
-            disable=not console.is_terminal,
+            disable=not self._draws,
         )
         self._task = self._bar.add_task("training", total=total, completed=done, values="")
 
@@ -64,7 +69,8 @@ class ProgressReporter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Take the bar away."""
+        """Take the bar away, or leave its last state in a notebook."""
+        self._bar.refresh()
         self._bar.stop()
 
     def update(self, done: int, values: dict[str, float]) -> None:
@@ -86,7 +92,7 @@ class ProgressReporter:
             rate = f"{1 / max(per_step, 1e-9):.1f} steps/s  {left:.0f} s left"
         steps, since = self._said
         due = done - steps >= self._total / LINES or now - since >= SECONDS or done == self._total
-        if not self.console.is_terminal and due:
+        if not self._draws and due:
             self._said = done, now
             parts = filter(None, (f"step {done}/{self._total}", shown, rate))
             say(self.console, "  ".join(parts))

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
+from flax import nnx
 
 from cka_sr_jax.accounting import summary
 from cka_sr_jax.sparsity import rst, sparse_init, sparsify
@@ -46,6 +47,34 @@ def test_in_a_notebook_it_is_html_with_names_escaped():
     assert page.count("<tr>") == 1 + 6 + 3 - 1
     assert "&lt;b&gt;/kernel" in page
     assert "<b>" not in page
+
+
+def test_the_state_of_an_nnx_optimizer():
+    """It keeps the masks in variables of its own kind; without Flax 0.12's they are made here."""
+    model = nnx.Linear(8, 4, rngs=nnx.Rngs(0))
+    tx, params = sparsify(optax.sgd(0.1), rst(0.25)), nnx.state(model, nnx.Param)
+    state = tx.init(params)
+    if hasattr(nnx, "capture"):
+        state = nnx.Optimizer(model, tx, wrt=nnx.Param).opt_state
+    rows = {row.path: row for row in summary(params, state).rows}
+    assert rows["kernel"].kept == 8
+    assert rows["bias"].layer is None
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (
+            {"head": {"kernel": jnp.ones((8, 4))}},
+            r"\(8, 5\) for head/kernel, and it has shape \(8, 4",
+        ),
+        ({"tail": {"kernel": jnp.ones((8, 5))}}, r"\(8, 5\) for head/kernel, and there is none"),
+    ],
+)
+def test_the_state_of_other_parameters_is_refused(params, message):
+    state = sparsify(optax.sgd(0.1), rst(0.5)).init({"head": {"kernel": jnp.ones((8, 5))}})
+    with pytest.raises(ValueError, match=message):
+        summary(params, state)
 
 
 def test_a_stack_that_is_not_declared_is_refused():

@@ -1,7 +1,10 @@
-"""How far a run is, with a terminal and without one."""
+"""How far a run is, on a terminal, in a notebook, and where there is neither."""
 
+import importlib.machinery
 import io
 import re
+import sys
+import types
 
 import pytest
 from rich.console import Console
@@ -67,3 +70,61 @@ def test_a_terminal_shows_the_values_beside_the_bar():
         reporter.update(5, {"loss": 0.5})
     assert "5/10" in console.file.getvalue()
     assert "loss 0.5000" in console.file.getvalue()
+
+
+def progress_on(console):
+    with ProgressReporter(10, done=4, console=console) as progress:
+        progress.update(7, {"loss": 0.5, "penalty": 0.25, "other": 1.0})
+
+
+def assert_plain(printed):
+    (line,) = filter(None, printed.splitlines())  # rich 13 adds an empty one
+    assert line == "step 7/10  loss 0.5000  penalty 0.2500"
+
+
+class Output:
+    """A widget that notes what is drawn in it."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+    def clear_output(self, wait):
+        return None
+
+
+def notebook(monkeypatch, with_widgets):
+    """What is displayed, as text, in a notebook that has IPython and maybe ipywidgets."""
+    shown = []
+    display = types.ModuleType("IPython.display")
+    display.display = lambda *items, **_: shown.extend(
+        item if isinstance(item, Output) else item._repr_mimebundle_([], [])["text/plain"]
+        for item in items
+    )
+    widgets = types.ModuleType("ipywidgets")
+    widgets.Output = Output
+    widgets.__spec__ = importlib.machinery.ModuleSpec("ipywidgets", None)
+    for name, module in {
+        "IPython": types.ModuleType("IPython"),
+        "IPython.display": display,
+        "ipywidgets": widgets if with_widgets else None,
+    }.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    return shown
+
+
+def test_in_a_notebook_the_bar_is_drawn_in_a_widget(monkeypatch):
+    shown = notebook(monkeypatch, with_widgets=True)
+    progress_on(Console(force_jupyter=True))
+    widget, *drawn = shown
+    assert isinstance(widget, Output)
+    assert "7/10" in next(text for text in reversed(drawn) if text)  # the last state stays
+    assert not any("step 7/10" in text for text in drawn)
+
+
+def test_in_a_notebook_without_widgets_lines_are_printed(monkeypatch):
+    shown = notebook(monkeypatch, with_widgets=False)
+    progress_on(Console(force_jupyter=True, width=200))
+    assert_plain("".join(shown))
