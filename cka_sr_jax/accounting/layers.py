@@ -53,7 +53,7 @@ def layer_rows(
       flops_dense = 2 * size * positions,   flops = 2 * kept * positions.
 
     Kept weights are counted on the masks, as a kept weight may be 0. Arrays without positions
-    (biases, BatchNorm) count 0 FLOPs.
+    (biases, BatchNorm) count 0 FLOPs. `summary` is a table without FLOPs, and needs no positions.
 
       >>> params = {"dense": {"kernel": np.ones((4, 3))}}
       >>> masks = {"dense": {"kernel": np.arange(12).reshape(4, 3) < 6}}

@@ -119,7 +119,11 @@ def mask_curves(records: Sequence[Record]) -> Figure:
     return figure
 
 
-def cka_heatmap(matrix: np.ndarray, names: Sequence[str], groups: Sequence[str]) -> Figure:
+def cka_heatmap(
+    matrix: np.ndarray,
+    names: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
+) -> Figure:
     """CKA between all features on a color scale from 0 to 1, with lines between the stages.
 
     Debiased CKA can be below 0: it gets the color of 0, and the color bar shows an arrow. NaN is
@@ -127,12 +131,14 @@ def cka_heatmap(matrix: np.ndarray, names: Sequence[str], groups: Sequence[str])
 
     Args:
       matrix: [L, L].
-      names: L names, one per feature.
-      groups: L stage names; the features of a stage are next to each other.
+      names: L names, one per feature; None: their numbers.
+      groups: L stage names; the features of a stage are next to each other. None: one stage.
 
     Raises:
       ValueError: the three don't agree on L.
     """
+    names = [str(i) for i in range(len(matrix))] if names is None else names
+    groups = [""] * len(names) if groups is None else groups
     size = len(names)
     if matrix.shape != (size, size) or len(groups) != size:
         raise ValueError(

@@ -37,7 +37,7 @@ def plot_cka(features: Any, *, samples: int | None = None) -> Figure:
         return cka_heatmap(np.asarray(features.values), features.names, features.stages)
     matrix = np.asarray(cka_matrix(features, samples=samples))
     if not isinstance(features, Mapping):
-        return cka_heatmap(matrix, [str(i) for i in range(len(matrix))], [""] * len(matrix))
+        return cka_heatmap(matrix)
     sizes = [len(group) for group in feature_groups(features)]
     stages = [str(stage) for stage, size in zip(features, sizes, strict=True) for _ in range(size)]
     return cka_heatmap(matrix, distinct(stages), stages)
