@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.figure import Figure
 
 from cka_sr_jax.analysis.commands import cell_text, error_line, in_order, notes
 from cka_sr_jax.analysis.figures import draw_heatmaps
 from cka_sr_jax.analysis.rows import SHARES, Row, columns_of, config_row
 from cka_sr_jax.analysis.runs import Run, load_runs, run_row
-from cka_sr_jax.report.figures import series, tidy, to_png
+from cka_sr_jax.report.figures import Figure, series, tidy, to_png
 from cka_sr_jax.report.html import STYLE, figure_block
 
 # What the table shows of a run, if any run has it.
