@@ -21,13 +21,25 @@ import flax.linen as nn
 from cka_sr_jax._errors import unknown
 from cka_sr_jax.models.lenet import LeNet5
 from cka_sr_jax.models.mlp import MLP
-from cka_sr_jax.models.resnet import CifarResNet
+from cka_sr_jax.models.resnet import ResNet
+from cka_sr_jax.models.vgg import VGG
+from cka_sr_jax.models.wide_resnet import WideResNet
 
-__all__ = ["MLP", "CifarResNet", "LeNet5", "UnknownOptionError", "create_model"]
+__all__ = ["MLP", "VGG", "LeNet5", "ResNet", "UnknownOptionError", "WideResNet", "create_model"]
 
-_MODELS: dict[str, type[nn.Module]] = {"mlp": MLP, "lenet5": LeNet5}
+# Each name as a pattern, whose groups are the numbers for these fields.
+_MODELS: list[tuple[str, type[nn.Module], tuple[str, ...]]] = [
+    ("mlp", MLP, ()),
+    ("lenet5", LeNet5, ()),
+    (r"resnet(\d+)", ResNet, ("depth",)),
+    (r"vgg(\d+)", VGG, ("depth",)),
+    (r"wrn(\d+)-(\d+)", WideResNet, ("depth", "widening")),
+]
 # The usual ones, for the message.
-_RESNETS = [f"resnet{depth}" for depth in (18, 20, 32, 34, 44, 56, 110)]
+_USUAL = [
+    *("mlp", "lenet5", "vgg16", "vgg19", "wrn16-4", "wrn22-2", "wrn28-10"),
+    *(f"resnet{depth}" for depth in (18, 20, 32, 34, 44, 50, 56, 101, 110, 152)),
+]
 
 
 class UnknownOptionError(ValueError):
@@ -35,24 +47,28 @@ class UnknownOptionError(ValueError):
 
 
 def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:
-    """The model of that name: "mlp", "lenet5", or "resnetN" with N = 6n + 2, or 18 or 34.
+    """The model of that name, with a head of `num_classes` outputs.
 
-    Options are the model's own fields, such as `hidden`, `width` or `dtype`.
+    | name | model | parameters for 10 classes |
+    |---|---|---:|
+    | mlp | `MLP` | |
+    | lenet5 | `LeNet5` | 61,706 (28x28x1) |
+    | resnetN, N = 6n + 2 | `ResNet` of three stages | 272,474 (resnet20) |
+    | resnet18, 34, 50, 101, 152 | `ResNet` of four stages | 11,173,962 (resnet18) |
+    | vgg16, vgg19 | `VGG` | 14,724,042 (vgg16) |
+    | wrnD-K, D = 6n + 4 | `WideResNet` | 36,479,194 (wrn28-10) |
+
+    Options are the model's own fields, such as `hidden`, `width` or `dtype`. The ResNets have the
+    stem for small images; `create_model("resnet50", 1000, stem="imagenet")` is that for ImageNet.
 
     Raises:
       UnknownOptionError: an option that the model does not have; it is a ValueError.
-      ValueError: unknown name; a ResNet of another depth.
+      ValueError: unknown name; a depth that the model does not have.
     """
-    fixed: dict[str, Any] = {"num_classes": num_classes}
-    if resnet := re.fullmatch(r"resnet(\d+)", name):
-        model: type[nn.Module] = CifarResNet
-        fixed["depth"] = int(resnet[1])
-    elif name in _MODELS:
-        model = _MODELS[name]
-    else:
-        raise ValueError(unknown("model", name, [*_MODELS, *_RESNETS]))
+    model, fixed = _find(name)
+    fixed["num_classes"] = num_classes
     try:
-        model(**fixed)  # the name before any option: a ResNet may have no such depth
+        model(**fixed)  # the name before any option: there may be no such depth
     except ValueError as error:
         raise ValueError(f"Unknown model {name!r}, since {error}") from error
     fields = {field.name for field in dataclasses.fields(model)}
@@ -61,3 +77,11 @@ def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:
         if option not in accepted:
             raise UnknownOptionError(unknown(f"option of {name}", option, accepted))
     return model(**fixed, **options)
+
+
+def _find(name: str) -> tuple[type[nn.Module], dict[str, Any]]:
+    """The class of a model, and the fields that its name says."""
+    for pattern, model, numbers in _MODELS:
+        if match := re.fullmatch(pattern, name):
+            return model, dict(zip(numbers, map(int, match.groups()), strict=True))
+    raise ValueError(unknown("model", name, _USUAL))

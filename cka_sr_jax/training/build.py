@@ -174,7 +174,8 @@ def train_step(plan: RunPlan, seed: int | Array, beta: float | Array) -> Any:
     )
     skip = plan.config.train.not_finite == "skip"
     tx = plan.method.transform(plan.optimizer, seed)
-    return make_train_step(loss, tx, skip_not_finite=skip)
+    parts = plan.config.train.accumulate
+    return make_train_step(loss, tx, skip_not_finite=skip, accumulate=parts)
 
 
 def state_shapes(plan: RunPlan) -> TrainState:

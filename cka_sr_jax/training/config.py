@@ -181,17 +181,19 @@ def _check_penalty(config: ConfigDict) -> None:
 
 
 def _check_batch(config: ConfigDict, devices: int) -> None:
-    """The batch is shared equally by the devices, and each has the samples of the penalty."""
-    batch, penalty = config.train.batch_size, config.penalty
-    if batch % devices:
+    """The devices share the batch equally, and each part has the samples of the penalty."""
+    batch, parts, penalty = config.train.batch_size, config.train.accumulate, config.penalty
+    share, several = devices * parts, parts > 1
+    if batch % share:
+        each = f" with train.accumulate={parts} parts each" if several else ""
         raise ConfigError(
-            f"train.batch_size={batch} does not divide over {devices} devices: "
-            f"use {batch // devices * devices or devices}."
+            f"train.batch_size={batch} does not divide over {devices} devices{each}: "
+            f"use {batch // share * share or share}."
         )
     if penalty.beta == 0:
         return
-    per_device = batch // devices
-    samples = per_device // penalty.batches if penalty.samples == -1 else penalty.samples
+    size = batch // share
+    samples = size // penalty.batches if penalty.samples == -1 else penalty.samples
     least, kind = (4, "debiased") if penalty.debiased else (2, "biased")
     if samples < least:
         raise ConfigError(
@@ -199,9 +201,11 @@ def _check_batch(config: ConfigDict, devices: int) -> None:
             f"{penalty.similarity.upper()} needs at least {least}: use {least} or more, or -1 for "
             "the whole batch."
         )
-    if samples * penalty.batches > per_device:
+    if samples * penalty.batches > size:
+        whole = f"each of train.accumulate={parts} parts of " if several else ""
+        fewer = ", or lower train.accumulate" if several else ""
         raise ConfigError(
-            f"penalty.samples={samples} in penalty.batches={penalty.batches} needs "
-            f"{samples * penalty.batches} samples and each device's batch has {per_device}: "
-            "lower penalty.samples or raise train.batch_size."
+            f"penalty.samples={penalty.samples} in penalty.batches={penalty.batches} needs "
+            f"{samples * penalty.batches} samples and {whole}each device's batch has {size}: "
+            f"lower penalty.samples or raise train.batch_size{fewer}."
         )

@@ -82,12 +82,17 @@ FIELDS = {
     ),
     "data.pad_mode": Field("reflect", "What the padding shows.", choices=("reflect", "zero")),
     # Model.
-    "model.name": Field("mlp", "Model: mlp, lenet5, resnet18, resnet34, or resnetN, N = 6n + 2."),
+    "model.name": Field(
+        "mlp", "Model: mlp, lenet5, resnetN (N = 6n + 2, or 18, 34, 50, 101, 152), vgg16, vgg19, "
+        "or wrnD-K (a wide ResNet, D = 6n + 4).",
+    ),
     "model.dtype": Field(
         "float32", "Type that the model computes in; the weights stay float32.",
         choices=("float32", "bfloat16"),
     ),
-    "model.options": Field({}, "Fields of the model's class, such as hidden=(300, 100), width=16."),
+    "model.options": Field(
+        {}, "Fields of the model's class, such as hidden=(300, 100), width=16, stem=imagenet.",
+    ),
     # Training.
     "train.epochs": Field(10.0, "Length of the run.", unit="epochs", within="(0, inf)"),
     "train.steps": Field(
@@ -97,6 +102,11 @@ FIELDS = {
     "train.batch_size": Field(
         128, "Images in a batch, over all devices.", unit="images", within="[1, inf)",
         needs="to be a multiple of the number of devices",
+    ),
+    "train.accumulate": Field(
+        1, "Parts of a device's batch that a step takes one after the other, to save memory; the "
+        "gradients are averaged.", within="[1, inf)", example=4,
+        needs="train.batch_size to be a multiple of the devices times this",
     ),
     "train.label_smoothing": Field(
         0.0, "Share of the target that all classes divide equally.", within="[0, 1)", example=0.1
@@ -252,7 +262,8 @@ FIELDS = {
         1e-4, "Strength of the penalty, which is added to the loss; 0: none.", within="[0, inf)"
     ),
     "penalty.samples": Field(
-        8, "Images of each device's batch to compare features on; -1: all.", within="[-1, inf)",
+        8, "Images of each device's batch, or of each part of it with train.accumulate, to compare "
+        "features on; -1: all.", within="[-1, inf)",
         needs="to be 4 or more, or 2 with penalty.debiased=False",
     ),
     "penalty.every": Field(

@@ -18,6 +18,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from cka_sr_jax.sparsity import apply_masks, get_masks
+from cka_sr_jax.training.accumulation import accumulated_value_and_grad
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -162,7 +163,11 @@ def penalized_loss(
 
 
 def make_train_step(
-    loss: Loss, tx: optax.GradientTransformationExtraArgs, *, skip_not_finite: bool = False
+    loss: Loss,
+    tx: optax.GradientTransformationExtraArgs,
+    *,
+    skip_not_finite: bool = False,
+    accumulate: int = 1,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """The step `(state, batch, axis_name="batch") -> (state, metrics)` of one device.
 
@@ -179,12 +184,20 @@ def make_train_step(
       skip_not_finite: leave everything but the step's number as it is where the loss, a gradient or
         what the step would make of the parameters and statistics is not finite. "finite" in the
         metrics, 1 or 0, says either way whether they are.
+      accumulate: parts of each device's batch, which the step takes one after the other, so that
+        activations need memory for one part alone. Gradients and metrics are averaged over the
+        parts. Each part is to the model and the penalty what a batch is: BatchNorm normalizes by
+        the part's own statistics, and its running ones go on from part to part.
+
+    Raises:
+      ValueError: `accumulate` below 1. The step raises it where a batch does not divide.
     """
+    value_and_grad = accumulated_value_and_grad(loss, accumulate)
 
     def train_step(
         state: TrainState, batch: Any, axis_name: str | None = "batch"
     ) -> tuple[TrainState, Metrics]:
-        (value, (metrics, batch_stats)), grads = jax.value_and_grad(loss, has_aux=True)(
+        (value, (metrics, batch_stats)), grads = value_and_grad(
             state.params, state.batch_stats, batch, state.step, axis_name
         )
         if axis_name is not None:

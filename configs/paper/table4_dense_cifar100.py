@@ -11,7 +11,8 @@ The paper gives neither recipe nor beta for this table. This is the recipe of it
 three betas to choose from on validation data, a tenth of the training images. The reference's
 CIFAR-100 code trains on all images and chooses on the test set: for that,
 --config.data.validation=0.0 --config.eval.select=best-test, with a --workdir of its own.
-The table's ResNet-50 and ImageNet rows have no config here.
+The table's ResNet-50 row, 77.39 without the penalty and 78.94 with it, is this with
+--config.model.name=resnet50 and a --workdir of its own. Its ImageNet rows have no config here.
 """
 
 from ml_collections import ConfigDict

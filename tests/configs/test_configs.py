@@ -10,6 +10,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from cka_sr_jax.models import create_model
 from cka_sr_jax.sweeps import grid_points
 from cka_sr_jax.training import default_config, validate
 from cka_sr_jax.training.command_line import take_unset
@@ -84,3 +85,9 @@ def test_the_fields_that_a_docstring_names_exist(path):
     known = flatten(default_config())
     for name in re.findall(r"--config\.([\w.]*\w)", text):
         assert name.removeprefix("grid.") in known or name.startswith(FREE_GROUPS[1]), name
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_model_of_a_config_has_its_options(path):
+    _, config = load(path)
+    assert create_model(config.model.name, 10, **config.model.options).num_classes == 10

@@ -4,6 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cka_sr_jax.accounting import kernel_positions
+from cka_sr_jax.sparsity import leaf_paths
+
 KEY = jax.random.key(0)
 
 
@@ -36,3 +39,10 @@ def maskable(variables):
 
 def count(variables):
     return sum(p.size for p in jax.tree.leaves(variables["params"]))
+
+
+def multiply_adds(model, variables, image):
+    """Of one image's forward pass."""
+    positions = kernel_positions(model, variables, jax.ShapeDtypeStruct((1, *image), jnp.float32))
+    sizes = {path: leaf.size for path, leaf in leaf_paths(variables["params"])}
+    return sum(sizes[path] * number for path, number in positions.items())

@@ -5,13 +5,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cka_sr_jax.models import CifarResNet, create_model
+from cka_sr_jax.accounting import kernel_positions
+from cka_sr_jax.models import ResNet, create_model
+from cka_sr_jax.models.layers import rematerialized
+from cka_sr_jax.models.resnet import ResidualBlock
 from cka_sr_jax.similarity import cka_penalty
-from tests.models.shapes import KEY, init_shapes
+from cka_sr_jax.sparsity import layers_of, leaf_paths
+from tests.models.shapes import KEY, init_shapes, multiply_adds, random_variables
+
+IMAGE = (16, 16, 1)
+MODELS = [
+    ("mlp", {}),
+    ("lenet5", {}),
+    ("resnet8", {}),
+    ("resnet50", {"stem": "imagenet", "width": 4}),
+    ("vgg16", {"width": 4}),
+    ("wrn10-2", {"width": 4}),
+]
 
 
 def test_weights_start_normal_with_variance_two_over_fan_in():
-    model = CifarResNet(num_classes=1000, depth=8)
+    model = ResNet(num_classes=1000, depth=8)
     params = jax.jit(lambda: model.init(KEY, jnp.ones((1, 8, 8, 3)), train=True))()["params"]
     kernel = params["stage3_block0"]["conv2"]["kernel"]
     normalized = np.ravel(kernel) / np.sqrt(2 / (3 * 3 * 64))
@@ -26,11 +40,11 @@ def test_weights_start_normal_with_variance_two_over_fan_in():
 
 @pytest.mark.usefixtures("standard_promotion")
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, "bfloat16"])
-@pytest.mark.parametrize("name", ["mlp", "lenet5", "resnet8"])
-def test_bfloat16_computes_in_it_and_keeps_parameters_and_logits_in_float32(name, dtype):
-    model = create_model(name, 10, dtype=dtype)
-    x = jnp.ones((4, 12, 12, 1))
-    variables = init_shapes(model, (12, 12, 1))
+@pytest.mark.parametrize(("name", "options"), MODELS)
+def test_bfloat16_computes_in_it_and_keeps_parameters_and_logits_in_float32(name, options, dtype):
+    model = create_model(name, 10, dtype=dtype, **options)
+    x = jnp.ones((4, *IMAGE))
+    variables = init_shapes(model, IMAGE)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     logits, mutables = jax.eval_shape(
         lambda v: model.apply(v, x, train=True, mutable=["features", "batch_stats"]), variables
@@ -70,6 +84,77 @@ def test_sown_features_go_into_the_penalty_and_its_gradient():
     assert not np.any(grads["head"]["kernel"])
 
 
+@pytest.mark.parametrize(("name", "options"), MODELS)
+def test_kernels_are_pruned_and_all_else_stays_dense(name, options):
+    model = create_model(name, 10, **options)
+    variables = init_shapes(model, IMAGE)
+    leaves = dict(leaf_paths(variables["params"]))
+    pruned = layers_of(variables["params"])
+    assert set(pruned) == {path for path in leaves if path.endswith("/kernel")}
+    assert all(leaf.ndim == 1 for path, leaf in leaves.items() if path not in pruned)
+    x = jax.ShapeDtypeStruct((1, *IMAGE), jnp.float32)
+    assert set(kernel_positions(model, variables, x)) == set(pruned)
+
+
+def saved_bytes(model, variables, x):
+    """Bytes that the forward pass keeps for the gradient of the parameters."""
+
+    def residuals(params, batch_stats):
+        def logits(params):
+            collections = {"params": params, "batch_stats": batch_stats}
+            return model.apply(collections, x, train=True, mutable=["features", "batch_stats"])[0]
+
+        return jax.vjp(logits, params)[1]
+
+    saved = jax.eval_shape(residuals, variables["params"], variables["batch_stats"])
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(saved))
+
+
+@pytest.mark.parametrize(("name", "options"), [MODELS[i] for i in (2, 4, 5)])
+def test_rematerialized_blocks_have_the_same_parameters_and_keep_less(name, options):
+    plain, remat = (create_model(name, 10, **options, remat=r) for r in (False, True))
+    variables = init_shapes(plain, IMAGE)
+    assert init_shapes(remat, IMAGE) == variables
+    assert multiply_adds(remat, variables, IMAGE) == multiply_adds(plain, variables, IMAGE)
+    x = jnp.ones((32, *IMAGE))
+    weights = sum(leaf.size for leaf in jax.tree.leaves(variables)) * 4
+    kept, kept_plain = (saved_bytes(model, variables, x) - weights for model in (remat, plain))
+    assert 0 < kept < 0.7 * kept_plain
+
+
+def test_a_rematerialized_block_starts_with_the_same_weights():
+    x = jnp.ones((1, 4, 4, 2))
+    kinds = (rematerialized(ResidualBlock, remat) for remat in (False, True))
+    one, two = (jax.jit(kind(2).init, static_argnums=2)(KEY, x, True) for kind in kinds)
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+def test_rematerialization_computes_the_same_with_less_memory():
+    x = jax.random.normal(KEY, (32, 8, 8, 1))
+
+    def compiled(remat):
+        model = create_model("resnet14", 10, width=2, remat=remat)
+        variables = random_variables(model, x.shape[1:])
+
+        def loss(params):
+            logits, mutables = model.apply(
+                {**variables, "params": params}, x, train=True, mutable=["features", "batch_stats"]
+            )
+            penalty = cka_penalty(mutables["features"], samples=8)
+            return jnp.mean(jnp.square(logits)) + penalty, mutables
+
+        lowered = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(variables["params"])
+        # XLA's CPU backend would merge the second computation with the first.
+        options = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+        return variables["params"], lowered.compile(compiler_options=options)
+
+    (params, plain), (_, remat) = compiled(False), compiled(True)
+    for one, two in zip(*map(jax.tree.leaves, (plain(params), remat(params))), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5 * np.abs(one).max())
+    before, after = (each.memory_analysis().temp_size_in_bytes for each in (plain, remat))
+    assert after < 0.7 * before
+
+
 def test_unknown_names_and_options_say_what_is_known():
     with pytest.raises(ValueError, match=r"resnt20.*did you mean 'resnet"):
         create_model("resnt20", 10)
@@ -79,5 +164,9 @@ def test_unknown_names_and_options_say_what_is_known():
         create_model("resnet20", 10, widht=16)
     with pytest.raises(ValueError, match=r"option of mlp 'width'.*dtype, hidden"):
         create_model("mlp", 10, width=16)
+    with pytest.raises(ValueError, match=r"vgg16.*'stem'"):
+        create_model("vgg16", 10, stem="imagenet")
+    with pytest.raises(ValueError, match=r"transformer.*expected one of lenet5, mlp, resnet101"):
+        create_model("transformer", 10)
     with pytest.raises(ValueError, match="option of resnet20 'depth'"):
         create_model("resnet20", 10, depth=32)

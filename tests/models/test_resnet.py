@@ -1,13 +1,25 @@
-"""ResNets: sizes, names and features; one residual block against NumPy."""
+"""ResNets: sizes, names and features; blocks and a whole network against NumPy."""
+
+from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cka_sr_jax.models import CifarResNet, create_model
-from cka_sr_jax.models.resnet import ResidualBlock
-from tests.models.shapes import KEY, feature_shapes, init_shapes, maskable, random_variables
+from cka_sr_jax.models import ResNet, create_model
+from cka_sr_jax.models.resnet import BottleneckBlock, ResidualBlock
+from tests.models.naive import naive_bottleneck, naive_max_pool, naive_residual, relu
+from tests.models.oracle import assert_block_equals, assert_model_equals, block_variables, images
+from tests.models.shapes import (
+    KEY,
+    count,
+    feature_shapes,
+    init_shapes,
+    maskable,
+    multiply_adds,
+    random_variables,
+)
+from tests.speeds import fast_among
 
 
 @pytest.mark.parametrize(("classes", "weights"), [(10, 270_896), (100, 276_656)])
@@ -31,7 +43,7 @@ def test_resnet_depth_is_its_number_of_weighted_layers(depth):
 
 
 def test_resnet_names():
-    variables = init_shapes(CifarResNet(num_classes=10, depth=14))
+    variables = init_shapes(ResNet(num_classes=10, depth=14))
     assert set(variables) == {"params", "batch_stats"}
     params = variables["params"]
     blocks = {f"stage{s}_block{i}" for s in (1, 2, 3) for i in (0, 1)}
@@ -53,7 +65,7 @@ def test_resnet_sows_each_block_into_its_stage():
 
 
 def test_resnet_sows_in_order_of_execution_and_evaluation_sows_too():
-    model = CifarResNet(num_classes=3, depth=14, width=2)
+    model = ResNet(num_classes=3, depth=14, width=2)
     variables = random_variables(model, (8, 8, 1))
     x = jax.random.normal(KEY, (4, 8, 8, 1))
 
@@ -77,67 +89,87 @@ def test_resnet_depth_must_be_6n_plus_2(depth):
         create_model(f"resnet{depth}", 10)
 
 
-def naive_conv(x, kernel, stride, padding):
-    """Cross-correlation by its definition: NHWC image, HWIO kernel, zeros around."""
-    x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    size = kernel.shape[0]
-    height, width = ((s - size) // stride + 1 for s in x.shape[1:3])
-    out = np.zeros((len(x), height, width, kernel.shape[-1]))
-    for i in range(height):
-        for j in range(width):
-            patch = x[:, i * stride : i * stride + size, j * stride : j * stride + size, :]
-            out[:, i, j] = np.einsum("bhwc,hwco->bo", patch, kernel)
-    return out
-
-
-def naive_norm(x, params, stats, train):
-    """Normalized x, and the running statistics after it."""
-    mean, var = (x.mean((0, 1, 2)), x.var((0, 1, 2))) if train else (stats["mean"], stats["var"])
-    y = (x - mean) / np.sqrt(var + 1e-5) * params["scale"] + params["bias"]
-    if not train:
-        return y, stats
-    return y, {
-        "mean": 0.9 * stats["mean"] + 0.1 * mean,
-        "var": 0.9 * stats["var"] + 0.1 * var,
-    }
-
-
-def naive_block(x, params, stats, stride, train):
-    after = {}
-    y = naive_conv(x, params["conv1"]["kernel"], stride, padding=1)
-    y, after["bn1"] = naive_norm(y, params["bn1"], stats["bn1"], train)
-    y = naive_conv(np.maximum(y, 0), params["conv2"]["kernel"], 1, padding=1)
-    y, after["bn2"] = naive_norm(y, params["bn2"], stats["bn2"], train)
-    if "shortcut_conv" in params:
-        x = naive_conv(x, params["shortcut_conv"]["kernel"], stride, padding=0)
-        x, after["shortcut_bn"] = naive_norm(x, params["shortcut_bn"], stats["shortcut_bn"], train)
-    return np.maximum(x + y, 0), after
+CASES = [
+    (ResidualBlock, naive_residual, 3, 1, False),
+    (ResidualBlock, naive_residual, 5, 1, True),
+    (ResidualBlock, naive_residual, 5, 2, True),
+    (ResidualBlock, naive_residual, 3, 2, True),
+    (BottleneckBlock, naive_bottleneck, 1, 1, False),
+    (BottleneckBlock, naive_bottleneck, 2, 2, True),
+]
 
 
 @pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize(
-    ("features", "stride", "projection"), [(3, 1, False), (5, 1, True), (5, 2, True), (3, 2, True)]
-)
+@pytest.mark.parametrize(("kind", "naive", "features", "stride", "projection"), CASES)
 @pytest.mark.parametrize("size", [6, 5])
-def test_residual_block_equals_naive_numpy(features, stride, projection, size, train):
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(4, size, size, 3)).astype(np.float32)
-    block, images = ResidualBlock(features=features, stride=stride), jnp.asarray(x)
-    variables = jax.eval_shape(lambda: block.init(KEY, images, train=True))
-    # Random everywhere, so that no scale is 1 and no bias 0.
-    variables = jax.tree.map(lambda v: rng.uniform(0.1, 1, v.shape).astype(np.float32), variables)
-    assert ("shortcut_conv" in variables["params"]) == projection
-    apply = jax.jit(lambda v: block.apply(v, images, train=train, mutable=["batch_stats"]))
-    y, after = apply(variables)
-    expected, stats = naive_block(
-        x.astype(np.float64), variables["params"], variables["batch_stats"], stride, train
-    )
-    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
-        after["batch_stats"] if train else variables["batch_stats"],
-        stats,
-    )
+def test_residual_block_equals_naive_numpy(kind, naive, features, stride, projection, size, train):
+    x = images(4, size, size, 4 if kind is BottleneckBlock else 3)
+    block = kind(features=features, stride=stride)
+    assert ("shortcut_conv" in block_variables(block, x)["params"]) == projection
+    assert_block_equals(block, partial(naive, stride=stride), x, train)
+
+
+def naive_imagenet_resnet18(layers, x):
+    """Features of each stage and logits."""
+    x = relu(layers.norm(layers.conv(x, "stem", 2, 3), "stem_bn"))
+    x = naive_max_pool(x, 3, 2, 1)
+    features = {f"stage{stage}": [] for stage in (1, 2, 3, 4)}
+    for stage, outputs in features.items():
+        for i in (0, 1):
+            stride = 2 if stage > "stage1" and i == 0 else 1
+            x = naive_residual(layers.inside(f"{stage}_block{i}"), x, stride)
+            outputs.append(x)
+    return features, layers.dense(x.mean((1, 2)), "head")
+
+
+def test_the_form_for_imagenet_equals_naive_numpy():
+    model = create_model("resnet18", 3, stem="imagenet", width=2)
+    assert_model_equals(model, naive_imagenet_resnet18, images(2, 37, 34, 3))
+
+
+@pytest.mark.parametrize(
+    ("depth", "parameters", "gmacs"),
+    fast_among(
+        [
+            (18, 11_689_512, 1.81),
+            (34, 21_797_672, 3.66),
+            (50, 25_557_032, 4.09),
+            (101, 44_549_160, 7.80),
+            (152, 60_192_808, 11.51),
+        ],
+        (18, 11_689_512, 1.81),
+        (34, 21_797_672, 3.66),
+        (50, 25_557_032, 4.09),
+    ),
+)
+def test_the_form_for_imagenet_has_torchvisions_parameters_and_multiply_adds(
+    depth, parameters, gmacs
+):
+    model = create_model(f"resnet{depth}", 1000, stem="imagenet")
+    variables = init_shapes(model, (224, 224, 3))
+    assert count(variables) == parameters
+    assert round(multiply_adds(model, variables, (224, 224, 3)) / 1e9, 2) == gmacs
+
+
+def test_resnet50_for_imagenet_sows_each_bottleneck_into_its_stage():
+    assert feature_shapes(create_model("resnet50", 1000, stem="imagenet"), (224, 224, 3)) == {
+        "stage1": ((2, 56, 56, 256),) * 3,
+        "stage2": ((2, 28, 28, 512),) * 4,
+        "stage3": ((2, 14, 14, 1024),) * 6,
+        "stage4": ((2, 7, 7, 2048),) * 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "stem", "message"),
+    [
+        ("resnet18", "imagnet", r"^Unknown stem 'imagnet': did you mean 'imagenet'\?$"),
+        ("resnet20", "imagenet", r"^stem='imagenet' is for depth 18, 34, .* and depth is 20: use"),
+    ],
+)
+def test_a_stem_that_a_resnet_lacks_is_refused(name, stem, message):
+    with pytest.raises(ValueError, match=message):
+        create_model(name, 10, stem=stem)
 
 
 def test_a_stage_without_filters_is_refused():

@@ -115,6 +115,20 @@ from tests.training.runs import config_with
         ({"penalty__samples": 64}, "needs 64 samples and each device's batch has 32"),
         ({"penalty__samples": 16, "penalty__batches": 3}, "needs 48 samples"),
         ({"train__batch_size": 130}, "does not divide over 4 devices: use 128"),
+        ({"train__accumulate": 0}, "train.accumulate=0: expected a whole number, at least 1"),
+        (
+            {"train__batch_size": 36, "train__accumulate": 2},
+            "=36 does not divide over 4 devices with train.accumulate=2 parts each: use 32",
+        ),
+        (
+            {"train__accumulate": 8},
+            "needs 8 samples and each of train.accumulate=8 parts of each device's batch has 4: "
+            "lower penalty.samples or raise train.batch_size, or lower train.accumulate",
+        ),
+        (
+            {"train__accumulate": 16, "penalty__samples": -1},
+            "penalty.samples=-1 gives 2 samples and debiased CKA needs at least 4",
+        ),
         ({"lottery__prune": 1.0}, r"lottery.prune=1.0: expected a share of the remaining weights"),
         (
             {"layer_sparsity__strengths": (0.1, 0.1)},
@@ -134,6 +148,8 @@ def test_what_needs_no_data_is_one_sentence(fields, message):
         {"sparsity__rule": "gmp", "sparsity__start": 0.5, "sparsity__end": 0.5},  # one-shot
         {"sparsity__rule": "granet", "sparsity__start": 0.1, "sparsity__prune_end": 0.75},
         {"penalty__samples": -1},
+        {"train__accumulate": 4},
+        {"train__accumulate": 32, "penalty__beta": 0.0},
         {"penalty__beta": 0.0, "penalty__samples": 64, "penalty__similarity": "cca"},
         {"optimizer__decay_at": ()},
         {"train__epochs": 3},

@@ -73,6 +73,16 @@ def test_a_run_and_what_it_leaves(finished, capsys):
     assert (workdir / "result.json").stat().st_mtime_ns == before
 
 
+def test_a_run_in_bfloat16_stores_float32_and_learns(finished, tmp_path):
+    _, in_float32, _ = finished
+    result = run(small_config(model__dtype="bfloat16"), tmp_path / "run", Console(quiet=True))
+    stored = arrays(tmp_path / "run").items()
+    types = {str(array.dtype) for path, array in stored if path.startswith("state.")}
+    assert types == {"float32", "int32", "bool"}
+    assert 0 < abs(result["test"]["loss"] - in_float32["test"]["loss"]) < 0.1
+    assert abs(result["test"]["accuracy"] - in_float32["test"]["accuracy"]) < 0.05
+
+
 def test_the_same_config_gives_the_same_run(finished, tmp_path):
     run(small_config(), tmp_path)
     assert_same_run(finished[0], tmp_path)

@@ -142,7 +142,8 @@ def make_trainer(
     pairs = len(hidden) > 1  # of features
     penalty = create_penalty(config.penalty, plan.steps) if pairs else None
     loss, skip = penalized_loss(model, task_loss, penalty), config.train.not_finite == "skip"
-    step = make_train_step(loss, tx, skip_not_finite=skip)
+    parts = config.train.accumulate
+    step = make_train_step(loss, tx, skip_not_finite=skip, accumulate=parts)
     return Trainer(first_state, partial(step, axis_name=None))
 
 

@@ -1,5 +1,6 @@
 """Training one network of the path."""
 
+import jax
 import numpy as np
 
 from cka_sr_jax.layer_sparsity import (
@@ -31,3 +32,12 @@ def test_the_penalty_ends_at_its_share_of_the_run():
         state, metrics = trainer.step(state, batch)
         on.append(not np.isnan(metrics["penalty"]))
     assert on == [True, True, False, False]
+
+
+def test_a_step_takes_its_batch_in_parts():
+    plan = layer_sparsity.prepare(small_config(train__accumulate=4))
+    trainer, train = make_trainer(plan, plan.hidden), plan.task.train
+    batch = {"image": train.inputs[:64], "label": train.targets[:64]}
+    step = jax.make_jaxpr(trainer.step)(trainer.first_state(None), batch)
+    lengths = [e.params["length"] for e in step.eqns if e.primitive.name == "scan"]
+    assert lengths == [4]
