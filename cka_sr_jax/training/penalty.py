@@ -23,7 +23,9 @@ def create_penalty(config: ConfigDict, steps: int) -> Penalty:
       steps: length of the run, of which `config.end` is a share.
     """
     value = SIMILARITIES[config.similarity](config)
-    return Penalty(value, config.beta, config.every, round(config.end * steps))
+    end = None if config.end == 1 else round(config.end * steps)
+    samples = None if config.samples == -1 else config.samples * config.batches
+    return Penalty(value, config.beta, config.every, end, samples)
 
 
 def cka_sr(
@@ -48,7 +50,9 @@ def cka_sr(
     def value(features: Any, axis_name: str | None) -> Array:
         return cka_penalty(features, axis_name=axis_name if sync else None, **options)
 
-    return Penalty(value, beta, every, end)
+    samples = options.get("samples")
+    examples = None if samples is None else samples * options.get("batches", 1)
+    return Penalty(value, beta, every, end, examples)
 
 
 def _cka(config: ConfigDict) -> Callable[[Any, str | None], Array]:

@@ -46,12 +46,15 @@ class Penalty(NamedTuple):
       every: added in every `every`-th step only, without rescaling (the CKA-SR paper's
         batches_to_cal).
       end: the first step without it; None: it stays to the last.
+      samples: the first examples of each feature, which are all that `value` looks at; None: all.
+        Gradients of the others need no memory then.
     """
 
     value: Callable[[Any, str | None], Array]
     beta: float | Array
     every: int = 1
     end: int | None = None
+    samples: int | None = None
 
     @property
     def is_off(self) -> bool:
@@ -62,6 +65,10 @@ class Penalty(NamedTuple):
         self, features: Any, step: Int[Array, ""], axis_name: str | None
     ) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """What to add to the loss at this step, and the value to log: NaN where it is off."""
+        features = _first(self.samples, features)
+        if self.every == 1 and self.end is None:  # a `cond` holds the gradients of all at once
+            value = self.value(features, axis_name)
+            return self.beta * value, value
         due = step % self.every == 0
         if self.end is not None:
             due &= step < self.end
@@ -72,6 +79,14 @@ class Penalty(NamedTuple):
             features,
         )
         return self.beta * value, jnp.where(due, value, jnp.nan)
+
+
+def _first(samples: int | None, features: Any) -> Any:
+    """The features' first samples; other lengths than one are left for `value` to refuse."""
+    lengths = {jnp.shape(x)[:1] for x in jax.tree.leaves(features)}
+    if samples is None or len(lengths) > 1 or () in lengths:
+        return features
+    return jax.tree.map(lambda x: x[:samples], features)
 
 
 def create_state(

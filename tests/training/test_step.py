@@ -105,6 +105,28 @@ def test_penalty_only_before_its_end():
         assert (metrics["loss"] == metrics["task_loss"]) == (number >= 2)
 
 
+@pytest.mark.parametrize("every", [1, 5])
+def test_a_penalty_on_few_samples_needs_little_memory(every):
+    model, tx = create_model("mlp", 10, hidden=(32, 32)), make_tx()
+    batch = jax.tree.map(lambda a: jax.ShapeDtypeStruct((4096, *a.shape[1:]), a.dtype), BATCH)
+    without, few = (
+        jax.jit(make_step(model, tx, penalty), static_argnums=2)
+        .lower(first_state(model, tx), batch, None)
+        .compile()
+        .memory_analysis()
+        .temp_size_in_bytes
+        for penalty in (None, cka_sr(0.1, samples=8, every=every))
+    )
+    assert few < 1.05 * without
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_features_of_different_lengths_are_refused_whatever_the_samples(every):
+    features = {"stage1": (jnp.ones((32, 3)), jnp.ones((12, 32, 3)))}
+    with pytest.raises(ValueError, match="do not share a leading sample axis"):
+        cka_sr(0.1, samples=8, every=every).term(features, jnp.zeros((), jnp.int32), None)
+
+
 @pytest.mark.parametrize("parallel", ["pmap", "shard_map"])
 def test_four_devices_train_as_one(parallel):
     """Without BatchNorm: 4 devices of 8 images against one of 32 with 4 CKA sub-batches of 8."""
