@@ -36,7 +36,15 @@ def png(image):
     return buffer.getvalue()
 
 
-def write_set(folder, splits, features=None, *, supervised=True, keys=("image", "label")):
+def jpeg(image):
+    buffer = io.BytesIO()
+    Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def write_set(
+    folder, splits, features=None, *, supervised=True, keys=("image", "label"), encode=png
+):
     """A prepared folder NAME/VERSION, one array_record file per split of (image, label) pairs."""
     from tensorflow_datasets.proto import tf_example_pb2
 
@@ -48,7 +56,7 @@ def write_set(folder, splits, features=None, *, supervised=True, keys=("image", 
         writer = ArrayRecordWriter(str(file), "group_size:1")
         for image, label in examples:
             example = tf_example_pb2.Example()
-            example.features.feature[image_key].bytes_list.value.append(png(image))
+            example.features.feature[image_key].bytes_list.value.append(encode(image))
             example.features.feature[label_key].int64_list.value.extend(np.atleast_1d(label))
             writer.write(example.SerializeToString())
         writer.close()
@@ -79,6 +87,27 @@ def write_set(folder, splits, features=None, *, supervised=True, keys=("image", 
 def examples(count, seed=0, shape=(4, 3, 3)):
     rng = np.random.default_rng(seed)
     return [(rng.integers(0, 256, shape).astype(np.uint8), i % 5) for i in range(count)]
+
+
+def photographs(count, seed=0, classes=5):
+    """Smooth color images of different sizes, 20 to 59 pixels a side, and their labels."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for i in range(count):
+        size = tuple(rng.integers(20, 60, 2).tolist())
+        coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3)).astype(np.uint8))
+        found.append((np.asarray(coarse.resize(size, Image.Resampling.BICUBIC)), i % classes))
+    return found
+
+
+def write_photographs(folder, classes=5, encode=jpeg, **counts):
+    """A prepared set of `photographs` as JPEG, so many in each split."""
+    features = {"image": image_feature(None, None, 3), "label": class_feature(classes)}
+    splits = {
+        split: photographs(count, seed, classes)
+        for seed, (split, count) in enumerate(counts.items())
+    }
+    return write_set(folder, splits, features, encode=encode)
 
 
 def load(directory, cache, name="tiny", validation=0.0):

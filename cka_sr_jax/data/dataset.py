@@ -9,26 +9,34 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cka_sr_jax.data.digits import load_digits
-from cka_sr_jax.data.splits import Split
+from cka_sr_jax.data.splits import Images, Labels, Split, Splits
+from cka_sr_jax.data.streamed import StreamedImages
 from cka_sr_jax.data.tfds_reader import load_tfds
+from cka_sr_jax.data.tfds_stream import stream_tfds
 
 DIGITS = "digits"
 
 
 class Dataset(NamedTuple):
-    """Images uint8 [N, H, W, C] (maybe memory-mapped, read-only) and labels int32 [N] per split.
+    """Images uint8 [N, H, W, C] and labels int32 [N] per split.
 
-    The validation split has length 0 where none was asked for.
+    They are arrays (maybe memory-mapped, read-only) or, of a streamed set, `StreamedImages` and
+    `StreamedLabels`. The validation split has length 0 where none was asked for.
     """
 
     name: str
-    train_images: np.ndarray
-    train_labels: np.ndarray
-    validation_images: np.ndarray
-    validation_labels: np.ndarray
-    test_images: np.ndarray
-    test_labels: np.ndarray
+    train_images: Images
+    train_labels: Labels
+    validation_images: Images
+    validation_labels: Labels
+    test_images: Images
+    test_labels: Labels
     num_classes: int
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the images stay on the disk."""
+        return isinstance(self.train_images, StreamedImages)
 
 
 def load_dataset(config: Any) -> Dataset:
@@ -43,6 +51,8 @@ def load_dataset(config: Any) -> Dataset:
         validation: the share of the train split, its last images, held out for validation. (The
           digits' train split is in a fixed random order, so theirs is a random sample.)
         downsample: 1, or the side of the squares of pixels that are averaged into one;
+        stream: where it is there and True, nothing is decoded ahead, and images of any size are cut
+          to squares of `crop` pixels; cache_dir and downsample have no meaning then;
         pad: where it is there, the pixels to add on each side, fewer than the images have.
 
     Raises:
@@ -57,17 +67,35 @@ def load_dataset(config: Any) -> Dataset:
             "as 'cifar10'."
         )
     _check_validation(config.validation)
-    if config.name == DIGITS:
+    if config.get("stream", False):
+        train, test, num_classes = _stream(config)
+    elif config.name == DIGITS:
         train, test, num_classes = load_digits()
     else:
         cache = _cache_directory(config.cache_dir)
         train, test, num_classes = load_tfds(config.name, config.dir, cache)
-    train, test = (
-        Split(_downsample(images, config.downsample), labels) for images, labels in (train, test)
-    )
+    if config.downsample != 1:
+        train, test = (
+            Split(_downsample(images, config.downsample), labels)
+            for images, labels in (train, test)
+        )
     _check_pad(train.images, config.get("pad", 0))
     train, validation = _hold_out(train, config.validation)
     return Dataset(config.name, *train, *validation, *test, num_classes)
+
+
+def _stream(config: Any) -> Splits:
+    if config.name == DIGITS:
+        raise ValueError(
+            f"data.stream=True is for TFDS sets and {DIGITS!r} fits in memory; set data.stream="
+            "False, or name a TFDS set, such as 'imagenet2012'."
+        )
+    if config.downsample != 1:
+        raise ValueError(
+            f"data.downsample is {config.downsample} and data.stream=True cuts images to crops of "
+            f"{config.crop} pixels; leave it at 1, and use smaller crops."
+        )
+    return stream_tfds(config.name, config.dir, config.crop)
 
 
 def _check_validation(fraction: Any) -> None:
@@ -85,7 +113,7 @@ def _cache_directory(cache_dir: str) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cka_sr_jax"
 
 
-def _check_pad(images: np.ndarray, pad: int) -> None:
+def _check_pad(images: Images, pad: int) -> None:
     side = min(images.shape[1:3])
     if pad >= side:
         raise ValueError(
@@ -94,10 +122,8 @@ def _check_pad(images: np.ndarray, pad: int) -> None:
         )
 
 
-def _downsample(images: np.ndarray, side: int) -> np.ndarray:
-    """The mean of each square of pixels, rounded; the images themselves for side 1."""
-    if side == 1:
-        return images
+def _downsample(images: Images, side: int) -> np.ndarray:
+    """The mean of each square of pixels, rounded."""
     n, height, width, channels = images.shape
     if side < 1 or height % side or width % side:
         raise ValueError(
@@ -113,7 +139,7 @@ def _downsample(images: np.ndarray, side: int) -> np.ndarray:
 
 
 def _hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
-    """The split without its last `fraction`, and that fraction; slices, so a memmap stays one."""
+    """The split without its last `fraction`, and that fraction; a memmap stays one."""
     images, labels = split
     kept = len(labels) - round(fraction * len(labels))
     if kept == 0 or (fraction > 0 and kept == len(labels)):
@@ -121,4 +147,7 @@ def _hold_out(split: Split, fraction: float) -> tuple[Split, Split]:
             f"data.validation is {fraction!r}, which splits {len(labels)} training images into "
             f"{kept} and {len(labels) - kept}; expected a share that leaves images in both, or 0."
         )
+    if isinstance(images, StreamedImages):
+        parts = images.part(0, kept), images.part(kept, len(images))
+        return Split(parts[0], parts[0].labels), Split(parts[1], parts[1].labels)
     return Split(images[:kept], labels[:kept]), Split(images[kept:], labels[kept:])

@@ -42,14 +42,23 @@ def batch_indices(
     Raises:
       ValueError: a batch size outside 1..num_examples, or a negative seed or step.
     """
+    epoch, place = place_in_epoch(step, num_examples, batch_size)
+    return epoch_order(seed, epoch, num_examples)[place]
+
+
+def place_in_epoch(step: int, num_examples: int, batch_size: int) -> tuple[int, slice]:
+    """The epoch of a step, and where its batch is in the `epoch_order`.
+
+    Raises:
+      ValueError: a batch size outside 1..num_examples.
+    """
     if not 1 <= batch_size <= num_examples:
         raise ValueError(
             f"The batch size is {batch_size}; expected 1 to {num_examples}, the number of training "
             "examples, so choose another."
         )
     epoch, step_in_epoch = divmod(step, num_examples // batch_size)
-    start = step_in_epoch * batch_size
-    return epoch_order(seed, epoch, num_examples)[start : start + batch_size]
+    return epoch, slice(step_in_epoch * batch_size, (step_in_epoch + 1) * batch_size)
 
 
 def eval_batches(

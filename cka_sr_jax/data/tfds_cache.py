@@ -75,7 +75,7 @@ def make_cache(folder: Path, write: Callable[[Path], int]) -> None:
 
 def _fits(split: Split, num_classes: int) -> bool:
     """Whether these are images with a label of a class each."""
-    images, labels = split
+    images, labels = map(np.asarray, split)
     if (images.dtype, images.ndim) != (np.uint8, 4):
         return False
     if (labels.dtype, labels.shape) != (np.int32, images.shape[:1]):

@@ -6,9 +6,6 @@ import no TFDS. Nothing is ever downloaded, and the prepared set's folder may be
 
 from __future__ import annotations
 
-import contextlib
-import json
-import logging as python_logging
 import os
 import time
 from collections.abc import Iterator
@@ -19,8 +16,15 @@ import numpy as np
 from absl import logging
 
 from cka_sr_jax.data.splits import Splits
+from cka_sr_jax.data.tfds_builder import (
+    check_files,
+    feature_keys,
+    open_builder,
+    quiet_tfds,
+    test_splits,
+)
 from cka_sr_jax.data.tfds_cache import cache_key, make_cache, open_cached
-from cka_sr_jax.data.tfds_folder import INFO_FILE, find_prepared
+from cka_sr_jax.data.tfds_folder import find_prepared
 
 DECODE_BATCH = 1000
 PROGRESS_SECONDS = 10
@@ -51,7 +55,7 @@ def load_tfds(
     arrays = open_cached(cached)
     if arrays is None:
         try:
-            with _quiet_tfds():
+            with quiet_tfds():
                 make_cache(cached, lambda folder: _decode(folder, name, prepared))
         except OSError as error:
             raise ValueError(
@@ -67,12 +71,13 @@ def load_tfds(
 def _decode(folder: Path, name: str, prepared: Path) -> int:
     """Writes the .npy files of both splits into `folder`; returns the number of classes."""
     where = f"The TFDS set {name!r} in {str(prepared)!r}"
-    builder = _open_builder(where, prepared)
-    image_key, label_key = _feature_keys(where, builder.info)
+    builder = open_builder(where, prepared)
+    image_key, label_key = feature_keys(where, builder.info)
     num_classes = getattr(builder.info.features[label_key], "num_classes", None)
     shape, largest_label = None, 0
-    for role, split in (("train", "train"), ("test", _test_split(where, builder.info))):
-        source = _open_split(where, builder, split)
+    for role, split in (("train", "train"), ("test", test_splits(where, builder.info)[0])):
+        check_files(where, builder, split)
+        source = builder.as_data_source(split=split)
         shape = shape or _read(where, source, range(1))[0][image_key].shape
         labels: list[int] = []
         with open(folder / f"{role}_images.npy", "wb") as file:
@@ -88,101 +93,6 @@ def _decode(folder: Path, name: str, prepared: Path) -> int:
         np.save(folder / f"{role}_labels.npy", np.asarray(labels, np.int32))
         largest_label = max(largest_label, *labels)
     return num_classes or largest_label + 1
-
-
-def _open_builder(where: str, prepared: Path) -> Any:
-    """The set's TFDS builder, which only reads."""
-    try:
-        file_format = json.loads((prepared / INFO_FILE).read_text()).get("fileFormat")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{where} has an unreadable {INFO_FILE}; prepare it again.") from error
-    if file_format != "array_record":
-        raise ValueError(
-            f"{where} is in the format {file_format!r}; expected 'array_record', which is read "
-            "without TensorFlow, so prepare it again with file_format='array_record'."
-        )
-    import tensorflow_datasets as tfds  # takes half a second, so only where it is needed
-
-    try:
-        builder = tfds.builder_from_directory(prepared)
-        _ = builder.info.features, builder.info.splits
-    except Exception as error:  # whatever TFDS makes of a damaged features.json
-        raise ValueError(f"{where} cannot be opened ({error}); prepare it again.") from error
-    return builder
-
-
-def _feature_keys(where: str, info: Any) -> tuple[str, str]:
-    """The keys of the image and of the label: the supervised ones, else "image" and "label"."""
-    import tensorflow_datasets as tfds
-
-    keys = info.supervised_keys
-    if not (isinstance(keys, tuple) and len(keys) == 2 and all(isinstance(k, str) for k in keys)):
-        keys = ("image", "label")
-    is_named = isinstance(info.features, tfds.features.FeaturesDict)
-    features = dict(info.features.items()) if is_named else {}
-    image, label = (features.get(key) for key in keys)
-    is_image = isinstance(image, tfds.features.Image | tfds.features.Tensor) and (
-        image.np_dtype == np.uint8 and len(image.shape) == 3
-    )
-    is_label = isinstance(label, tfds.features.Tensor) and (
-        np.issubdtype(label.np_dtype, np.integer) and label.shape == ()
-    )
-    if not (is_image and is_label):
-        raise ValueError(
-            f"{where} has the features {', '.join(features) or '(unnamed)'}, with {keys[0]!r} as "
-            f"{_describe(image)} and {keys[1]!r} as {_describe(label)}; expected a uint8 image and "
-            "one integer label, so choose an image-classification set."
-        )
-    return keys
-
-
-def _describe(feature: Any) -> str:
-    return "missing" if feature is None else " ".join(str(feature).split())
-
-
-def _test_split(where: str, info: Any) -> str:
-    """The split to test on: "test", else "validation"."""
-    splits = set(info.splits)
-    tests = [split for split in ("test", "validation") if split in splits]
-    if "train" not in splits or not tests:
-        raise ValueError(
-            f"{where} has the splits {', '.join(sorted(splits)) or '(none)'}; expected 'train' and "
-            "'test' (or 'validation'), so choose a set that has them."
-        )
-    return tests[0]
-
-
-def _open_split(where: str, builder: Any, split: str) -> Any:
-    """A random-access source of the split's examples, all of whose files are there."""
-    files = [Path(file) for file in builder.info.splits[split].filepaths]
-    missing = [file.name for file in files if not file.is_file()]
-    if missing or not builder.info.splits[split].num_examples:
-        raise ValueError(
-            f"{where} is incomplete (split {split!r}: "
-            f"{', '.join(missing[:3]) + ' missing' if missing else 'no examples'}); prepare it "
-            "again."
-        )
-    records = sum(_records(where, file) for file in files)
-    if records != builder.info.splits[split].num_examples:
-        raise ValueError(
-            f"{where} has {records} examples in the files of split {split!r}, and its {INFO_FILE} "
-            f"says {builder.info.splits[split].num_examples}; prepare it again."
-        )
-    return builder.as_data_source(split=split)
-
-
-def _records(where: str, file: Path) -> int:
-    """How many records an array_record file has."""
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    try:
-        reader = ArrayRecordReader(str(file))
-        try:
-            return int(reader.num_records())
-        finally:
-            reader.close()
-    except Exception as error:  # whatever the reader makes of a damaged file
-        raise ValueError(f"{where}: {file.name} cannot be read; prepare it again.") from error
 
 
 def _read(where: str, source: Any, indices: range) -> list[dict[str, Any]]:
@@ -223,19 +133,3 @@ def _check_labels(where: str, split: str, labels: list[int], num_classes: int | 
             f"{'the number of classes' if num_classes is None else num_classes} - 1, so choose a "
             "set whose every split is labeled."
         )
-
-
-@contextlib.contextmanager
-def _quiet_tfds() -> Iterator[None]:
-    """Drops the lines TFDS logs about itself: its progress, and its advice to install OpenCV."""
-
-    def is_wanted(record: python_logging.LogRecord) -> bool:
-        is_advice = record.levelno < python_logging.WARNING or "OpenCV" in str(record.msg)
-        return not (is_advice and "tensorflow_datasets" in record.pathname)
-
-    logger = logging.get_absl_logger()
-    logger.addFilter(is_wanted)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_wanted)

@@ -42,6 +42,11 @@ def choose_points(points: Mapping[str, ConfigDict], options: GridOptions) -> dic
             raise ConfigError(f"--{name}={count} is too small: use 1 or more.")
     if options.jobs > 1 and options.replicas > 1:
         raise ConfigError("--jobs and --replicas are two ways to share one machine: use one.")
+    if options.replicas > 1 and any(config.data.stream for config in points.values()):
+        raise ConfigError(
+            "--replicas trains on examples in the device's memory and data.stream=True leaves them "
+            "on the disk: drop --replicas, or set data.stream=False and data.crop=0."
+        )
     if options.replicas > 1 and (count := len(jax.local_devices())) > 1:
         raise ConfigError(
             f"--replicas trains on one device and this process sees {count}: start one process for "

@@ -118,7 +118,7 @@ def image_statistics(
     mean, std = tuple(config.data.mean), tuple(config.data.std)
     if mean or std:
         return mean, std
-    mean, std = channel_statistics(dataset.train_images)
+    mean, std = channel_statistics(np.asarray(dataset.train_images))
     return mean, tuple(s or 1.0 for s in std)
 
 

@@ -79,8 +79,19 @@ def validate(config: ConfigDict, devices: int) -> None:
     Raises:
       ConfigError: in one sentence, for the first field that cannot work.
     """
+<<<<<<< HEAD
     check_fields(config)
     for check in (_check_shares, _check_pairs, _check_method, _check_penalty):
+=======
+    for check in (
+        _check_fields,
+        _check_shares,
+        _check_pairs,
+        _check_stream,
+        _check_method,
+        _check_penalty,
+    ):
+>>>>>>> 162307b (Sets that stay on the disk: streamed crops, Grain's threads and workers, one feed for all runs)
         check(config)
     _check_batch(config, devices)
 
@@ -149,6 +160,29 @@ def _check_pairs(config: ConfigDict) -> None:
         raise ConfigError(
             "eval.select='best-validation' needs validation images and data.validation is 0: "
             "hold some out, such as data.validation=0.1, or use eval.select='last'."
+        )
+
+
+def _check_stream(config: ConfigDict) -> None:
+    """What a streamed set needs, and what needs a set in memory."""
+    data = config.data
+    if data.stream != (data.crop > 0):
+        raise ConfigError(
+            f"data.stream={data.stream} and data.crop={data.crop}: expected True with a crop, such "
+            "as 224, or False with 0, since streamed images alone are cropped."
+        )
+    if not data.stream:
+        return
+    if not data.mean:
+        raise ConfigError(
+            "data.stream=True needs data.mean and data.std, which are not measured on images that "
+            "stay on the disk: set one of each for every channel, such as (0.485, 0.456, 0.406) "
+            "and (0.229, 0.224, 0.225)."
+        )
+    if config.layer_sparsity.strengths:
+        raise ConfigError(
+            "layer_sparsity.strengths trains on all images at once and data.stream=True leaves "
+            "them on the disk: set data.stream=False and data.crop=0."
         )
 
 

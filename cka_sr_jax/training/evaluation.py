@@ -12,10 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from cka_sr_jax.accounting import LayerRow, kernel_positions, layer_rows, total_row
+<<<<<<< HEAD
 from cka_sr_jax.data import eval_batches, normalize
 from cka_sr_jax.similarity import cka_over_batches, outlier_share
+=======
+from cka_sr_jax.data import Images, Labels, normalize
+from cka_sr_jax.similarity import cka_from_hsic, hsic_matrix, outlier_share
+>>>>>>> 162307b (Sets that stay on the disk: streamed crops, Grain's threads and workers, one feed for all runs)
 from cka_sr_jax.sparsity import get_masks, mask_metrics
 from cka_sr_jax.training.build import RunPlan, state_shapes
+from cka_sr_jax.training.input import evaluation_shards
 from cka_sr_jax.training.parallel import map_devices
 from cka_sr_jax.training.step import TrainState, make_eval_step
 
@@ -36,7 +42,7 @@ class Evaluator(NamedTuple):
       part: of a tree like the trained one the part that is like the model's parameters.
     """
 
-    accuracy: Callable[[TrainState, np.ndarray, np.ndarray], dict[str, float]]
+    accuracy: Callable[[TrainState, Images, Labels], dict[str, float]]
     cka: Callable[[TrainState], np.ndarray | None]
     features: dict[str, int]
     positions: dict[str, int]
@@ -79,9 +85,7 @@ def make_evaluator(plan: RunPlan) -> Evaluator:
     )
 
 
-def accuracy_function(
-    plan: RunPlan,
-) -> Callable[[TrainState, np.ndarray, np.ndarray], dict[str, float]]:
+def accuracy_function(plan: RunPlan) -> Callable[[TrainState, Images, Labels], dict[str, float]]:
     """`(state, images, labels) -> {"loss", "accuracy"}` over all examples, on all devices."""
     step = make_eval_step(plan.model, plan.method.weights)
 
@@ -91,14 +95,18 @@ def accuracy_function(
         images = normalize(shard["image"], plan.mean, plan.std)
         return step(state, {**shard, "image": images}, axis_name)
 
-    mapped = map_devices(eval_on, plan.devices, parallel=plan.config.train.parallel)
+    streamed = plan.dataset.is_streamed
+    mapped = map_devices(
+        eval_on, plan.devices, parallel=plan.config.train.parallel, own_part=streamed
+    )
     devices = len(plan.devices)
 
-    def accuracy(state: TrainState, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    def accuracy(state: TrainState, images: Images, labels: Labels) -> dict[str, float]:
         size = math.ceil(min(plan.config.eval.batch_size, len(labels)) / devices) * devices
         totals: list[dict[str, jax.Array]] = []
-        for indices, weights in eval_batches(len(labels), size):
-            shard = {"image": images[indices], "label": labels[indices], "weight": weights}
+        for shard in evaluation_shards(plan, images, labels, size):
+            if streamed:  # few batches at the devices, each of which is large
+                jax.block_until_ready(totals[-2:-1])
             totals.append(mapped(state, shard, None))
         sums = {name: sum(float(total[name]) for total in totals) for name in totals[0]}
         return {

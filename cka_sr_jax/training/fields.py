@@ -81,6 +81,19 @@ FIELDS = {
         within="[0, inf)", example=4,
     ),
     "data.pad_mode": Field("reflect", "What the padding shows.", choices=("reflect", "zero")),
+    "data.stream": Field(
+        False, "Whether images stay on the disk and are decoded for each batch, for sets that do "
+        "not fit in memory.", needs="data.crop, data.mean and data.std",
+    ),
+    "data.crop": Field(
+        0, "Side of the crops of streamed images: random ones for training, resized from 8 to "
+        "100 % of the image, and central ones for evaluation; 0: images are not streamed.",
+        unit="pixels", within="[0, inf)", example=224, needs="data.stream",
+    ),
+    "data.workers": Field(
+        0, "Processes that decode streamed images; 0: threads of the training process do.",
+        within="[0, inf)", example=8, resumable=True,
+    ),
     # Model.
     "model.name": Field(
         "mlp", "Model: mlp, lenet5, resnetN (N = 6n + 2, or 18, 34, 50, 101, 152), vgg16, vgg19, "

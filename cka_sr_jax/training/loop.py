@@ -19,7 +19,7 @@ from cka_sr_jax.training.build import RunPlan, build_plan, new_state
 from cka_sr_jax.training.checkpoints import Snapshot, newest_snapshot
 from cka_sr_jax.training.evaluation import Evaluator, make_evaluator
 from cka_sr_jax.training.hosts import of_first, on_any
-from cka_sr_jax.training.input import step_indices, train_on_examples, training_data
+from cka_sr_jax.training.input import open_feed, train_on_examples, training_data
 from cka_sr_jax.training.parallel import map_devices, replicate
 from cka_sr_jax.training.penalty import PENALTY_NAMES
 from cka_sr_jax.training.progress import ProgressReporter
@@ -107,17 +107,26 @@ def train(
         plan.devices,
         parallel=plan.config.train.parallel,
         donate_state=True,
+        own_part=plan.dataset.is_streamed,
     )
+    metrics = None
     with (
         recorder,
+        open_feed(plan, first_step) as feed,
         ProgressReporter(plan.steps, first_step, console) as progress,
         stop_signals(console) as stop,
     ):
         recorder.start_clock()
         for step in range(first_step, plan.steps):
-            state, metrics = step_function(state, step_indices(plan, step), data)
+            state, metrics = step_function(state, feed.next(metrics), data)
             stopping = on_any(bool(stop))  # a signal that comes later is for the next step
-            values = recorder.record(step + 1, metrics, lambda: state, save=stopping)  # noqa: B023
+            values = recorder.record(
+                step + 1,
+                metrics,
+                lambda: state,  # noqa: B023
+                save=stopping,
+                waited=feed.waited,
+            )
             if values:
                 progress.update(step + 1, values)
             if recorder.diverged or stopping:
@@ -128,7 +137,14 @@ def train(
                 f"Stopped at step {step + 1} of {plan.steps}; the same command goes on there."
             )
     selected = select(plan, state, recorder.best)
-    return TrainResult(state, selected, recorder.seconds(), recorder.flops, recorder.diverged)
+    return TrainResult(
+        state,
+        selected,
+        recorder.seconds(),
+        recorder.flops,
+        recorder.diverged,
+        recorder.data_wait,
+    )
 
 
 def describe(plan: RunPlan, state: TrainState, console: Console) -> None:

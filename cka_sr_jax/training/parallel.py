@@ -20,6 +20,7 @@ def map_devices(
     *,
     parallel: str = "pmap",
     donate_state: bool = False,
+    own_part: bool = False,
 ) -> Callable[..., Any]:
     """`(state, shard, data) -> function(state, shard, data, axis_name="batch")` on each device.
 
@@ -27,17 +28,20 @@ def map_devices(
     program is slower by a tenth on small networks. `state` and `data` are the same on every device
     and so must the results be; `shard` is a pytree of arrays whose leading axis is split evenly
     over the devices. Where several processes train together, `devices` are those of all, every
-    process passes the same arrays, and each feeds its own devices their part.
+    process passes the same arrays, and each feeds its own devices their part; with `own_part` it
+    passes no more than that, the `own_rows` of `shard`.
 
     Args:
       parallel: "pmap" or "shard_map".
       donate_state: let the result reuse the state's memory; the state passed in is gone then.
+      own_part: whether a process passes the rows of its own devices alone.
     """
     donated = (0,) if donate_state else ()
     if len(devices) == 1:
         return jax.jit(partial(function, axis_name=None), donate_argnums=donated)
     function = partial(function, axis_name=AXIS)
     several = jax.process_count() > 1
+    mine = _own(devices)
     if parallel == "pmap":
         mapped = jax.pmap(
             function,
@@ -47,11 +51,11 @@ def map_devices(
             devices=None if several else devices,
             donate_argnums=donated,
         )
-        mine = [i for i, device in enumerate(devices) if device in jax.local_devices()]
+        parts = len(mine) if own_part else len(devices)
 
         def call(state: Any, shard: Any, data: Any) -> Any:
-            split = jax.tree.map(lambda a: a.reshape(len(devices), -1, *a.shape[1:]), shard)
-            if several:
+            split = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), shard)
+            if several and not own_part:
                 split = jax.tree.map(lambda a: a[np.array(mine)], split)
             return mapped(state, split, data)
 
@@ -75,11 +79,31 @@ def map_devices(
 
     def call_with_parts(state: Any, shard: Any, data: Any) -> Any:
         def part(array: Any) -> jax.Array:
-            return jax.make_array_from_callback(array.shape, split, lambda index: array[index])
+            if not own_part:
+                return jax.make_array_from_callback(array.shape, split, lambda index: array[index])
+            size = len(array) // len(mine)
+            shape = (size * len(devices), *array.shape[1:])
+
+            def own(index: Any) -> Any:  # the rows of one of this process's devices
+                number = mine.index((index[0].start or 0) // size)
+                return array[number * size : (number + 1) * size]
+
+            return jax.make_array_from_callback(shape, split, own)
 
         return sharded(state, jax.tree.map(part, shard), data)
 
     return call_with_parts
+
+
+def own_rows(devices: Sequence[jax.Device], batch_size: int) -> np.ndarray:
+    """The rows of a batch that this process's devices take: int [rows], increasing."""
+    rows = np.arange(batch_size).reshape(len(devices), -1)
+    return rows[np.array(_own(devices))].reshape(-1)
+
+
+def _own(devices: Sequence[jax.Device]) -> list[int]:
+    """Which of the devices are this process's."""
+    return [i for i, device in enumerate(devices) if device in jax.local_devices()]
 
 
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array
 
 from cka_sr_jax._dtypes import enable_x64
+from cka_sr_jax.data import Labels
 from cka_sr_jax.sparsity import Masks, grasp, ntt, snip, synflow
 from cka_sr_jax.training.step import cross_entropy
 
@@ -38,7 +39,7 @@ class Untrained(NamedTuple):
     model: nn.Module
     variables: Mapping[str, Any]
     images: Callable[[np.ndarray], Array]
-    labels: np.ndarray
+    labels: Labels
     batch_at: Callable[[int], np.ndarray]
     key: Array
 

@@ -73,6 +73,7 @@ class Recorder:
         self.best = start.best
         self._seconds, self.flops = float(start.seconds), float(start.flops)
         self.diverged: Divergence | None = None
+        self._waited: float | None = None
         config = plan.config.to_dict()  # stored with each checkpoint
         self._checkpoints = Checkpoints(workdir, plan.config.checkpoint.keep, config)
         self._writer = MetricWriter(workdir, int(start.state.step)) if is_first() else None
@@ -94,6 +95,7 @@ class Recorder:
     def start_clock(self) -> None:
         """Count seconds from now on."""
         self._began = self._logged = time.perf_counter()
+        self._waited_before = 0.0  # of `_waited`, when the last step was logged
 
     def record(
         self,
@@ -101,6 +103,7 @@ class Recorder:
         metrics: dict[str, jax.Array],
         state: Callable[[], TrainState],
         save: bool = False,
+        waited: float | None = None,
     ) -> dict[str, Any]:
         """What is due after `done` steps; the values that were logged now, if any were.
 
@@ -110,7 +113,10 @@ class Recorder:
           metrics: of this step.
           state: after this step; called where it is needed only.
           save: whether a checkpoint is due whatever the step.
+          waited: seconds for which the devices have waited for data since `start_clock`; None of a
+            set in memory.
         """
+        self._waited = waited
         if self.diverged:
             return {}
         plan, config = self._plan, self._plan.config
@@ -163,6 +169,7 @@ class Recorder:
             say(self._console, f"step {done}: none of the last {len(steps)} steps was finite, so "
                 "all were skipped.")  # fmt: skip
         now = time.perf_counter()
+        elapsed = now - self._logged
         self._write(
             "train",
             done,
@@ -173,11 +180,15 @@ class Recorder:
                 **self._sparsity,
                 "training_flops": self.flops,
                 # Of a group the clock also counts what the other runs' records take.
+                **({} if self._replica else {"steps_per_second": len(steps) / elapsed}),
                 **(
-                    {} if self._replica else {"steps_per_second": len(steps) / (now - self._logged)}
+                    {}
+                    if self._waited is None
+                    else {"data_wait": (self._waited - self._waited_before) / elapsed}
                 ),
             },
         )
+        self._waited_before = self._waited or 0.0
         self._logged = now
         return values
 
@@ -208,6 +219,13 @@ class Recorder:
         """Of training so far, of which a run in a group is booked its share."""
         runs = self._replica.runs if self._replica else 1
         return self._seconds + (time.perf_counter() - self._began) / runs
+
+    @property
+    def data_wait(self) -> float | None:
+        """Share of the time since `start_clock` that was waited for data; None as in `record`."""
+        if self._waited is None:
+            return None
+        return self._waited / (time.perf_counter() - self._began)
 
     def close(self) -> None:
         """Wait for the last checkpoint, and close the files."""

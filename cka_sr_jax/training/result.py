@@ -29,6 +29,8 @@ class TrainResult(NamedTuple):
       seconds: of training.
       flops: of training.
       diverged: where a number stopped being finite, which ended the training.
+      data_wait: share of the time since the run was last started for which the devices waited for
+        data; None of a set in memory.
     """
 
     last: TrainState
@@ -36,6 +38,7 @@ class TrainResult(NamedTuple):
     seconds: float
     flops: float
     diverged: Divergence | None = None
+    data_wait: float | None = None
 
 
 def report_run(
@@ -61,10 +64,11 @@ def report_run(
     )
     write_json(workdir / "result.json", result)  # last: it says that the run has finished
     console.print(console_table(rows))
+    waited = "" if trained.data_wait is None else f", {trained.data_wait:.1%} of it for data"
     say(
         console,
         f"Test accuracy {result['test']['accuracy']:.4f}, density {result['density']:.4f}, "
-        f"{trained.seconds:.1f} s of training.",
+        f"{trained.seconds:.1f} s of training{waited}.",
     )
     if trained.diverged is not None:
         say(console, _describe(trained.diverged))
@@ -114,6 +118,7 @@ def _measure(plan: RunPlan, trained: TrainResult, evaluator: Evaluator) -> dict[
             f"{epsilon:g}": float(epsilon_sparsity(weights, epsilon)) for epsilon in EPSILONS
         },
         **({"diverged": trained.diverged._asdict()} if trained.diverged else {}),
+        **({} if trained.data_wait is None else {"data_wait": trained.data_wait}),
         "steps": plan.steps,
         "epochs": plan.steps / plan.steps_per_epoch,
         "wall_seconds": trained.seconds,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from cka_sr_jax.data import Images, Labels
 from cka_sr_jax.sparsity import get_masks
 from cka_sr_jax.training.build import RunPlan
 from cka_sr_jax.training.parallel import replicate
@@ -28,12 +29,12 @@ class Best(NamedTuple):
     masks: Any
 
 
-class Images(NamedTuple):
+class SelectionImages(NamedTuple):
     """Images to evaluate on, and the name of their split."""
 
     split: str
-    images: np.ndarray
-    labels: np.ndarray
+    images: Images
+    labels: Labels
 
 
 def nothing_yet(plan: RunPlan, state: TrainState) -> Best | None:
@@ -52,12 +53,12 @@ def better_of(best: Best | None, accuracy: float, state: TrainState) -> Best | N
     return Best(np.array(accuracy), np.asarray(state.step), *jax.device_get(weights))
 
 
-def selection_images(plan: RunPlan) -> Images:
+def selection_images(plan: RunPlan) -> SelectionImages:
     """What the run is evaluated on as it goes: validation images, unless the config says test."""
     data = plan.dataset
     if plan.config.eval.select == "best-test":
-        return Images("test-selection", data.test_images, data.test_labels)
-    return Images("validation", data.validation_images, data.validation_labels)
+        return SelectionImages("test-selection", data.test_images, data.test_labels)
+    return SelectionImages("validation", data.validation_images, data.validation_labels)
 
 
 class Selected(NamedTuple):

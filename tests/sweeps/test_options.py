@@ -21,3 +21,12 @@ def test_options_that_make_no_sense_are_refused(options, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         run_grid(small_grid(), tmp_path / "grid", options)
     assert not (tmp_path / "grid").exists()
+
+
+def test_replicas_of_a_streamed_set_are_refused(tmp_path):
+    config = small_grid()
+    config.data.stream, config.data.crop = True, 8
+    config.data.mean = config.data.std = (0.5,)
+    with pytest.raises(ConfigError, match="--replicas trains on examples in the device's memory"):
+        run_grid(config, tmp_path / "grid", GridOptions(replicas=2))
+    assert not (tmp_path / "grid").exists()

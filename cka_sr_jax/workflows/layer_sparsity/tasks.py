@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Shaped
 from ml_collections import ConfigDict
 
-from cka_sr_jax.data import load_dataset, normalize
+from cka_sr_jax.data import Images, Labels, load_dataset, normalize
 from cka_sr_jax.training.build import image_statistics
 from cka_sr_jax.training.config import ConfigError
 from cka_sr_jax.training.step import cross_entropy
@@ -75,7 +75,7 @@ def image_task(config: ConfigDict) -> Task:
     data = load_dataset(config.data)
     mean, std = image_statistics(config, data)
 
-    def split(images: np.ndarray, labels: np.ndarray) -> Split:
+    def split(images: Images, labels: Labels) -> Split:
         inputs = normalize(jnp.asarray(images), mean, std)
         return Split(inputs.reshape(len(images), -1), jnp.asarray(labels))
 
