@@ -110,6 +110,16 @@ def write_photographs(folder, classes=5, encode=jpeg, **counts):
     return write_set(folder, splits, features, encode=encode)
 
 
+def streamed_arguments(directory):
+    """Those of launch.py for a run on the streamed set "tiny"."""
+    return (
+        "--config.data.name=tiny", f"--config.data.dir={directory}", "--config.data.stream=True",
+        "--config.data.crop=8", "--config.data.mean=(0.5, 0.5, 0.5)", "--config.data.flip=True",
+        "--config.data.std=(0.25, 0.25, 0.25)", "--config.train.batch_size=16",
+        "--config.model.options.hidden=(16, 16)", "--config.penalty.samples=4",
+    )  # fmt: skip
+
+
 def load(directory, cache, name="tiny", validation=0.0):
     fields = {"name": name, "dir": str(directory), "cache_dir": str(cache)}
     return load_dataset(ConfigDict(fields | {"validation": validation, "downsample": 1}))

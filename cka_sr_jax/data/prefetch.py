@@ -32,6 +32,25 @@ class Source(Protocol):
         """One item."""
 
 
+class _Endless:
+    """A source with empty items after its own.
+
+    Grain keeps the last item of a worker that runs out, and with it the item's shared memory.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self._source, self._count = source, len(source)
+
+    def __len__(self) -> int:
+        return 2**40
+
+    def __getitem__(self, i: Any) -> dict[str, np.ndarray]:
+        return self._source[i] if i < self._count else {}
+
+    def __repr__(self) -> str:
+        return f"_Endless({self._source!r})"
+
+
 class Prefetched:
     """The items of a source in order, each once.
 
@@ -49,11 +68,12 @@ class Prefetched:
             # Else Grain's thread would start it, and then let stop signals through to the workers.
             resource_tracker.ensure_running()
         self._executor = ThreadPoolExecutor(1, "prefetch", initializer=_block_stop_signals)
+        self._left = len(source)
         self._ahead: Future[Any] = self._executor.submit(self._first, source, workers)
 
     def _first(self, source: Source, workers: int) -> Any:
         self._iterator = iter(_dataset(source, workers))
-        return next(self._iterator, None)
+        return next(self._iterator)
 
     @property
     def ready(self) -> bool:
@@ -70,6 +90,8 @@ class Prefetched:
         Raises:
           ValueError: what the source raised, or a worker process died.
         """
+        if not self._left:
+            raise StopIteration
         try:
             item = self._ahead.result()
         except RuntimeError as error:
@@ -79,9 +101,8 @@ class Prefetched:
                 f"A process that prepares data has died ({' '.join(str(error).split())[:120]}): "
                 "use fewer data.workers if memory was short; the same command goes on."
             ) from error
-        if item is None:
-            raise StopIteration
-        self._ahead = self._executor.submit(next, self._iterator, None)
+        self._left -= 1
+        self._ahead = self._executor.submit(next, self._iterator)
         # Plain arrays: workers send them as a subclass, in shared memory, which JAX does not take.
         return {name: np.asarray(array) for name, array in item.items()}
 
@@ -90,6 +111,8 @@ class Prefetched:
         self._executor.shutdown(wait=True, cancel_futures=True)
         if self._iterator is not None:
             self._iterator.close()
+        # Here, while the interpreter still has what Grain needs to let go of them.
+        self._iterator, self._ahead = None, Future()
 
     def __enter__(self) -> Prefetched:
         """Itself."""
@@ -110,7 +133,7 @@ def _dataset(source: Source, workers: int) -> Any:
         flag.present = flag.present or 1
     threads = 0 if workers else min(os.cpu_count() or 1, MOST_THREADS)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-    dataset = grain.MapDataset.source(source).to_iter_dataset(options)
+    dataset = grain.MapDataset.source(_Endless(source)).to_iter_dataset(options)
     if not workers:
         return dataset
     return dataset.mp_prefetch(

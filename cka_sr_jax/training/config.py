@@ -79,19 +79,8 @@ def validate(config: ConfigDict, devices: int) -> None:
     Raises:
       ConfigError: in one sentence, for the first field that cannot work.
     """
-<<<<<<< HEAD
     check_fields(config)
-    for check in (_check_shares, _check_pairs, _check_method, _check_penalty):
-=======
-    for check in (
-        _check_fields,
-        _check_shares,
-        _check_pairs,
-        _check_stream,
-        _check_method,
-        _check_penalty,
-    ):
->>>>>>> 162307b (Sets that stay on the disk: streamed crops, Grain's threads and workers, one feed for all runs)
+    for check in (_check_shares, _check_pairs, _check_stream, _check_method, _check_penalty):
         check(config)
     _check_batch(config, devices)
 

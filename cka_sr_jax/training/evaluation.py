@@ -12,13 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cka_sr_jax.accounting import LayerRow, kernel_positions, layer_rows, total_row
-<<<<<<< HEAD
-from cka_sr_jax.data import eval_batches, normalize
-from cka_sr_jax.similarity import cka_over_batches, outlier_share
-=======
 from cka_sr_jax.data import Images, Labels, normalize
-from cka_sr_jax.similarity import cka_from_hsic, hsic_matrix, outlier_share
->>>>>>> 162307b (Sets that stay on the disk: streamed crops, Grain's threads and workers, one feed for all runs)
+from cka_sr_jax.similarity import cka_over_batches, outlier_share
 from cka_sr_jax.sparsity import get_masks, mask_metrics
 from cka_sr_jax.training.build import RunPlan, state_shapes
 from cka_sr_jax.training.input import evaluation_shards

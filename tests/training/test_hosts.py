@@ -13,6 +13,7 @@ import pytest
 
 from cka_sr_jax.training import Checkpoints, ConfigError
 from cka_sr_jax.training.hosts import announced, arrays_of_first, is_first, join, of_first, on_any
+from tests.tfds_sets import streamed_arguments, write_photographs
 from tests.training.runs import arrays, assert_same_run, records, wait_for_step
 
 ROOT = Path(__file__).parents[2]
@@ -118,6 +119,21 @@ def test_two_processes_train_what_one_does(parallel, tmp_path):
     silent = (tmp_path / "two1.log").read_text()
     assert "accuracy" not in silent  # the second process prints and writes nothing
     assert "step" not in silent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["pmap", "shard_map"])
+def test_two_processes_decode_their_parts_of_a_streamed_set(parallel, tmp_path):
+    write_photographs(tmp_path / "sets" / "tiny" / "1.0.0", train=57, test=9)
+    one, two = tmp_path / "one", tmp_path / "two"
+    arguments = (
+        *SMALL[:3], *streamed_arguments(tmp_path / "sets"), f"--config.train.parallel={parallel}",
+    )  # fmt: skip
+    assert finish(launch(one, *arguments)) == [0]
+    assert finish(*launch_two(two, *arguments, "--config.data.workers=1")) == [0, 0]
+    assert_close_run(one, two)
+    validation = [records(folder, "validation")[-1] for folder in (one, two)]
+    assert validation[0]["accuracy"] == validation[1]["accuracy"]
 
 
 @pytest.mark.slow

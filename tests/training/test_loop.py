@@ -18,6 +18,7 @@ from rich.console import Console
 from cka_sr_jax.sparsity import layer_counts
 from cka_sr_jax.training import ConfigError, build, input, loop
 from cka_sr_jax.workflows import run
+from tests.tfds_sets import streamed_arguments, write_photographs
 from tests.training.runs import arrays, assert_same_run, records, small_config
 
 pytestmark = pytest.mark.usefixtures("blank_images")
@@ -96,12 +97,16 @@ def test_shard_map_is_pmap(finished, tmp_path):
 
 
 def start(workdir, *arguments):
-    """Launch a run as a user does, with one device; its output goes to a file beside `workdir`."""
+    """Launch a run as a user does, with one device; its output goes to a file beside `workdir`.
+
+    It has a process group of its own.
+    """
     xla_flags = os.environ["XLA_FLAGS"].replace("device_count=4", "device_count=1")
     with workdir.with_suffix(".log").open("w") as log:
         return subprocess.Popen(
             [sys.executable, "launch.py", f"--workdir={workdir}", *arguments], cwd=ROOT,
             env={**os.environ, "XLA_FLAGS": xla_flags}, stdout=log, stderr=subprocess.STDOUT,
+            process_group=0,
         )  # fmt: skip
 
 
@@ -110,7 +115,7 @@ def output_of(workdir):
 
 
 def stop_in_training(process, workdir, number, step):
-    """Send a signal once `step` has been logged, which is after the first checkpoint."""
+    """Send its group a signal once `step` has been logged, which is after the first checkpoint."""
     deadline = time.monotonic() + 600
     metrics = workdir / "metrics.jsonl"
     while process.poll() is None and time.monotonic() < deadline:
@@ -118,7 +123,7 @@ def stop_in_training(process, workdir, number, step):
             break
         time.sleep(0.01)
     assert process.poll() is None, output_of(workdir)
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # as a terminal and a batch system do
     process.wait(60)
 
 
@@ -150,6 +155,18 @@ def test_a_stopped_run_ends_bit_for_bit_as_an_uninterrupted_one(number, tmp_path
         tmp_path, number, 400,
         "--config.train.steps=1500", "--config.checkpoint.every=70", "--config.train.log_every=20",
         "--config.model.options.hidden=(64,64,64)", "--config.eval.every=400",
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill", "term"])
+def test_a_streamed_run_that_is_stopped_with_its_workers_loses_nothing(number, tmp_path):
+    write_photographs(tmp_path / "sets" / "tiny" / "1.0.0", train=57, test=9)
+    check_resuming(
+        tmp_path, number, 100,
+        "--config.train.steps=300", "--config.checkpoint.every=70", "--config.train.log_every=20",
+        "--config.eval.every=150", "--config.data.workers=2",
+        *streamed_arguments(tmp_path / "sets"),
     )  # fmt: skip
 
 
