@@ -82,6 +82,7 @@ def test_a_streamed_feed_gives_the_batches_from_its_first_step_on(sets):
                 np.testing.assert_array_equal(shard[name], array)
 
 
+@pytest.mark.slow
 def test_a_streamed_step_is_that_of_its_images_in_memory(sets):
     """The device flips and normalizes: the same step as on a set in memory of these very crops."""
     plan = loop.prepare(streamed_config(sets))
