@@ -20,7 +20,6 @@ from configs.paper.imagenet_resnet18_rst import get_config as recipe
 def get_config():
     """The config."""
     config = recipe()
-    # MERGE: ResNet-50 comes with the models; nothing else depends on it.
     config.model.name = "resnet50"
     config.optimizer.learning_rate = 0.3
     config.optimizer.schedule = "step"

@@ -33,7 +33,7 @@ def get_config():
     config.data.mean = (0.485, 0.456, 0.406)
     config.data.std = (0.229, 0.224, 0.225)
     config.data.flip = True
-    # MERGE: the ImageNet form with its 7x7 stem and pooling, such as model.options.stem="imagenet".
+    config.model.options.stem = "imagenet"
     config.model.name = "resnet18"
     config.model.dtype = "bfloat16"
     config.train.epochs = 100.0
