@@ -39,7 +39,7 @@ def test_weights_start_normal_with_variance_two_over_fan_in():
 
 
 @pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, "bfloat16"])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param("bfloat16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "options"), MODELS)
 def test_bfloat16_computes_in_it_and_keeps_parameters_and_logits_in_float32(name, options, dtype):
     model = create_model(name, 10, dtype=dtype, **options)
@@ -56,6 +56,7 @@ def test_bfloat16_computes_in_it_and_keeps_parameters_and_logits_in_float32(name
 
 
 @pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.slow
 def test_bfloat16_logits_are_near_those_of_float32():
     x = jax.random.normal(KEY, (8, 8, 8, 3))
     model, half = (create_model("resnet8", 10, dtype=d) for d in ("float32", "bfloat16"))
@@ -110,7 +111,10 @@ def saved_bytes(model, variables, x):
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(saved))
 
 
-@pytest.mark.parametrize(("name", "options"), [MODELS[i] for i in (2, 4, 5)])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [MODELS[2], *(pytest.param(*MODELS[i], marks=pytest.mark.slow) for i in (4, 5))],
+)
 def test_rematerialized_blocks_have_the_same_parameters_and_keep_less(name, options):
     plain, remat = (create_model(name, 10, **options, remat=r) for r in (False, True))
     variables = init_shapes(plain, IMAGE)
@@ -129,6 +133,7 @@ def test_a_rematerialized_block_starts_with_the_same_weights():
     jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
+@pytest.mark.slow
 def test_rematerialization_computes_the_same_with_less_memory():
     x = jax.random.normal(KEY, (32, 8, 8, 1))
 

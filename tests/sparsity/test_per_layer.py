@@ -141,6 +141,7 @@ def loss(params, x):
     return jnp.sum(x**2)
 
 
+@pytest.mark.slow
 def test_pruners_give_the_masks_of_separate_layers():
     rng = np.random.default_rng(0)
     w = jnp.asarray(rng.normal(size=(3, 4, 4)), jnp.float32)

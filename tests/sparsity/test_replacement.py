@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ from tests.sparsity.naive import masks_of, random_layers
 
 @given(st.sampled_from(["rigl", "mest"]), st.floats(-3, 3))
 @settings(max_examples=3)  # each compiles
+@pytest.mark.slow
 def test_a_drop_fraction_of_the_users_own_may_be_anything(name, value):
     params, grads = random_layers(1)
     options = {"soft": True} if name == "mest" else {}

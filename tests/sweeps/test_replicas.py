@@ -160,6 +160,7 @@ def test_groups_differ_in_seed_and_beta_alone(tmp_path):
         assert len({points[name].sparsity.density for name in group}) == 1
 
 
+@pytest.mark.slow
 def test_what_does_not_train_together_trains_alone(tmp_path, monkeypatch):
     def out_of_memory(plans, console):
         raise RuntimeError("out of\nmemory")

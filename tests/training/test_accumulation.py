@@ -57,6 +57,7 @@ def test_without_batch_norm_and_penalty_parts_are_the_whole_batch(parts):
     assert many.step == 3
 
 
+@pytest.mark.slow
 def test_with_batch_norm_and_penalty_parts_are_steps_of_a_loop_whose_gradients_are_averaged():
     model, parts = create_model("resnet8", 10, width=2), 3
     batch = jax.tree.map(lambda a: a[:24], BATCH)

@@ -178,6 +178,7 @@ def test_a_run_with_one_damaged_file_ends_as_it_would_have(finished, what, tmp_p
 
 
 @pytest.mark.usefixtures("blank_images")
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path, monkeypatch):
     save = ocp.CheckpointManager.save
 

@@ -74,6 +74,7 @@ def test_a_run_and_what_it_leaves(finished, capsys):
     assert (workdir / "result.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_run_in_bfloat16_stores_float32_and_learns(finished, tmp_path):
     _, in_float32, _ = finished
     result = run(small_config(model__dtype="bfloat16"), tmp_path / "run", Console(quiet=True))
@@ -84,6 +85,7 @@ def test_a_run_in_bfloat16_stores_float32_and_learns(finished, tmp_path):
     assert abs(result["test"]["accuracy"] - in_float32["test"]["accuracy"]) < 0.05
 
 
+@pytest.mark.slow
 def test_the_same_config_gives_the_same_run(finished, tmp_path):
     run(small_config(), tmp_path)
     assert_same_run(finished[0], tmp_path)
@@ -147,9 +149,10 @@ def check_resuming(tmp_path, number, step, *arguments):
 
 @pytest.mark.parametrize(
     "number",
-    [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)],
+    [signal.SIGKILL, signal.SIGTERM],
     ids=["kill", "term"],
 )
+@pytest.mark.slow
 def test_a_stopped_run_ends_bit_for_bit_as_an_uninterrupted_one(number, tmp_path):
     check_resuming(
         tmp_path, number, 400,

@@ -3,12 +3,13 @@
 import pytest
 
 from cka_sr_jax.workflows import run
+from tests.speeds import fast_among
 from tests.training.runs import records, small_config
 
 pytestmark = pytest.mark.usefixtures("blank_images")
 
 
-@pytest.mark.parametrize("end", [0.75, 1.0])
+@pytest.mark.parametrize("end", fast_among([0.75, 1.0], 0.75))
 def test_what_is_selected_has_the_density_that_was_asked_for(end, tmp_path):
     config = small_config(
         sparsity__rule="gmp", sparsity__update_every=5, sparsity__end=end, train__steps=20,
@@ -19,6 +20,7 @@ def test_what_is_selected_has_the_density_that_was_asked_for(end, tmp_path):
     assert result["test"]["step"] > (15 if end == 0.75 else 19)
 
 
+@pytest.mark.slow
 def test_selection_on_the_test_set_is_labeled(tmp_path):
     config = small_config(eval__select="best-test", eval__every=5, train__steps=20)
     result = run(config, tmp_path)

@@ -173,6 +173,7 @@ def test_vmap_stands_for_devices_in_a_test():
         np.testing.assert_array_equal(leaf[0], leaf[1])
 
 
+@pytest.mark.slow
 def test_batch_norm_statistics_are_averaged_over_devices():
     model = create_model("resnet8", 10, width=4)
     tx = make_tx()

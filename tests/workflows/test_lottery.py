@@ -98,6 +98,7 @@ def test_every_round_starts_from_the_rewound_weights(finished):
             assert all(slot.any() and not slot[~masks[layer]].any() for slot in slots)
 
 
+@pytest.mark.slow
 def test_the_penalty_ends_at_its_share_of_a_whole_round(tmp_path):
     """Not of the steps to the rewind point, which are trained first and once for all rounds."""
     config = small_config(rounds=0, rewind=8 / 12)
@@ -159,6 +160,7 @@ def test_an_interrupted_experiment_ends_as_an_uninterrupted_one(finished, tmp_pa
             np.testing.assert_array_equal(actual[layer], expected[layer])
 
 
+@pytest.mark.slow
 def test_rewinding_to_the_initial_weights(tmp_path):
     config = small_config(rewind=0.0, rounds=1)
     workflows.run(config, tmp_path, quiet())

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from cka_sr_jax.layer_sparsity import (
     active_layers,
@@ -21,6 +22,7 @@ def test_nonnegative_input_lets_the_first_layer_merge(tmp_path):
     assert len(merge_layers(fitted, nonnegative_input=True)) == 1
 
 
+@pytest.mark.slow
 def test_the_penalty_ends_at_its_share_of_the_run():
     config = small_config(train__steps=4, penalty__beta=0.1, penalty__end=0.5)
     plan = layer_sparsity.prepare(config)
