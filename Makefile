@@ -5,7 +5,7 @@ PYTHON313 ?= python3.13
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow test-library test-oldest test-newest lint clean
+.PHONY: demo test test-slow test-library test-oldest test-newest lint docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/python launch.py --config=configs/quickstart/digits.py
@@ -34,8 +34,12 @@ lint: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The site, in docs/_build/html.
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+
 clean:
-	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest runs
+	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest docs/_build runs
 
 $(VENV)/installed: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[train]"
@@ -44,6 +48,10 @@ $(VENV)/installed: $(BIN)/python pyproject.toml
 $(VENV)/installed-dev: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $@ $(VENV)/installed
+
+$(VENV)/installed-docs: $(BIN)/python pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[train,docs]"
+	@touch $@
 
 $(VENV)-oldest/installed: tests/oldest.txt pyproject.toml
 	$(PYTHON313) -m venv $(VENV)-oldest

@@ -64,7 +64,7 @@ def ntt(
     value; it comes back when kept weights have shrunk below it. The last `update_every` steps or
     more have fixed masks.
 
-    A step costs about four `tangent_kernel`s: the student's with its gradient, and the teacher's.
+    A step costs about four times `tangent_kernel`: the student's with gradient, and the teacher's.
     Each is about b k / 4 forward passes of the batch. For LeNet-300-100 on two CPU cores that is
     0.23 s at b = 64 and 0.09 s at b = 32; convolutions are far slower (LeNet-5: 12 s at b = 64).
 
