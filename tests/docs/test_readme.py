@@ -3,6 +3,8 @@
 import ast
 import re
 
+import pytest
+
 from tests.docs.pages import ROOT, python_blocks
 
 README = ROOT / "README.md"
@@ -11,12 +13,13 @@ LIBRARY = {"cka_sr_jax", "flax", "jax", "numpy", "optax"}
 
 def test_it_is_short():
     assert len(README.read_text().splitlines()) <= 150
-    ((code, _),) = python_blocks(README)
+    _, (code, _) = python_blocks(README)
     assert len([line for line in code.splitlines() if line and "import" not in line]) <= 26
 
 
-def test_its_one_block_shows_its_output_and_needs_the_library_alone():
-    ((code, output),) = python_blocks(README)
+@pytest.mark.parametrize("block", python_blocks(README), ids=["sparsify", "penalty"])
+def test_a_block_shows_its_output_and_needs_the_library_alone(block):
+    code, output = block
     assert output
     imports = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Import)]
     froms = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]
