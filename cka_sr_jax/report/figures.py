@@ -39,21 +39,26 @@ SPLITS = {
     "validation": ("validation", VERMILION),
     "test-selection": ("test set (used for selection)", VERMILION),
 }
+# {name in metrics.jsonl: label of its axis}
+LEARNING = {"loss": "loss (nats)", "accuracy": "accuracy (%)", "learning_rate": "learning rate"}
 
 
-def learning_curves(records: Sequence[Record]) -> Figure:
-    """Loss, accuracy and learning rate over epochs, with a line for each split that logged them.
+def learning_curves(records: Sequence[Record], names: Sequence[str] = tuple(LEARNING)) -> Figure:
+    """A panel for each of the names over epochs, with a line for each split that logged it.
 
     Args:
       records: of metrics.jsonl.
+      names: of LEARNING.
     """
-    figure = Figure(figsize=(12, 3.6), layout=ConstrainedLayoutEngine(wspace=0.06))
-    loss, accuracy, rate = figure.subplots(1, 3)
-    _plot_splits(loss, records, "loss", "loss (nats)")
-    _plot_splits(accuracy, records, "accuracy", "accuracy (%)")
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
-    _plot_splits(rate, records, "learning_rate", "learning rate")
-    rate.set_ylim(bottom=0)
+    layout = ConstrainedLayoutEngine(wspace=0.06)
+    figure = Figure(figsize=(4 * len(names), 3.6), layout=layout)
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    for axes, name in zip(panels, names, strict=True):
+        _plot_splits(axes, records, name, LEARNING[name])
+        if name == "accuracy":
+            axes.yaxis.set_major_formatter(PercentFormatter(1, symbol=""))
+        if name == "learning_rate":
+            axes.set_ylim(bottom=0)
     return figure
 
 

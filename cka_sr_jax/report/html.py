@@ -42,7 +42,19 @@ RESULTS = {
     "epsilon_sparsity.0.01": ("Weights below 1e-2 in size, pruned ones too", "{:.2%}"),
     "steps": ("Steps", "{:,}"),
     "epochs": ("Epochs", "{:g}"),
+    "devices": ("Devices", "{}"),
     "wall_seconds": ("Training time (s)", "{:,.1f}"),
+}
+
+# {figure: (what it shows, its caption)}
+_LEARNING = {
+    "loss_curve": (
+        "Loss over epochs",
+        "From metrics.jsonl: loss; in training with beta times the penalty. Training values are "
+        "means over the steps since the last record.",
+    ),
+    "accuracy_curve": ("Accuracy over epochs", "From metrics.jsonl: accuracy."),
+    "learning_rate_curve": ("Learning rate over epochs", "From metrics.jsonl: learning_rate."),
 }
 
 STYLE = """
@@ -71,7 +83,8 @@ tfoot th, tfoot td { font-weight: 700; border-bottom: 0; }
 figure { margin: 0 0 1rem; }
 figcaption { font-size: .85rem; margin-top: .35rem; }
 img { display: block; max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
-.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1.5rem; }
+.pair { display: grid; gap: 1.5rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); }
 pre { overflow-x: auto; font-size: .85rem; }
 summary { cursor: pointer; }
 """
@@ -89,7 +102,7 @@ def render_page(
       config: of config.json, nested. The page shows absent keys as unknown.
       result: of result.json, nested. The page leaves out absent keys.
       layers: of `layer_rows`.
-      figures: PNG images by name: "learning_curves", "cka_curve", "density"; "cka_heatmap" if the
+      figures: PNG images by name: those of _LEARNING, "cka_curve", "density"; "cka_heatmap" if the
         model has features to compare; "mask_curves" if the masks changed in training.
     """
     title = page_title(config, result)
@@ -202,12 +215,8 @@ def _result(key: str, value: Any, missing: str) -> tuple[str, str]:
 
 
 def _learning(figures: Mapping[str, bytes]) -> str:
-    return figure_block(
-        figures["learning_curves"],
-        "Loss, accuracy and learning rate over epochs",
-        "From metrics.jsonl: loss, accuracy and learning_rate. The training loss includes beta "
-        "times the penalty. Training values are means over the steps since the last record.",
-    )
+    blocks = [figure_block(figures[name], *texts) for name, texts in _LEARNING.items()]
+    return f'<div class="pair">\n{_lines(blocks)}\n</div>'
 
 
 def _similarity(figures: Mapping[str, bytes]) -> str:

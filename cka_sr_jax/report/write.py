@@ -12,6 +12,7 @@ import numpy as np
 
 from cka_sr_jax.accounting import LayerRow
 from cka_sr_jax.report.figures import (
+    LEARNING,
     cka_curve,
     cka_heatmap,
     density_bars,
@@ -54,7 +55,7 @@ def write_report(
     config = json.loads((workdir / "config.json").read_text())
     records = read_metrics(workdir / "metrics.jsonl")
     figures = {
-        "learning_curves": learning_curves(records),
+        **{f"{name}_curve": learning_curves(records, [name]) for name in LEARNING},
         "cka_curve": cka_curve(records),
         "density": density_bars(layers),
     }

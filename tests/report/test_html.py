@@ -12,10 +12,10 @@ def test_page_is_self_contained(tmp_path):
     links = [
         attrs[name] for _, attrs in page.tags for name in ("src", "href", "srcset") if name in attrs
     ]
-    assert len(links) == 4
+    assert len(links) == 6
     assert all(link.startswith("data:image/png;base64,") for link in links)
     tags = [tag for tag, _ in page.tags]
-    assert tags.count("img") == 4
+    assert tags.count("img") == 6
     assert not {"link", "script", "iframe"} & set(tags)
     css = (tmp_path / "report" / "index.html").read_text().split("</style>")[0]
     assert "url(" not in css

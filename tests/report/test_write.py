@@ -14,8 +14,8 @@ def test_files_next_to_the_page(tmp_path):
     page = report_of(tmp_path, matrix=matrix, names=("a", "b"))
     assert page == tmp_path / "report" / "index.html"
     assert sorted(path.name for path in page.parent.iterdir()) == [
-        "cka_curve.png", "cka_heatmap.png", "cka_matrix.csv", "density.png", "index.html",
-        "layers.csv", "learning_curves.png",
+        "accuracy_curve.png", "cka_curve.png", "cka_heatmap.png", "cka_matrix.csv", "density.png",
+        "index.html", "layers.csv", "learning_rate_curve.png", "loss_curve.png",
     ]  # fmt: skip
     with (page.parent / "layers.csv").open() as file:
         rows = list(csv.DictReader(file))
