@@ -87,19 +87,28 @@ def parse_flags(argv: list[str]) -> list[str]:
     files = command_line.config_files(rest)
     if len(files) > 1:
         fail(f"--config names {len(files)} files: give one.")
+    new: dict[str, Any] = {}
+    if files == [QUICKSTART] and not Path(QUICKSTART).exists():
+        fail("Name a config: --config=FILE. Those of the repository come with a checkout of it.")
     for path in files:
-        if problem := command_line.config_file_problem(path):
-            fail(problem)
+        config = command_line.config_of_file(path)
+        if isinstance(config, str):
+            fail(config)
+        rest, new = command_line.take_new_options(rest, config)
+    sys.argv = rest  # which config_flags reads
     try:
         rest = FLAGS(rest)
         for field in unset:
             FLAGS.config.update_from_flattened_dict({field: None})
+        for field, value in new.items():
+            with FLAGS.config.model.options.unlocked():
+                FLAGS.config.model.options[field.rpartition(".")[2]] = value
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         fail(command_line.override_problem(error, argv[1:]))
     if len(rest) > 1:
         fail(f"Unexpected argument {rest[1]!r}: flags start with --, see --help.")
     if FLAGS.grid or FLAGS.grid_index is not None:
-        overrides = [*config_flags.get_override_values(FLAGS["config"]), *unset]
+        overrides = [*config_flags.get_override_values(FLAGS["config"]), *unset, *new]
         if problem := command_line.axis_problem(FLAGS.config, overrides):
             fail(problem)
     return rest

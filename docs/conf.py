@@ -29,6 +29,24 @@ napoleon_use_rtype = False
 napoleon_use_ivar = True  # or each attribute would be described twice
 
 REPOSITORY = Path(__file__).parents[1]
+# What is below each page; here, since GitHub would show it as code.
+TREES = {
+    "index": {
+        "How to": ("own_models", "methods", "running", "sweeps", "layer_sparsity", "config"),
+        "What was measured": ("results/index", "speed"),
+        "Reference": (
+            "reference/library", "reference/similarity", "reference/sparsity",
+            "reference/layer_sparsity", "reference/accounting", "reference/models",
+            "reference/training", "reference/workflows", "reference/sweeps",
+        ),
+    },
+    "results/index": {
+        "Studies": (
+            "paper_tables", "mlp", "lenet", "resnet", "dense", "other_rules", "early", "prune_once",
+            "outliers", "few_images", "rules", "new_weights", "transformers", "paper_commands",
+        ),
+    },
+}  # fmt: skip
 SECTIONS = ("Args:", "Attributes:", "Returns:", "Raises:", "Features:", "Yields:")
 
 
@@ -77,7 +95,11 @@ def _links(app, docname, source):
 
     prose = re.split(r"(```.*?```)", source[0], flags=re.DOTALL)
     prose[::2] = [re.sub(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)", outside, part) for part in prose[::2]]
-    source[0] = "".join(prose)
+    trees = [
+        "\n".join(("", "```{toctree}", ":hidden:", f":caption: {caption}", "", *pages, "```", ""))
+        for caption, pages in TREES.get(docname, {}).items()
+    ]
+    source[0] = "".join([*prose, *trees])
 
 
 def setup(app):

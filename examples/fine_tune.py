@@ -2,7 +2,7 @@
 
 The dense weights are stored and read again, as those of a network from elsewhere would be. Gradual
 magnitude pruning starts with all of them and cuts the smallest step by step, while the others learn
-to do without. For comparison it prints the loss of the same weights with their dense values.
+to do without. For comparison it prints the loss if the kept weights had not been fine-tuned.
 
   python examples/fine_tune.py
 """

@@ -36,7 +36,7 @@ def data(size):
 
 def mean_cka(model, params, x):
     """Debiased CKA over all of the data, the mean over pairs of different layers."""
-    values = compare_cka(model, {"params": params}, x.reshape(-1, BATCH, 20)).values
+    values = compare_cka(model, {"params": params}, list(x.reshape(-1, BATCH, 20))).values
     return (values.sum() - len(values)) / (values.size - len(values))
 
 

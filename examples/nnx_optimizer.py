@@ -69,7 +69,7 @@ def main():
     losses = [float(train_step(model, optimizer, x, y)) for _ in range(STEPS)]
     print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f}")
     print(summary(nnx.state(model, nnx.Param), optimizer.opt_state))
-    found = compare_cka(model, None, x.reshape(4, 128, 20))
+    found = compare_cka(model, None, list(x.reshape(4, 128, 20)))
     for name, row in zip(found.names, found.values, strict=True):
         print(f"CKA of {name} with each:", " ".join(f"{value:.2f}" for value in row))
 

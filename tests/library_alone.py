@@ -17,7 +17,17 @@ LIBRARY = (
     *("similarity", "sparsity", "layer_sparsity", "accounting"),
     *("_dtypes", "_errors", "_paths"),
 )
-LAB = ("models", "data", "training", "workflows", "sweeps", "analysis", "report")
+LAB = (
+    "__main__",
+    "launch",
+    "models",
+    "data",
+    "training",
+    "workflows",
+    "sweeps",
+    "analysis",
+    "report",
+)
 DEPENDENCIES = {"flax", "jax", "jaxlib", "jaxtyping", "numpy", "optax"}
 PAGES = ("README.md", "docs/own_models.md", "docs/methods.md")
 RAN = "this block ran"

@@ -34,15 +34,22 @@ CURVES = {
     ("validation", "cka_within_stage"): "mean CKA within a stage",
     ("masks", "churn"): "churn of the masks",
 }
+BUTTON = """
+.sortable button { font: inherit; color: inherit; background: none; border: 0; padding: 0;
+  cursor: pointer; text-align: left; }
+"""
 SORT = """
-document.querySelectorAll("table.sortable th").forEach((th, column) => th.onclick = () => {
+document.querySelectorAll("table.sortable th").forEach((th, column) => {
+  th.firstChild.onclick = () => {
   const body = th.closest("table").tBodies[0], down = th.dataset.down !== "1";
   th.dataset.down = down ? "1" : "";
-  const key = row => row.cells[column].dataset.value ?? row.cells[column].textContent;
-  const order = (a, b) => isNaN(key(a)) || isNaN(key(b))
-    ? key(a).localeCompare(key(b)) : key(a) - key(b);
-  [...body.rows].sort((a, b) => down ? order(b, a) : order(a, b)).forEach(r => body.append(r));
-});
+  const key = row => row.cells[column].dataset.value;
+  const sign = down ? -1 : 1, rows = [...body.rows], missing = rows.filter(row => key(row) === "");
+  const order = rows.every(row => !isNaN(key(row)))
+    ? (a, b) => key(a) - key(b) : (a, b) => key(a).localeCompare(key(b));
+  rows.filter(row => key(row) !== "").sort((a, b) => sign * order(a, b)).concat(missing)
+    .forEach(row => body.append(row));
+}});
 """
 
 
@@ -82,7 +89,8 @@ def draw_overlay(runs: Mapping[str, Run]) -> Figure | None:
     }  # fmt: skip
     if not found:
         return None
-    figure = Figure(figsize=(7, 3.2 * len(found)), layout="constrained")
+    height = 3.2 * len(found) + 0.1 * len(runs)  # the last part is for the names
+    figure = Figure(figsize=(7, height), layout="constrained")
     panels = figure.subplots(len(found), 1, squeeze=False)[:, 0]
     colors = dict(zip(runs, colormaps["turbo"](np.linspace(0.05, 0.95, len(runs))), strict=True))
     for axes, (curve, lines) in zip(panels, found.items(), strict=True):
@@ -92,8 +100,11 @@ def draw_overlay(runs: Mapping[str, Run]) -> Figure | None:
         axes.set_xlabel("epoch")
         axes.set_ylabel(CURVES[curve])
         tidy(axes)
-    if len(runs) <= 12:  # more names would take more room than the curves
-        panels[0].legend(frameon=False, fontsize=8)
+    lines_of = {line.get_label(): line for axes in panels for line in axes.lines}
+    shown = [label for label in runs if label in lines_of]
+    columns = 2 if len(shown) > 4 else 1
+    figure.legend([lines_of[label] for label in shown], shown, loc="outside lower center",
+                  ncols=columns, fontsize=8, frameon=False)  # fmt: skip
     return figure
 
 
@@ -136,7 +147,7 @@ def render_comparison(runs: Sequence[Run], paths: Sequence[str | Path] = ()) -> 
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{count} compared</title>
-<style>{STYLE} .sortable th {{ cursor: pointer; }}</style>
+<style>{STYLE}{BUTTON}</style>
 </head>
 <body>
 {chr(10).join(parts)}
@@ -149,10 +160,12 @@ def render_comparison(runs: Sequence[Run], paths: Sequence[str | Path] = ()) -> 
 def _table(labeled: Mapping[str, Run]) -> str:
     rows: list[Row] = [run_row(run) for run in labeled.values()]
     fields = differing_fields(list(labeled.values()))
+    points = [str([row.get(field) for field in fields]) for row in rows]
     shown = [name for name in SHOWN if any(row.get(name) is not None for row in rows)]
-    first = [] if fields else ["run"]
+    first = [] if len(set(points)) == len(rows) > 1 else ["run"]
     head = "".join(
-        f"<th scope='col'>{escape(name)}</th>" for name in (*first, *fields, *map(_title, shown))
+        f"<th scope='col'><button>{escape(name)}</button></th>"
+        for name in (*first, *fields, *map(_title, shown))
     )
     lines = []
     for label, row in zip(labeled, rows, strict=True):

@@ -99,7 +99,8 @@ class Prefetched:
                 raise
             raise ValueError(
                 f"A process that prepares data has died ({' '.join(str(error).split())[:120]}): "
-                "use fewer data.workers if memory was short; the same command goes on."
+                "use fewer data.workers if memory was short, or 0 if shared memory (/dev/shm) was; "
+                "the same command goes on."
             ) from error
         self._left -= 1
         self._ahead = self._executor.submit(next, self._iterator)

@@ -57,7 +57,7 @@ class Records:
         """One record.
 
         Raises:
-          ValueError: it cannot be read, or its label is none of the classes.
+          ValueError: it cannot be read, or its label is outside 0..n-1 for n classes.
         """
         encoded = self._read(index)
         if not 0 <= encoded.label < self.num_classes:

@@ -109,7 +109,7 @@ class ResNet(nn.Module):
       stem: "cifar", a 3x3 convolution; or "imagenet", a 7x7 convolution with stride 2 and 3x3 max
         pooling with stride 2, which the networks of four stages have for large images.
       remat: recompute each block in the backward pass, for which only its input is kept: less
-        memory, about a third more time.
+        memory, about a third more operations.
 
     Features: stages "stage1", "stage2", ... of the blocks' outputs (after the final ReLU).
 

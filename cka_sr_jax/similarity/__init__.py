@@ -9,6 +9,7 @@ from cka_sr_jax.similarity.cka import (
     hsic_matrix,
 )
 from cka_sr_jax.similarity.features import stage_features
+from cka_sr_jax.similarity.grams import first_samples
 from cka_sr_jax.similarity.outliers import outlier_share
 from cka_sr_jax.similarity.whole_set import CKAMatrix, cka_over_batches, compare_cka, distinct
 
@@ -23,6 +24,7 @@ __all__ = [
     "cka_penalty",
     "compare_cka",
     "distinct",
+    "first_samples",
     "hsic_matrix",
     "outlier_share",
     "stage_features",

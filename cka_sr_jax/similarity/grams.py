@@ -9,7 +9,7 @@ sub-batches, l features, n samples, p entries of a feature.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -70,11 +70,21 @@ def split_samples(
             f"{size}: lower samples or batches."
         )
 
+    return [
+        jnp.reshape(leaf, (batches, n, -1)).astype(float32_or_wider(leaf.dtype))
+        for leaf in first_samples(leaves, n * batches)
+    ]
+
+
+def first_samples(leaves: Sequence[Any], count: int) -> list[Array]:
+    """The first samples of each feature [n, ...], also where n is sharded explicitly.
+
+    >>> [feature.shape for feature in first_samples([jnp.ones((8, 3)), jnp.ones((8, 2, 2))], 4)]
+    [(4, 3), (4, 2, 2)]
+    """
+
     def cut(leaves: list[Any]) -> list[Array]:
-        return [
-            jnp.reshape(leaf[: n * batches], (batches, n, -1)).astype(float32_or_wider(leaf.dtype))
-            for leaf in leaves
-        ]
+        return [leaf[:count] for leaf in leaves]
 
     leaves = [jnp.asarray(leaf) for leaf in leaves]
     if any(_has_explicit_sharding(leaf) for leaf in leaves):

@@ -108,7 +108,7 @@ def compare_cka(
     >>> model = nn.Sequential([nn.Dense(8), nn.relu, nn.Dense(8), nn.Dense(3)])
     >>> images = np.random.default_rng(0).normal(size=(4, 32, 5)).astype(np.float32)
     >>> variables = model.init(jax.random.key(0), images[0])
-    >>> found = compare_cka(model, variables, images, include="layers_*")
+    >>> found = compare_cka(model, variables, list(images), include="layers_*")
     >>> found.names, found.values.shape
     (('layers_0', 'layers_2', 'layers_3'), (3, 3))
 
@@ -116,7 +116,7 @@ def compare_cka(
       model: a Linen or an NNX module, called with one batch.
       variables: {"params": ..., "batch_stats": ...}, what `model.init` returns. For an NNX module
         None, or a State such as `nnx.state(model, nnx.Param)` to use in place of its own.
-      batches: inputs [n, ...] of the model, such as an array [k, n, ...] or
+      batches: inputs [n, ...] of the model, such as `[images[:128], images[128:256]]` or
         `(images for images, labels in loader)`. The last one may be smaller.
       include: path patterns of the features to take, as in `stage_features`: "Block_*/__call__".
       stacked, kernel, debiased: as in `stage_features` and `cka_penalty`.
@@ -124,9 +124,15 @@ def compare_cka(
         look at before: `model.eval()`.
 
     Raises:
-      TypeError: neither a Linen nor an NNX module.
-      ValueError: variables without "params"; else as `stage_features` and `cka_over_batches`.
+      TypeError: neither a Linen nor an NNX module; one array instead of several batches.
+      ValueError: variables without "params"; a feature without the batch's axis of samples; else as
+        `stage_features` and `cka_over_batches`.
     """
+    if hasattr(batches, "shape"):
+        raise TypeError(
+            f"batches is one array of shape {batches.shape}: pass a list of batches, such as "
+            "[images] or [images[:128], images[128:256]]."
+        )
     if include is not None:
         include = (include,) if isinstance(include, str) else tuple(include)
     record, variables = _recorder(model, variables, include, call)
@@ -134,6 +140,13 @@ def compare_cka(
 
     def features(variables: Any, batch: Any) -> list[Array]:
         stages = named_stages(record(variables, batch), include, stacked=stacked)
+        for path, x in (named for group in stages.values() for named in group):
+            if x.shape[:1] != (_samples(batch),):
+                raise ValueError(
+                    f"the feature {path} has shape {x.shape} for a batch of {_samples(batch)} "
+                    "samples: pass whole batches [n, ...]; cka_over_batches takes features whose "
+                    "first axis counts something else."
+                )
         # Here, as the program is traced: what leaves it has lost its names and its order.
         names[:] = [(stage, path) for stage, group in stages.items() for path, _ in group]
         return [x for group in stages.values() for _, x in group]

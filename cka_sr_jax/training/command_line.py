@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import re
 import runpy
 import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -21,8 +23,8 @@ def config_files(argv: Sequence[str]) -> list[str]:
     return joined + [b for a, b in itertools.pairwise(argv) if a in ("-config", "--config")]
 
 
-def config_file_problem(path: str) -> str | None:
-    """Why this file gives no config, in one line, or None.
+def config_of_file(path: str) -> ConfigDict | str:
+    """The config that this file gives, or in one line why it gives none.
 
     Args:
       path: of the file, and after a colon an argument for its get_config, if it takes one.
@@ -52,7 +54,7 @@ def config_file_problem(path: str) -> str | None:
     if not isinstance(config, ConfigDict):
         kind = type(config).__name__
         return f"{file} has a get_config that returns {kind}: return default_config(), changed."
-    return None
+    return config
 
 
 def _line_in(path: str, error: Exception) -> str:
@@ -89,6 +91,29 @@ def take_unset(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return rest, list(unset)
 
 
+def take_new_options(
+    argv: Sequence[str], config: ConfigDict
+) -> tuple[list[str], dict[str, str | bool | int | float | tuple[Any, ...]]]:
+    """The arguments without the options of the model that the config does not set, and these.
+
+    {"model.options.stem": "imagenet"} of --config.model.options.stem=imagenet. A value is read as
+    Python, and is a text where that fails.
+    """
+    known = set(config.get("model", {}).get("options", {}))
+    rest, new = [], {}
+    for argument in argv:
+        match = re.match(r"--?config\.(model\.options\.(\w+))=(.*)", argument)
+        if match is None or match[2] in known:
+            rest.append(argument)
+            continue
+        text = match[3].capitalize() if match[3].lower() in ("true", "false") else match[3]
+        try:
+            new[match[1]] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            new[match[1]] = text
+    return rest, new
+
+
 def override_problem(error: Exception, argv: Iterable[str]) -> str:
     """What is wrong with the arguments --config.FIELD=VALUE, with which the flags failed so."""
     refused = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error), re.DOTALL)
@@ -103,11 +128,6 @@ def override_problem(error: Exception, argv: Iterable[str]) -> str:
             continue
         name = match[1]
         if is_free(name):
-            if missing and missing[1] in name.split(".") and not name.startswith("grid."):
-                return (
-                    f"The config file sets no field {missing[1]!r} under model.options: the "
-                    "command line changes only those that the file sets, so set it there first."
-                )
             if missing and missing[1] in name.split("."):
                 return (
                     f"{name} is not an axis of this config's grid: set it in the config file "

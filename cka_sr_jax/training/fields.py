@@ -91,7 +91,7 @@ FIELDS = {
         unit="pixels", within="[0, inf)", example=224, needs="data.stream",
     ),
     "data.workers": Field(
-        0, "Processes that decode streamed images; 0: threads of the training process do.",
+        0, "Processes that decode streamed images; 0: threads of the training process decode.",
         within="[0, inf)", example=8, resumable=True,
     ),
     # Model.

@@ -64,11 +64,12 @@ def report_run(
     )
     write_json(workdir / "result.json", result)  # last: it says that the run has finished
     console.print(console_table(rows))
-    waited = "" if trained.data_wait is None else f", {trained.data_wait:.1%} of it for data"
+    waited = trained.data_wait  # of this start alone
+    share = "" if waited is None else f"; since it started, {waited:.1%} of the time was for data"
     say(
         console,
         f"Test accuracy {result['test']['accuracy']:.4f}, density {result['density']:.4f}, "
-        f"{trained.seconds:.1f} s of training{waited}.",
+        f"{trained.seconds:.1f} s of training{share}.",
     )
     if trained.diverged is not None:
         say(console, _describe(trained.diverged))

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from cka_sr_jax.similarity import first_samples
 from cka_sr_jax.sparsity import apply_masks, get_masks
 from cka_sr_jax.training.accumulation import accumulated_value_and_grad
 
@@ -86,7 +87,8 @@ def _first(samples: int | None, features: Any) -> Any:
     lengths = {jnp.shape(x)[:1] for x in jax.tree.leaves(features)}
     if samples is None or len(lengths) > 1 or () in lengths:
         return features
-    return jax.tree.map(lambda x: x[:samples], features)
+    leaves, structure = jax.tree.flatten(features)
+    return jax.tree.unflatten(structure, first_samples(leaves, samples))
 
 
 def create_state(

@@ -50,7 +50,7 @@ def test_the_page_has_a_row_and_a_map_for_each_run(runs, tmp_path, capsys):
     assert capsys.readouterr().out == f"{page}\n"
     text = page.read_text()
     head, *rows = re.findall(r"<tr>(.*?)</tr>", text)
-    columns = re.findall(r"<th[^>]*>(.*?)</th>", head)
+    columns = re.findall(r"<button>(.*?)</button>", head)
     assert columns[:2] == ["penalty.beta", "test.accuracy (%)"]
     assert len(rows) == 4
     for row, run in zip(rows, runs, strict=True):
@@ -72,3 +72,17 @@ def test_all_text_is_escaped(runs):
 def test_what_is_no_run_is_one_sentence(tmp_path):
     with pytest.raises(SystemExit, match="holds no finished run"):
         report.main([str(tmp_path)])
+
+
+def test_runs_of_one_config_are_told_apart_in_the_table(runs):
+    twice = [runs[0], runs[0]._replace(name="again"), runs[1]]
+    text = report.render_comparison(twice)
+    head, *rows = re.findall(r"<tr>(.*?)</tr>", text)
+    assert "<button>run</button>" in head
+    assert len({re.findall(r">(.*?)</td>", row)[0] for row in rows}) == 3
+
+
+def test_every_run_is_named_below_the_curves(runs):
+    many = {f"run {i}": runs[0] for i in range(20)}
+    (legend,) = report.draw_overlay(many).legends
+    assert [text.get_text() for text in legend.get_texts()] == list(many)

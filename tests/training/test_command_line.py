@@ -101,7 +101,6 @@ def parse(argument):
             "--config.train.steps='abc': expected a whole number of steps, at least 0, such as 50",
         ),
         ("--config.data.flip=7", "--config.data.flip='7': expected True or False (whether to mir"),
-        ("--config.model.options.hiden=(3,)", "The config file sets no field 'hiden' under model"),
         ("--config.grid.penalty.beta=(0.0,)", "grid.penalty.beta is not an axis of this config's"),
     ],
 )
@@ -140,13 +139,13 @@ def test_a_value_that_the_grid_would_replace():
 def test_a_config_file_that_gives_no_config(content, message, tmp_path):
     path = tmp_path / "broken.py"
     path.write_text(content)
-    problem = command_line.config_file_problem(str(path))
+    problem = command_line.config_of_file(str(path))
     assert problem.startswith(f"The config file {path} {message}")
     assert "\n" not in problem
 
 
 def test_a_config_file_that_gives_one():
-    assert command_line.config_file_problem(str(DIGITS)) is None
+    assert command_line.config_of_file(str(DIGITS)).data.name == "digits"
 
 
 def test_a_config_file_is_named_in_either_way():
@@ -180,3 +179,20 @@ def test_a_config_without_fields_is_one_sentence(tmp_path):
         assert done.returncode == 2
         (line,) = done.stderr.splitlines()
         assert line.startswith("error: ")
+
+
+def test_options_of_the_model_that_the_config_does_not_set():
+    config = default_config()
+    config.model.options.width = 16
+    options = ["width=8", "stem=imagenet", "remat=true", "hidden=(3, 4)", "depth=2"]
+    argv = ["launch.py", *(f"--config.model.options.{option}" for option in options)]
+    rest, new = command_line.take_new_options(argv, config)
+    assert rest == argv[:2]  # the one that is set keeps its type
+    names = {"stem": "imagenet", "remat": True, "hidden": (3, 4), "depth": 2}
+    assert new == {f"model.options.{name}": value for name, value in names.items()}
+
+
+def test_an_option_that_the_model_does_not_have_is_one_sentence(tmp_path):
+    done = launch([f"--workdir={tmp_path / 'run'}", "--config.model.options.hiden=(3,)"])
+    assert done.returncode == 2
+    assert "Unknown option of mlp 'hiden': did you mean 'hidden'" in done.stderr

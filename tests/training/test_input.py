@@ -162,10 +162,9 @@ def stop_after(steps):
 @pytest.mark.usefixtures("blank_images")
 def test_a_streamed_run_is_the_same_under_shard_map_and_learns(sets, tmp_path):
     fields = {"train__steps": 120, "sparsity__density": 0.9, "optimizer__learning_rate": 0.01}
-    result = run(streamed_config(sets, **fields), tmp_path / "pmap", quiet())
+    run(streamed_config(sets, **fields), tmp_path / "pmap", quiet())
     training = records(tmp_path / "pmap", "train")
     assert training[-1]["loss"] < 0.8 * training[0]["loss"]
-    assert result["test"]["accuracy"] >= 0
     fields["train__parallel"] = "shard_map"
     run(streamed_config(sets, **fields), tmp_path / "shard_map", quiet())
     one, other = arrays(tmp_path / "pmap"), arrays(tmp_path / "shard_map")

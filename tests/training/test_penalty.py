@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cka_sr_jax.similarity import cca_penalty, cka_penalty
-from cka_sr_jax.training import create_penalty, default_config
+from cka_sr_jax.training import cka_sr, create_penalty, default_config
 from cka_sr_jax.workflows import run
 from tests.training.runs import records, small_config
 
@@ -66,3 +67,15 @@ def test_the_config_says_when_the_penalty_is_on_and_of_which_kernel(tmp_path):
     for values in logged.values():
         assert [value is None for value in values] == [False, False, True, True]
     assert abs(logged["linear"][0] - logged["rbf"][0]) > 1e-3
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_samples_of_a_sharded_batch_are_those_of_one_device(kind):
+    features = list(jax.random.normal(jax.random.key(0), (2, 32, 7)))
+    penalty = cka_sr(1.0, samples=6)
+    expected = penalty.term(features, jnp.int32(0), None)[0]
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(kind,))
+    with jax.set_mesh(mesh):
+        spread = jax.device_put(features, NamedSharding(mesh, PartitionSpec("d")))
+        term = jax.jit(lambda features: penalty.term(features, jnp.int32(0), None)[0])
+        np.testing.assert_allclose(term(spread), expected, rtol=1e-5)
