@@ -107,8 +107,8 @@ def test_synflow_keeps_every_layer_where_one_shot_pruning_empties_some():
 
 @pytest.mark.parametrize(
     ("method", "density"),
-    [(grasp, 0.013), *(pytest.param(*cell, marks=pytest.mark.slow) for cell in
-     [(snip, 0.5), (snip, 0.013), (grasp, 0.5)])],
+    [*(pytest.param(*cell, marks=pytest.mark.slow) for cell in
+     [(grasp, 0.013), (snip, 0.5), (snip, 0.013), (grasp, 0.5)])],
 )  # fmt: skip
 def test_counts_are_exact_and_shuffling_keeps_them(method, density):
     params, batch = make_params(), make_batch()

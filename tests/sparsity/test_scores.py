@@ -15,6 +15,7 @@ from cka_sr_jax.sparsity import (
 from tests.sparsity.naive import random_layers
 
 
+@pytest.mark.slow
 def test_scores_may_be_plain_functions():
     def first(key, mask, param, grad):
         return -jnp.arange(param.size, dtype=jnp.float32).reshape(param.shape)

@@ -87,7 +87,7 @@ def on_one_device():
     ("name", "kind"),
     fast_among(
         itertools.product(RULES, ("Auto", "Explicit")),
-        ("rigl", "Auto"), ("rigl", "Explicit"), ("gmp", "Explicit"),
+        ("rigl", "Explicit"), ("gmp", "Auto"),
     ),
 )  # fmt: skip
 def test_masks_are_those_of_one_device_and_sharded_as_the_parameters(name, kind, on_one_device):

@@ -20,7 +20,6 @@ from cka_sr_jax.training.input import (
 )
 from cka_sr_jax.training.parallel import replicate
 from cka_sr_jax.workflows import run
-from tests.speeds import fast_among
 from tests.tfds_sets import jpeg, write_photographs
 from tests.training.runs import arrays, assert_same_run, records, small_config
 
@@ -122,7 +121,8 @@ def test_evaluation_is_that_of_the_center_crops(sets):
 
 
 @pytest.mark.usefixtures("blank_images")
-@pytest.mark.parametrize("workers", fast_among([0, 2], 0))
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_streamed_run_that_was_interrupted_ends_bit_for_bit(sets, workers, tmp_path, monkeypatch):
     whole = run(streamed_config(sets), tmp_path / "whole", quiet())
     assert whole["steps"] == 24

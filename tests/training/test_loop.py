@@ -91,6 +91,7 @@ def test_the_same_config_gives_the_same_run(finished, tmp_path):
     assert_same_run(finished[0], tmp_path)
 
 
+@pytest.mark.slow
 def test_shard_map_is_pmap(finished, tmp_path):
     run(small_config(train__parallel="shard_map"), tmp_path)
     one, other = arrays(finished[0]), arrays(tmp_path)
@@ -236,6 +237,7 @@ def test_layers_that_keep_no_weight_are_named(capsys):
     assert "bias" not in out
 
 
+@pytest.mark.slow
 def test_what_a_run_has_saved_before_it_diverges_is_finite(tmp_path, monkeypatch):
     """The learning rate rises to what overflows after the first checkpoint."""
     schedule = lambda step: jnp.where(step < 20, 0.1, 1e38)  # noqa: E731

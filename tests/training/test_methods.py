@@ -115,6 +115,7 @@ def test_pruning_before_training(method):
     assert sum(mask.sum() for mask in masks.values()) == expected
 
 
+@pytest.mark.slow
 def test_layer_ratios_only():
     config = small_config(sparsity__rule="snip", penalty__beta=0.0)
     best = masks_of(config)

@@ -63,6 +63,7 @@ def finished(tmp_path_factory):
         return workdir, workflows.run(small_config(), workdir, quiet()), starts
 
 
+@pytest.mark.slow
 def test_rounds_keep_the_largest_of_what_is_left(finished):
     workdir, result, _ = finished
     size = 64 * 24 + 24 * 24 + 24 * 10
@@ -80,6 +81,7 @@ def test_rounds_keep_the_largest_of_what_is_left(finished):
             assert not stored(workdir / f"round{number:02d}", "params")[layer][~new[layer]].any()
 
 
+@pytest.mark.slow
 def test_every_round_starts_from_the_rewound_weights(finished):
     workdir, _, starts = finished
     rewound = stored(workdir / "rewind", "params")
