@@ -128,7 +128,8 @@ def test_two_processes_decode_their_parts_of_a_streamed_set(parallel, tmp_path):
     write_photographs(tmp_path / "sets" / "tiny" / "1.0.0", train=57, test=9)
     one, two = tmp_path / "one", tmp_path / "two"
     arguments = (
-        "--config.train.steps=10", *SMALL[1:3], *streamed_arguments(tmp_path / "sets"), f"--config.train.parallel={parallel}",
+        "--config.train.steps=10", *SMALL[1:3], *streamed_arguments(tmp_path / "sets"),
+        f"--config.train.parallel={parallel}",
     )  # fmt: skip
     assert finish(launch(one, *arguments)) == [0]
     assert finish(*launch_two(two, *arguments, "--config.data.workers=1")) == [0, 0]
