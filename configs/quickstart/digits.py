@@ -4,7 +4,7 @@ Not in the paper: 8x8 images that come with the installation, to see everything 
 
   python launch.py --config=configs/quickstart/digits.py
 
-Expected: a test accuracy of 0.94 to 0.98, and a mean within-stage CKA near 0.56; without the
+Expected: a test accuracy of 0.94 to 0.98, and a mean within-stage CKA near 0.74; without the
 penalty, --config.penalty.beta=0, the CKA is near 0.91.
 Cost: a minute on two CPU cores.
 """
