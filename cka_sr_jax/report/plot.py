@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from cka_sr_jax.report.figures import Figure, cka_heatmap
 from cka_sr_jax.similarity import CKAMatrix, cka_matrix, distinct
-from cka_sr_jax.similarity.grams import feature_groups
 
 
 def plot_cka(features: Any, *, samples: int | None = None) -> Figure:
@@ -38,6 +38,5 @@ def plot_cka(features: Any, *, samples: int | None = None) -> Figure:
     matrix = np.asarray(cka_matrix(features, samples=samples))
     if not isinstance(features, Mapping):
         return cka_heatmap(matrix)
-    sizes = [len(group) for group in feature_groups(features)]
-    stages = [str(stage) for stage, size in zip(features, sizes, strict=True) for _ in range(size)]
+    stages = [str(stage) for stage, part in features.items() for _ in jax.tree.leaves(part)]
     return cka_heatmap(matrix, distinct(stages), stages)
