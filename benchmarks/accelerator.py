@@ -5,7 +5,9 @@
 Whole steps of a run at batch 128 on random 32x32x3 images, on one device: the batch is cropped and
 flipped there, and the masks keep 5 % of the kernels. Prints a row per variant: milliseconds of a
 step of one run, its ratio to RST without a penalty, and the seconds of an epoch of 45,000 images.
-In "steps per dispatch" a `lax.scan` takes several steps in one call; "runs together" is `vmap` over
+In "steps per dispatch" a `lax.scan` takes several steps in one call; RigL's "program without
+updates" is what a run on a GPU calls at all steps but those that change the masks, and the other
+rows of RigL are what it would call at every step; "runs together" is `vmap` over
 runs, and its milliseconds are those of a step of all divided by their number.
 
 All variants are compiled at once by threads, then timed in turns. It runs on a CPU as well, where
@@ -35,14 +37,15 @@ NAME = "resnet20"
 STEPS_OF_EPOCH = 45_000 // 128
 CALLS, REPEATS = 30, 7  # in each timing, and timings
 PENALTY = {"penalty__beta": 1e-4, "penalty__samples": 8}
+RIGL = {"sparsity__rule": "rigl", "sparsity__update_every": 100}
 PLANS: dict[str, dict[str, Any]] = {
     "RST": {},
     "dense": {"sparsity__rule": "dense", "sparsity__density": 1.0},
     "RST, n = 8": PENALTY,
     "RST, n = 8, every 5": {**PENALTY, "penalty__every": 5},
     "RST, n = 128": {**PENALTY, "penalty__samples": 128},
-    "RigL every 100": {"sparsity__rule": "rigl", "sparsity__update_every": 100},
-    "RigL every 10": {"sparsity__rule": "rigl", "sparsity__update_every": 10},
+    "RigL every 100": RIGL,
+    "RigL every 10": {**RIGL, "sparsity__update_every": 10},
     "RST, bfloat16": {"model__dtype": "bfloat16"},
 }
 TOGETHER = (3, 9)
@@ -76,9 +79,9 @@ def plan_of(**fields: Any) -> RunPlan:
     return random_plan(NAME, MODEL, (32, 32, 3), train__steps=10_000, **augmented, **fields)
 
 
-def one_run(plan: RunPlan, steps: int = 1) -> Stepper:
-    """`steps` steps of one run in a call."""
-    train_on = train_on_examples(plan, plan.config.seed, plan.config.penalty.beta)
+def one_run(plan: RunPlan, steps: int = 1, may_change: bool = True) -> Stepper:
+    """`steps` steps of one run in a call; without `may_change` such that leave the masks alone."""
+    train_on = train_on_examples(plan, plan.config.seed, plan.config.penalty.beta, may_change)
 
     def several(state: Any, shards: Any, data: Any, axis_name: str | None) -> Any:
         return jax.lax.scan(lambda s, shard: train_on(s, shard, data, axis_name), state, shards)
@@ -104,6 +107,9 @@ def main() -> None:
     }
     name = f"RST, {DISPATCHED} steps per dispatch"
     variants[name] = partial(one_run, plan_of(), DISPATCHED)
+    variants["RigL, a program without updates"] = partial(
+        one_run, plan_of(**RIGL), may_change=False
+    )
     for runs in TOGETHER:
         plans = [plan_of(seed=seed) for seed in range(runs)]
         variants[f"RST, {runs} runs together"] = partial(runs_together, plans)

@@ -75,10 +75,13 @@ def sparsify(
 
     Returns:
       A transform whose `update(updates, state, params)` takes the dense gradients as `updates`, and
-      whose state is a `SparseState`.
+      whose state is a `SparseState`. `update(..., may_change=False)` leaves the masks as they are
+      whether a change is due or not: a program compiled with it has no branch, at which a GPU waits
+      for the host in every step. Call that one where `rule.due(step)` is False.
 
     Raises:
-      TypeError: `rule` is not a Rule, or `new_weights` not a function.
+      TypeError: `rule` is not a Rule, or `new_weights` not a function; from `update`, `may_change`
+        is not a Python bool.
       ValueError: from `update`, when it gets no `params`, the state of another transform or of
         another kind of rule, or masks that do not fit the parameters; from `init`, for an inner
         optimizer whose slots are not arranged as the parameters, with a rule that changes masks.
@@ -113,25 +116,11 @@ def sparsify(
             age=_zeros(masks, jnp.uint16) if changes and new_weights else (),
         )
 
-    def update(
-        updates: Params, state: SparseState, params: Params | None = None, **extra: Any
-    ) -> tuple[Params, SparseState]:
-        if params is None:
-            raise ValueError("sparsify needs the parameters: call tx.update(grads, state, params).")
-        kinds = _Kinds(changes, changes and track_explored, changes and new_weights is not None)
-        _check_state(state, params, rule, kinds)
-        step = optax.safe_increment(state.step)
-        if not changes:
-            updates, inner_state = inner.update(
-                apply_masks(updates, state.masks), state.inner_state, params, **extra
-            )
-            state = state._replace(step=step, inner_state=inner_state)
-            return map_masked(_or_to_zero, state.masks, updates, params), state
-        average, rule_grads = state.gradient_average, updates
-        if rule.gradient_decay:
-            average = _update_average(average, updates, state.masks, rule.gradient_decay)
-            rule_grads = map_masked(lambda mask, grad, mean: mean, state.masks, updates, average)
-        key = jax.random.fold_in(jax.random.key(seed), step)
+    def attempt_change(
+        state: SparseState, params: Params, grads: Params, rule_grads: Params
+    ) -> tuple[Masks, Masks, Array, Array]:
+        """The masks of a step, those of the weights that stay, the churn, and what still waits."""
+        key = jax.random.fold_in(jax.random.key(seed), optax.safe_increment(state.step))
 
         def change(masks: Masks, params: Params, grads: Params) -> Masks | Change:
             return rule.update(key, state.step, masks, params, grads)
@@ -158,9 +147,43 @@ def sparsify(
         # What a branch returns is in memory at every step: masks and scalars. Arrays come as
         # arguments: outside jit, those that it closes over would be compiled in as constants.
         after, new_churn, pending = jax.lax.cond(
-            _anywhere(due), attempt, wait, state.masks, params, updates, rule_grads
+            _anywhere(due), attempt, wait, state.masks, params, grads, rule_grads
         )
         masks, kept = after if restarts else (after, _both(state.masks, after))
+        return masks, kept, new_churn, pending
+
+    def update(
+        updates: Params,
+        state: SparseState,
+        params: Params | None = None,
+        *,
+        may_change: bool = True,
+        **extra: Any,
+    ) -> tuple[Params, SparseState]:
+        if params is None:
+            raise ValueError("sparsify needs the parameters: call tx.update(grads, state, params).")
+        if not isinstance(may_change, bool):
+            raise TypeError(
+                f"may_change={may_change!r} is not a Python bool: it chooses the program, so name "
+                "it in static_argnames of jax.jit."
+            )
+        kinds = _Kinds(changes, changes and track_explored, changes and new_weights is not None)
+        _check_state(state, params, rule, kinds)
+        step = optax.safe_increment(state.step)
+        if not changes:
+            updates, inner_state = inner.update(
+                apply_masks(updates, state.masks), state.inner_state, params, **extra
+            )
+            state = state._replace(step=step, inner_state=inner_state)
+            return map_masked(_or_to_zero, state.masks, updates, params), state
+        average, rule_grads = state.gradient_average, updates
+        if rule.gradient_decay:
+            average = _update_average(average, updates, state.masks, rule.gradient_decay)
+            rule_grads = map_masked(lambda mask, grad, mean: mean, state.masks, updates, average)
+        if may_change:
+            masks, kept, new_churn, pending = attempt_change(state, params, updates, rule_grads)
+        else:
+            masks, kept, new_churn, pending = state.masks, state.masks, state.churn, state.pending
         # The inner optimizer sees what stays, with 0 elsewhere, so that its slots come out of it as
         # they are returned: reset after it, they would be in memory twice.
         inner_state = reset_slots(inner, state.inner_state, kept)

@@ -164,8 +164,14 @@ def _trace(plan: RunPlan) -> None:
     jax.eval_shape(jax.vmap(step, in_axes=(None, 0), axis_name="batch"), state, batch)
 
 
-def train_step(plan: RunPlan, seed: int | Array, beta: float | Array) -> Any:
-    """The run's step `(state, batch, axis_name) -> (state, metrics)`, with this seed and beta."""
+def train_step(
+    plan: RunPlan, seed: int | Array, beta: float | Array, may_change: bool = True
+) -> Any:
+    """The run's step `(state, batch, axis_name) -> (state, metrics)`, with this seed and beta.
+
+    Args:
+      may_change: False for a step at which the masks stay.
+    """
     loss = classification_loss(
         plan.model,
         plan.penalty._replace(beta=beta),
@@ -175,7 +181,7 @@ def train_step(plan: RunPlan, seed: int | Array, beta: float | Array) -> Any:
     skip = plan.config.train.not_finite == "skip"
     tx = plan.method.transform(plan.optimizer, seed)
     parts = plan.config.train.accumulate
-    return make_train_step(loss, tx, skip_not_finite=skip, accumulate=parts)
+    return make_train_step(loss, tx, skip_not_finite=skip, accumulate=parts, may_change=may_change)
 
 
 def state_shapes(plan: RunPlan) -> TrainState:

@@ -134,15 +134,18 @@ def open_feed(plan: RunPlan, first_step: int) -> Feed:
 
 
 def train_on_examples(
-    plan: RunPlan, seed: int | jax.Array, beta: float | jax.Array
+    plan: RunPlan, seed: int | jax.Array, beta: float | jax.Array, may_change: bool = True
 ) -> Callable[..., Any]:
     """`(state, shard, data, axis_name) -> (state, metrics)` of one device.
 
     `shard` is a device's part of what the plan's `Feed` gives, and `data` is `training_data`; the
     batch is made on the device.
+
+    Args:
+      may_change: False for a step at which the masks stay.
     """
     config = plan.config.data
-    step = train_step(plan, seed, beta)
+    step = train_step(plan, seed, beta, may_change)
     # A key apart from those of the initialization and the masks.
     augment_key = jax.random.fold_in(jax.random.key(seed), 1)
 

@@ -20,7 +20,7 @@ from cka_sr_jax.training.checkpoints import Snapshot, newest_snapshot
 from cka_sr_jax.training.evaluation import Evaluator, make_evaluator
 from cka_sr_jax.training.hosts import of_first, on_any
 from cka_sr_jax.training.input import open_feed, train_on_examples, training_data
-from cka_sr_jax.training.parallel import map_devices, replicate
+from cka_sr_jax.training.parallel import branches_wait, map_devices, replicate
 from cka_sr_jax.training.penalty import PENALTY_NAMES
 from cka_sr_jax.training.progress import ProgressReporter
 from cka_sr_jax.training.recorder import Recorder
@@ -102,13 +102,7 @@ def train(
     recorder = Recorder(plan, workdir, start, evaluator, console)
     state = replicate(start.state, plan.devices)
     data = replicate(training_data(plan), plan.devices)
-    step_function = map_devices(
-        train_on_examples(plan, plan.config.seed, plan.config.penalty.beta),
-        plan.devices,
-        parallel=plan.config.train.parallel,
-        donate_state=True,
-        own_part=plan.dataset.is_streamed,
-    )
+    function_of = step_functions(plan)
     metrics = None
     with (
         recorder,
@@ -118,7 +112,7 @@ def train(
     ):
         recorder.start_clock()
         for step in range(first_step, plan.steps):
-            state, metrics = step_function(state, feed.next(metrics), data)
+            state, metrics = function_of(step)(state, feed.next(metrics), data)
             stopping = on_any(bool(stop))  # a signal that comes later is for the next step
             values = recorder.record(
                 step + 1,
@@ -145,6 +139,31 @@ def train(
         recorder.diverged,
         recorder.data_wait,
     )
+
+
+def step_functions(plan: RunPlan) -> Callable[[int], Callable[..., Any]]:
+    """`step -> function`: what takes that step on all devices, from 0 on.
+
+    On a GPU, steps at which the masks stay are a program of their own where that is possible.
+    """
+    config = plan.config
+
+    def mapped(may_change: bool) -> Callable[..., Any]:
+        return map_devices(
+            train_on_examples(plan, config.seed, config.penalty.beta, may_change),
+            plan.devices,
+            parallel=config.train.parallel,
+            donate_state=True,
+            own_part=plan.dataset.is_streamed,
+        )
+
+    updates, every = plan.mask_updates, mapped(may_change=True)
+    # A step that is skipped leaves its change of the masks to the next one.
+    alike = not updates.any() or updates.all() or config.train.not_finite == "skip"
+    if alike or not branches_wait(plan.devices):
+        return lambda step: every
+    between = mapped(may_change=False)
+    return lambda step: every if updates[step] else between
 
 
 def describe(plan: RunPlan, state: TrainState, console: Console) -> None:

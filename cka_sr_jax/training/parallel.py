@@ -95,6 +95,11 @@ def map_devices(
     return call_with_parts
 
 
+def branches_wait(devices: Sequence[jax.Device]) -> bool:
+    """Whether these devices wait for the host wherever a program chooses a branch, as GPUs do."""
+    return devices[0].platform == "gpu"
+
+
 def own_rows(devices: Sequence[jax.Device], batch_size: int) -> np.ndarray:
     """The rows of a batch that this process's devices take: int [rows], increasing."""
     rows = np.arange(batch_size).reshape(len(devices), -1)

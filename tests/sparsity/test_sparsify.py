@@ -91,6 +91,40 @@ def test_a_change_waits_until_gradients_are_finite(name):
     assert sum(counts.values()) == sum(int(mask.sum()) for mask in other.values())
 
 
+@pytest.mark.parametrize("name", fast_among(RULES, "rigl", "snfs", "granet"))
+def test_a_program_that_may_not_change_masks_is_the_same_between_changes(name):
+    tx = sparsify(optax.sgd(0.1, momentum=0.9), make_rule(name.split()[0], **RULES[name]))
+    update = jax.jit(tx.update, static_argnames="may_change")
+    start = sparse_init(tx, layers())
+
+    def after(steps, may_change):
+        params, state = start
+        for step in range(steps):
+            updates, state = update(params, state, params, may_change=may_change(step))
+            params = optax.apply_updates(params, updates)
+        return params, state
+
+    due = {2, 4, 6, 8, 10}
+    for one, other in zip(
+        jax.tree.leaves(after(9, lambda step: True)),
+        jax.tree.leaves(after(9, lambda step: step in due)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(one, other)
+    first = leaf_paths(get_masks(start[1]))
+    for (_, mask), (_, other) in zip(
+        first, leaf_paths(get_masks(after(9, lambda step: False)[1])), strict=True
+    ):
+        np.testing.assert_array_equal(mask, other)
+
+
+def test_whether_masks_may_change_is_known_when_the_program_is_made():
+    tx = sparsify(optax.sgd(0.1), make_rule("rigl", **COMMON))
+    params, state = sparse_init(tx, layers())
+    with pytest.raises(TypeError, match=r"may_change=.* is not a Python bool: .* static_argnames"):
+        jax.jit(tx.update)(params, state, params, may_change=True)
+
+
 def test_the_average_of_snfs_outlives_a_gradient_that_is_not_finite():
     rule = make_rule("snfs", **COMMON)
     tx = sparsify(optax.sgd(0.0), rule)

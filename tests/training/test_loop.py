@@ -228,6 +228,22 @@ def test_a_run_that_diverges_stops_and_says_where(tmp_path, capsys):
     assert "This run is complete" in capsys.readouterr().out
 
 
+def test_a_gpus_two_programs_are_one_run(tmp_path, monkeypatch):
+    config_of_rigl = {"sparsity__rule": "rigl", "sparsity__update_every": 7}
+    config = small_config(**config_of_rigl)
+    one = run(config, tmp_path / "one", Console(quiet=True))
+    monkeypatch.setattr(loop, "branches_wait", lambda devices: True)
+    functions = loop.step_functions(loop.prepare(config))
+    assert functions(7) is functions(14) is not functions(8)
+    assert functions(8) is functions(9)
+    skips = loop.prepare(small_config(**config_of_rigl, train__not_finite="skip"))
+    functions = loop.step_functions(skips)
+    assert functions(7) is functions(8)
+    two = run(config, tmp_path / "two", Console(quiet=True))
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+    assert one["test"] == two["test"]
+
+
 def test_layers_that_keep_no_weight_are_named(capsys):
     plan = loop.prepare(small_config(sparsity__density=0.0005, sparsity__exact=False))
     loop.describe(plan, build.new_state(plan), Console(soft_wrap=True))

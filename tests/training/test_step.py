@@ -14,6 +14,7 @@ from cka_sr_jax.models import create_model
 from cka_sr_jax.similarity import cca_penalty
 from cka_sr_jax.training import (
     Penalty,
+    TrainState,
     cka_sr,
     classification_loss,
     create_state,
@@ -215,6 +216,40 @@ def test_a_third_party_model_without_features_trains_with_beta_zero():
     state, metrics = jax.jit(make_step(Plain(), tx), static_argnums=2)(state, BATCH, None)
     assert "penalty" not in metrics
     assert jnp.isfinite(metrics["loss"])
+
+
+@jax.custom_vjp
+def _gradient_alone(param, gradient):
+    """0, whose gradient with respect to the parameter is given: the loss stays finite."""
+    return jnp.zeros(())
+
+
+_gradient_alone.defvjp(
+    lambda param, gradient: (jnp.zeros(()), gradient.astype(param.dtype)),
+    lambda gradient, _: (gradient, jnp.zeros(gradient.shape)),
+)
+
+
+@pytest.mark.parametrize("bad", [None, "weight", "large", "half", "statistic"])
+def test_one_number_that_is_not_finite_is_told_wherever_it_is(bad):
+    params = {
+        "weight": jnp.ones((3, 4)),
+        "large": jnp.ones((300, 300)),
+        "half": jnp.ones((2, 3), jnp.bfloat16),
+    }
+
+    def loss(params, statistics, batch, step, axis_name):
+        terms = [_gradient_alone(params[name], batch[name]) for name in params]
+        return sum(terms), ({}, {"mean": batch["statistic"]})
+
+    batch = {name: jnp.ones(p.shape) for name, p in params.items()}
+    batch["statistic"] = jnp.ones(5)
+    if bad:
+        batch[bad] = batch[bad].at[(1,) * batch[bad].ndim].set(jnp.nan)
+    tx = optax.sgd(0.1)
+    state = TrainState(jnp.int32(0), params, {"mean": jnp.ones(5)}, tx.init(params))
+    _, metrics = jax.jit(make_train_step(loss, tx), static_argnums=2)(state, batch, None)
+    assert metrics["finite"] == (bad is None)
 
 
 @pytest.mark.parametrize("skip", [False, True])
