@@ -7,8 +7,8 @@ flipped there, and the masks keep 5 % of the kernels. Prints a row per variant: 
 step of one run, its ratio to RST without a penalty, and the seconds of an epoch of 45,000 images.
 In "steps per dispatch" a `lax.scan` takes several steps in one call; RigL's "program without
 updates" is what a run on a GPU calls at all steps but those that change the masks, and the other
-rows of RigL are what it would call at every step; "runs together" is `vmap` over
-runs, and its milliseconds are those of a step of all divided by their number.
+rows of RigL are what it would call at every step; "runs together" is `vmap` over runs, and its
+milliseconds are those of a step of all divided by their number.
 
 All variants are compiled at once by threads, then timed in turns. It runs on a CPU as well, where
 it takes half an hour.

@@ -14,7 +14,8 @@ Expected: the paper's figures, one run each; 84.16 without the penalty, and at b
   n = 8, every 10 batches   84.28 84.27 84.62 84.14 84.27 84.06 84.25 84.17 84.19 84.59 84.43 84.08
 
 The paper quotes 85.03, the best of its 60 runs. Here the beta is chosen on validation data.
-Cost: 39 runs (the third line, with three seeds), 69e15 FLOPs. 6 to 13 hours a run on two CPU cores.
+Cost: 39 runs (the third line, with three seeds), 69e15 FLOPs. 4 minutes a run on an H200, 6 to
+13 hours on two CPU cores.
 
 The other lines, each with a --workdir of its own, change --config.penalty.samples and
 --config.penalty.every; all samples in each batch are

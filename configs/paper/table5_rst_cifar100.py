@@ -7,7 +7,8 @@
 Expected: the paper's figures are in configs/paper/cifar100_resnet20_rst.py. They are the best test
 accuracies of networks trained on all images. This grid holds a tenth of the images out and chooses
 its weights on those, so expect lower figures.
-Cost: 36 runs, 63e15 FLOPs. 6 to 13 hours a run on two CPU cores.
+Cost: 36 runs, 63e15 FLOPs. About 4 minutes a run on an H200, 6 to 13
+hours on two CPU cores.
 
 For the paper's own selection, with a --workdir of its own: --config.data.validation=0.0
 --config.eval.select=best-test. The table's betas are not published: 1e-4 is the reference's
