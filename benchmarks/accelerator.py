@@ -4,8 +4,8 @@
 
 Whole steps of a run at batch 128 on random 32x32x3 images, on one device: the batch is cropped and
 flipped there, and the masks keep 5 % of the kernels. Prints a row per variant: milliseconds of a
-step of one run, its ratio to RST without a penalty, and the seconds of an epoch of 45,000 images.
-In "steps per dispatch" a `lax.scan` takes several steps in one call; RigL's "program without
+step of one run, its ratio to RST without a penalty, the seconds of an epoch of 45,000 images, and
+the MiB of the compiled step beside the images, by XLA's count. In "steps per dispatch" a `lax.scan` takes several steps in one call; RigL's "program without
 updates" is what a run on a GPU calls at all steps but those that change the masks, and the other
 rows of RigL are what it would call at every step; "runs together" is `vmap` over runs, and its
 milliseconds are those of a step of all divided by their number.
@@ -57,6 +57,7 @@ class Stepper:
 
     Attributes:
       steps: of one call, over all runs.
+      memory: bytes of the state and the temporary arrays, by XLA's count.
     """
 
     def __init__(self, step: Any, state: Any, indices: np.ndarray, data: Any, steps: int) -> None:
@@ -65,6 +66,9 @@ class Stepper:
         self._rest = jax.numpy.asarray(indices), data
         self._step = step.lower(self._state, *self._rest).compile()
         self.steps = steps
+        counted = self._step.memory_analysis()
+        images = sum(leaf.nbytes for leaf in jax.tree.leaves(self._rest))
+        self.memory = counted.argument_size_in_bytes + counted.temp_size_in_bytes - images
 
     def __call__(self) -> Any:
         """Some steps; returns their metrics."""
@@ -123,9 +127,15 @@ def main() -> None:
     seconds = {name: times[name] / stepper.steps for name, stepper in steppers.items()}
     print_table(
         "A step of ResNet-20 at batch 128, median of interleaved timings",
-        ["step", "ms", "against RST", "s an epoch"],
+        ["step", "ms", "against RST", "s an epoch", "MiB"],
         [
-            [name, f"{1e3 * s:.3f}", f"{s / seconds['RST']:.3f}", f"{s * STEPS_OF_EPOCH:.2f}"]
+            [
+                name,
+                f"{1e3 * s:.3f}",
+                f"{s / seconds['RST']:.3f}",
+                f"{s * STEPS_OF_EPOCH:.2f}",
+                f"{steppers[name].memory / 2**20:.0f}",
+            ]
             for name, s in seconds.items()
         ],
     )

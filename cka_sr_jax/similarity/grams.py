@@ -177,6 +177,7 @@ def _inner_products_jvp(
     return _inner_products(x), half + half.T
 
 
+@jax.checkpoint  # the differences are made again for the gradient: kept, they would be a copy of x
 def _gram(x: Float[Array, "k n p"]) -> Float[Array, "k n n"]:
     """Gram matrices of the features' differences from the first sample.
 
