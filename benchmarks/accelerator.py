@@ -5,9 +5,11 @@
 Whole steps of a run at batch 128 on random 32x32x3 images, on one device: the batch is cropped and
 flipped there, and the masks keep 5 % of the kernels. Prints a row per variant: milliseconds of a
 step of one run, its ratio to RST without a penalty, the seconds of an epoch of 45,000 images, and
-the MiB of the compiled step beside the images, by XLA's count. In "steps per dispatch" a `lax.scan` takes several steps in one call; RigL's "program without
-updates" is what a run on a GPU calls at all steps but those that change the masks, and the other
-rows of RigL are what it would call at every step; "runs together" is `vmap` over runs, and its
+the MiB of the compiled step beside the images, by XLA's count.
+
+In "steps per dispatch" a `lax.scan` takes several steps in one call. RigL's "program without
+updates" is what a run on a GPU calls at all steps but those that change the masks; the other rows
+of RigL are what it would call at every step. "Runs together" is `vmap` over runs, and its
 milliseconds are those of a step of all divided by their number.
 
 All variants are compiled at once by threads, then timed in turns. It runs on a CPU as well, where
