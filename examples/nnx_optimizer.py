@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from cka_sr_jax import apply_masks, compare_cka, get_masks, make_rule, sparsify, summary
+from cka_sr_jax import compare_cka, make_rule, sparse_init, sparsify, summary
 
 STEPS = 150
 
@@ -62,8 +62,8 @@ def main():
 
     model = Network(nnx.Rngs(0))
     tx = sparsify(optax.adam(3e-3), make_rule("set", density=0.1, end_step=100, update_every=20))
-    params = nnx.state(model, nnx.Param)
-    nnx.update(model, apply_masks(params, get_masks(tx.init(params))))
+    params, _ = sparse_init(tx, nnx.state(model, nnx.Param))
+    nnx.update(model, params)
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)  # draws the same masks
 
     losses = [float(train_step(model, optimizer, x, y)) for _ in range(STEPS)]

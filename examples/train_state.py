@@ -1,6 +1,6 @@
 """Sparse training with Flax's `TrainState`: one line more than without.
 
-The state is made as ever; then its parameters are masked once. GraNet starts at half of the
+The parameters are masked once; then the state is made as ever. GraNet starts at half of the
 weights and prunes to a tenth. Clipping and weight decay stand inside `sparsify`, so that nothing
 after it changes the updates that hold pruned weights at 0.
 
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax.training.train_state import TrainState
 
-from cka_sr_jax import apply_masks, density, get_masks, make_rule, sparsify, summary
+from cka_sr_jax import density, get_masks, make_rule, sparse_init, sparsify, summary
 
 STEPS = 200
 
@@ -36,11 +36,11 @@ def main():
     y = jnp.argmax(jnp.tanh(x @ jax.random.normal(jax.random.key(1), (20, 5))), axis=-1)
 
     model = nn.Sequential([nn.Dense(64), nn.relu, nn.Dense(64), nn.relu, nn.Dense(5)])
-    params = model.init(jax.random.key(2), x)["params"]
     rule = make_rule("granet", density=0.1, end_step=150, prune_end_step=100, update_every=20)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(3e-3))
-    state = TrainState.create(apply_fn=model.apply, params=params, tx=sparsify(optimizer, rule))
-    state = state.replace(params=apply_masks(state.params, get_masks(state.opt_state)))
+    tx = sparsify(optimizer, rule)
+    params, _ = sparse_init(tx, model.init(jax.random.key(2), x)["params"])
+    state = TrainState.create(apply_fn=model.apply, params=params, tx=tx)  # draws the same masks
 
     for step in range(STEPS):
         state, value = train_step(state, x, y)

@@ -20,7 +20,7 @@ from cka_sr_jax.sparsity.layers import Axes, Layer, Patterns, finder
 from cka_sr_jax.sparsity.masks import Masks, Params, apply_masks, masks_from_paths
 from cka_sr_jax.sparsity.per_layer import count_layers
 from cka_sr_jax.sparsity.random_places import layer_keys, random_mask
-from cka_sr_jax.sparsity.selection import top_k_masks
+from cka_sr_jax.sparsity.selection import count_dtype, top_k_masks, wide_counts
 
 Loss = Callable[[Params, Any], Float[Array, ""]]
 Model = Callable[[Params, Any], Array]  # of inputs of NumPy or JAX
@@ -191,7 +191,8 @@ def synflow(
     masks = {path: jnp.ones(layer.shape, bool) for path, layer in layers.items()}
     for k in range(1, rounds + 1):
         count = max(1, round(density ** (k / rounds) * size))
-        masks, largest = next_round(masks, jnp.int32(count))
+        with wide_counts(size):
+            masks, largest = next_round(masks, jnp.asarray(count, count_dtype(size)))
         if k == 1 and not isinstance(largest, jax.core.Tracer) and not jnp.isfinite(largest):
             raise ValueError(
                 f"SynFlow's scores leave the range of {largest.dtype} in this model: compute them "

@@ -8,13 +8,13 @@ Long because each rule documents its arguments in full.
 
 from __future__ import annotations
 
-from cka_sr_jax.sparsity.fixed import start_counts, start_masks
 from cka_sr_jax.sparsity.layers import Axes, Patterns, finder
 from cka_sr_jax.sparsity.masks import Masks
 from cka_sr_jax.sparsity.replacement import Replacement, grow_first, replace_share
 from cka_sr_jax.sparsity.rule import Distributed, Rule
 from cka_sr_jax.sparsity.schedules import Schedule, drop_schedule, periodic
 from cka_sr_jax.sparsity.scores import Score, get_score, magnitude_and_gradient
+from cka_sr_jax.sparsity.starts import start_counts, start_masks
 
 
 def sparse_evolutionary(
@@ -71,7 +71,8 @@ def sparse_evolutionary(
       exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
       stacked: {path pattern: leading axes that count layers}, for what `nn.scan` or `vmap` stacked.
       input_axes: {path pattern: number of input axes}, for unusual kernels of rank 3 or more.
-      start: masks to start from in place of random ones, as `static` takes them.
+      start: masks to start from in place of random ones, as `static` takes them. Each layer keeps
+        their count; `density` and `distribution` are then unused.
 
     Raises:
       ValueError: a density, fraction, step or name that cannot work; at `init`, an unknown
@@ -137,7 +138,8 @@ def rigl(
       exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
       stacked: {path pattern: leading axes that count layers}, for what `nn.scan` or `vmap` stacked.
       input_axes: {path pattern: number of input axes}, for unusual kernels of rank 3 or more.
-      start: masks to start from in place of random ones, as `static` takes them.
+      start: masks to start from in place of random ones, as `static` takes them. Each layer keeps
+        their count; `density` and `distribution` are then unused.
 
     Raises:
       ValueError: a density, fraction, step or name that cannot work; at `init`, an unknown
@@ -207,7 +209,8 @@ def snfs(
       exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
       stacked: {path pattern: leading axes that count layers}, for what `nn.scan` or `vmap` stacked.
       input_axes: {path pattern: number of input axes}, for unusual kernels of rank 3 or more.
-      start: masks to start from in place of random ones, as `static` takes them.
+      start: masks to start from in place of random ones, as `static` takes them. Each layer keeps
+        their count; `density` and `distribution` are then unused.
 
     Raises:
       ValueError: a density, fraction, step or name that cannot work; at `init`, an unknown
@@ -285,7 +288,8 @@ def mest(
       exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
       stacked: {path pattern: leading axes that count layers}, for what `nn.scan` or `vmap` stacked.
       input_axes: {path pattern: number of input axes}, for unusual kernels of rank 3 or more.
-      start: masks to start from in place of random ones, as `static` takes them.
+      start: masks to start from in place of random ones, as `static` takes them. Each layer keeps
+        their count; `density` and `distribution` are then unused.
 
     Raises:
       ValueError: a density, fraction, step or name that cannot work; at `init`, an unknown

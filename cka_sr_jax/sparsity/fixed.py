@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array
 
 from cka_sr_jax._paths import leaf_paths
-from cka_sr_jax.sparsity.distributions import (
-    check_density,
-    counts_of,
-    layer_densities,
-)
-from cka_sr_jax.sparsity.layers import Axes, Finder, Layer, Patterns, finder
-from cka_sr_jax.sparsity.masks import Masks, Params, all_kept, masks_from_paths
-from cka_sr_jax.sparsity.per_layer import by_path, count_layers, layer_names, over_stack
-from cka_sr_jax.sparsity.random_places import layer_keys, random_places
-from cka_sr_jax.sparsity.rule import Distributed, Rule, check_prunes
+from cka_sr_jax.sparsity.distributions import check_density, layer_densities
+from cka_sr_jax.sparsity.layers import Axes, Patterns, finder
+from cka_sr_jax.sparsity.masks import Masks, Params, masks_from_paths
+from cka_sr_jax.sparsity.per_layer import by_path, layer_names, over_stack
+from cka_sr_jax.sparsity.random_places import layer_keys, placed_like
+from cka_sr_jax.sparsity.rule import Distributed, Rule
+from cka_sr_jax.sparsity.starts import given_masks, start_masks
 
 
 def dense() -> Rule:
@@ -52,31 +45,6 @@ def static(masks: Masks) -> Rule:
         values than 0 and 1.
     """
     return Rule(lambda key, params: given_masks(params, masks))
-
-
-def given_masks(params: Params, masks: Masks) -> Masks:
-    """The mask tree of `params` with these masks; arguments and errors as for `static`."""
-    leaves = dict(leaf_paths(params))
-    given = dict(leaf_paths(masks))
-    for path, mask in given.items():
-        if path not in leaves:
-            raise ValueError(
-                f"the masks have {path}, which the parameters lack: pass masks of these parameters "
-                f"({', '.join(leaves) or 'none'})."
-            )
-        if np.shape(mask) != np.shape(leaves[path]):
-            raise ValueError(
-                f"the mask of {path} has shape {np.shape(mask)} and the parameter "
-                f"{np.shape(leaves[path])}: pass a bool array of the parameter's shape."
-            )
-        if not isinstance(mask, jax.core.Tracer) and not np.isin(mask, (0, 1)).all():
-            raise ValueError(
-                f"the mask of {path} has values other than 0 and 1: pass masks, not scores or "
-                "weights."
-            )
-    # Copies, which a step that donates its state may overwrite.
-    bools = {path: jnp.array(mask, bool) for path, mask in given.items()}
-    return masks_from_paths(params, bools)
 
 
 def rst(
@@ -123,7 +91,7 @@ def rst(
     check_density(density)
 
     def init(key: Array, params: Params) -> Masks:
-        layers, masks = find(params), {}
+        layers, leaves, masks = find(params), dict(leaf_paths(params)), {}
         densities = layer_densities(layer_names(layers), density, distribution)
         shares = by_path(layers, densities)
         for path, layer in layers.items():
@@ -132,68 +100,9 @@ def rst(
             def draw(key: Array, share: Array, shape: tuple[int, ...] = shape) -> Array:
                 return jax.random.bernoulli(key, share, shape)
 
+            drawn = placed_like(over_stack(draw, layer.stack), leaves[path])
             share = jnp.asarray(shares[path], jnp.float32)
-            masks[path] = over_stack(draw, layer.stack)(layer_keys(key, path, layer), share)
+            masks[path] = drawn(layer_keys(key, path, layer), share)
         return masks_from_paths(params, masks)
 
     return Rule(init)
-
-
-def given_start(params: Params, layers: Mapping[str, Layer], start: Masks) -> Masks:
-    """These masks as the first of a rule.
-
-    Raises:
-      ValueError: as `static`; masks of a parameter that the rule keeps dense.
-    """
-    masks = given_masks(params, start)
-    check_prunes(layers, masks)
-    return masks
-
-
-def start_full(find: Finder, start: Masks | None) -> Callable[[Array, Params], Masks]:
-    """A rule's `init` that keeps all weights, or the masks of `start`."""
-
-    def init(key: Array, params: Params) -> Masks:
-        layers = find(params)
-        return all_kept(params, layers) if start is None else given_start(params, layers, start)
-
-    return init
-
-
-def start_counts(
-    find: Finder, density: float, distribution: Distributed, start: Masks | None = None
-) -> Callable[[Params], Mapping[str, Any]]:
-    """`(params) -> {path: weights of each layer}`: the distribution's, or those of `start`."""
-
-    def counts(params: Params) -> Mapping[str, Any]:
-        layers = find(params)
-        if start is None:
-            return counts_of(layers, density, distribution)
-        with jax.ensure_compile_time_eval():  # masks that are given are known
-            masks = dict(leaf_paths(given_masks(params, start)))
-            return {path: count_layers(layers[path], mask) for path, mask in masks.items()}
-
-    return counts
-
-
-def start_masks(
-    find: Finder, density: float, distribution: Distributed, start: Masks | None = None
-) -> Callable[[Array, Params], Masks]:
-    """A rule's `init`: the distribution's count of each layer, exactly, at random places.
-
-    Args:
-      start: masks to start from in place of random ones.
-
-    Raises:
-      ValueError: density outside (0, 1]; at `init`, an unknown distribution or pattern, or masks
-        that do not fit.
-    """
-    check_density(density)
-
-    def init(key: Array, params: Params) -> Masks:
-        layers = find(params)
-        if start is None:
-            return random_places(key, params, layers, counts_of(layers, density, distribution))
-        return given_start(params, layers, start)
-
-    return init

@@ -12,7 +12,6 @@ from jaxtyping import Array, Int
 
 from cka_sr_jax._paths import leaf_paths
 from cka_sr_jax.sparsity.distributions import check_density, counts_of
-from cka_sr_jax.sparsity.fixed import start_counts, start_full, start_masks
 from cka_sr_jax.sparsity.layers import Axes, Finder, Layer, Patterns, finder
 from cka_sr_jax.sparsity.masks import Masks, Params, masks_from_paths
 from cka_sr_jax.sparsity.per_layer import over_stack
@@ -28,6 +27,7 @@ from cka_sr_jax.sparsity.schedules import (
 )
 from cka_sr_jax.sparsity.scores import Score, get_score
 from cka_sr_jax.sparsity.selection import top_k_mask, top_k_masks, wide_counts
+from cka_sr_jax.sparsity.starts import start_counts, start_full, start_masks
 
 
 def gmp(
@@ -152,7 +152,8 @@ def granet(
     2. drops, of the n weights that a layer then has, the floor(f(t) n) with the lowest drop score,
        and grows as many with the highest grow score.
 
-    The total after each update is n_t.
+    The total after each update is n_t. A weight that is cut and grown in one update starts anew at
+    0, with empty slots, as in the authors' code.
 
     >>> import optax
     >>> from cka_sr_jax.sparsity import granet, sparsify
@@ -185,7 +186,8 @@ def granet(
       exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
       stacked: {path pattern: leading axes that count layers}, for what `nn.scan` or `vmap` stacked.
       input_axes: {path pattern: number of input axes}, for unusual kernels of rank 3 or more.
-      start: masks to start from in place of random ones, as `static` takes them.
+      start: masks to start from in place of random ones, as `static` takes them;
+        `initial_density` and `distribution` are then unused.
 
     Raises:
       ValueError: a density, fraction, step or name that cannot work; at `init`, an unknown

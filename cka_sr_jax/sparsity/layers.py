@@ -26,6 +26,8 @@ OTHERS = {
     *("bias", "scale", "gamma", "temperature", "cls", "token", "tokens"),
     *("embed", "embedding", "embeddings", "pos", "position", "positional"),
 }
+# Words in the name of a layer whose `weight` is a table that indices look up, or a bias.
+TABLES = {"wte", "wpe", "pos", "position", "positional", "bias"}
 ATTENTION = ("query", "key", "value")
 
 Patterns = str | Sequence[str]
@@ -350,10 +352,10 @@ def _words(name: str) -> list[str]:
 
 def _is_weight(path: str) -> bool:
     name, layer = _name(path), _name(_parent(path))
-    if _words(name)[0] not in WEIGHTS:
+    if _words(name)[0] not in WEIGHTS or OTHERS & set(_words(name)):
         return False
     # Flax calls an embedding's array `embedding`; others call it `weight`.
-    return name == "kernel" or "embed" not in layer.lower()
+    return name == "kernel" or not ("embed" in layer.lower() or TABLES & set(_words(layer)))
 
 
 def _names_leaf(pattern: str, path: str) -> bool:

@@ -22,7 +22,7 @@ from cka_sr_jax.sparsity.layers import Axes, Finder, Layer, Patterns, finder
 from cka_sr_jax.sparsity.masks import Masks, Params, masks_from_paths
 from cka_sr_jax.sparsity.per_layer import over_stack
 from cka_sr_jax.sparsity.reparametrization import Reparametrization, part
-from cka_sr_jax.sparsity.selection import count_kept
+from cka_sr_jax.sparsity.selection import count_kept, wide_counts
 
 # (layer, threshold, weight) -> an array like the weight
 Threshold = Callable[[Layer, Array, Array], Array]
@@ -147,7 +147,8 @@ def dst(
 
     def restart(trained: Params) -> Params:
         def at_layer(layer: Layer, t: Array, weight: Array) -> Array:
-            nearly_empty = count_kept(kept(layer, t, weight)) <= weight.size // 100
+            with wide_counts(weight.size):
+                nearly_empty = count_kept(kept(layer, t, weight)) <= weight.size // 100
             return jnp.where(nearly_empty, 0, t)
 
         thresholds = _map_thresholds(at_layer, find, trained)

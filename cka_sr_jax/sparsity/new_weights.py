@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt
 
 NewWeights = Callable[[Float[Array, "..."], Int[Array, ""]], Float[Array, "..."]]
 
@@ -76,6 +76,21 @@ def ramp(updates: int) -> NewWeights:
         return jnp.where(age >= step.astype(jnp.float32), 1.0, jnp.minimum(age / updates, 1.0))
 
     return factor
+
+
+def older(kept: Bool[Array, "..."], age: UInt[Array, "..."]) -> UInt[Array, "..."]:
+    """One update more, up to the largest that the type holds; 0 where a weight starts anew."""
+    count = jnp.where(age == jnp.iinfo(age.dtype).max, age, age + 1)
+    return jnp.where(kept, count, jnp.zeros_like(age))
+
+
+def scaled(
+    factor: NewWeights, step: Int[Array, ""], age: UInt[Array, "..."], update: Array
+) -> Array:
+    """The update times the factor of each weight's age."""
+    most = jnp.iinfo(age.dtype).max  # where the count ends
+    share = jnp.where(age == most, 1.0, factor(jnp.maximum(age, 1).astype(jnp.float32), step))
+    return update * share.astype(update.dtype)
 
 
 def _bias_left(decay: float, count: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType
 from jaxtyping import Array, Bool
 
 from cka_sr_jax._paths import leaf_paths
@@ -48,13 +50,28 @@ def random_places(
 
 def _random_mask(keys: Array, leaf: Any, layer: Layer, counts: Any) -> Bool[Array, "..."]:
     """A random mask of the leaf's sharding, drawn where the parameter lies."""
+    return placed_like(partial(random_mask, layer=layer), leaf)(keys, counts=np.asarray(counts))
+
+
+def placed_like(draw: Callable[..., Array], leaf: Any) -> Callable[..., Array]:
+    """The function, compiled so that its result is made where the parameter lies."""
     if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
-        return random_mask(keys, layer, counts)
+        return lambda *args, **kwargs: like(draw(*args, **kwargs), leaf)
     # On one device a sharding would only tie the mask to it.
     several = len(leaf.sharding.device_set) > 1
     place: Any = {"out_shardings": leaf.sharding} if several else {}
-    drawn: Any = jax.jit(random_mask, static_argnums=1, **place)
-    return drawn(keys, layer, np.asarray(counts))
+    return jax.jit(draw, **place)
+
+
+def like(mask: Array, leaf: Any) -> Array:
+    """The mask, where the parameter lies."""
+    if isinstance(leaf, jax.core.Tracer):
+        sharding = jax.typeof(leaf).sharding
+        explicit = AxisType.Explicit in sharding.mesh.axis_types
+        return jax.sharding.reshard(mask, sharding) if explicit else mask
+    if isinstance(leaf, jax.Array) and len(leaf.sharding.device_set) > 1:
+        return jax.device_put(mask, leaf.sharding)
+    return mask
 
 
 def random_mask(keys: Array, layer: Layer, counts: Any) -> Bool[Array, "..."]:

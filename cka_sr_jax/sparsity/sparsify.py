@@ -10,23 +10,22 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int, UInt
+from jaxtyping import Array, Bool, Float, Int
 
 from cka_sr_jax._paths import leaf_paths
 from cka_sr_jax.sparsity.masks import (
     Masks,
     Params,
     apply_masks,
-    check_masks,
     churn,
     explored,
     is_dense,
     map_masked,
 )
-from cka_sr_jax.sparsity.new_weights import NewWeights
+from cka_sr_jax.sparsity.new_weights import NewWeights, older, scaled
 from cka_sr_jax.sparsity.rule import Change, Rule
 from cka_sr_jax.sparsity.slots import check_slots, reset_slots
-from cka_sr_jax.sparsity.state import SparseState
+from cka_sr_jax.sparsity.state import Kinds, SparseState, check_state
 
 
 def sparsify(
@@ -45,8 +44,8 @@ def sparsify(
     gradient, which some rules grow from. Where the rule changes the masks, new weights start at 0,
     with what `inner` makes of a 0 in their slots (momentum, second moment): 0, but for transforms
     that turn a gradient of 0 into something, such as centralization. A change that is due while a
-    gradient is not finite waits until all are. All stays on the device; equal seeds and inputs give
-    equal masks on every device.
+    gradient of a pruned layer is not finite waits until all are. All stays on the device; equal
+    seeds and inputs give equal masks on every device.
 
     >>> from cka_sr_jax.sparsity import rst, sparse_init, sparsify
     >>> params = {"kernel": jnp.ones((20, 10)), "bias": jnp.zeros(10)}
@@ -77,7 +76,8 @@ def sparsify(
       A transform whose `update(updates, state, params)` takes the dense gradients as `updates`, and
       whose state is a `SparseState`. `update(..., may_change=False)` leaves the masks as they are
       whether a change is due or not: a program compiled with it has no branch, at which a GPU waits
-      for the host in every step. Call that one where `rule.due(step)` is False.
+      for the host in every step. It is for steps at which neither `rule.due(state.step)` nor
+      `state.pending` is True.
 
     Raises:
       TypeError: `rule` is not a Rule, or `new_weights` not a function; from `update`, `may_change`
@@ -116,10 +116,9 @@ def sparsify(
             age=_zeros(masks, jnp.uint16) if changes and new_weights else (),
         )
 
-    def attempt_change(
+    def change_masks(
         state: SparseState, params: Params, grads: Params, rule_grads: Params
-    ) -> tuple[Masks, Masks, Array, Array]:
-        """The masks of a step, those of the weights that stay, the churn, and what still waits."""
+    ) -> _Masked:
         key = jax.random.fold_in(jax.random.key(seed), optax.safe_increment(state.step))
 
         def change(masks: Masks, params: Params, grads: Params) -> Masks | Change:
@@ -150,7 +149,7 @@ def sparsify(
             _anywhere(due), attempt, wait, state.masks, params, grads, rule_grads
         )
         masks, kept = after if restarts else (after, _both(state.masks, after))
-        return masks, kept, new_churn, pending
+        return _Masked(masks, kept, new_churn, pending)
 
     def update(
         updates: Params,
@@ -167,8 +166,8 @@ def sparsify(
                 f"may_change={may_change!r} is not a Python bool: it chooses the program, so name "
                 "it in static_argnames of jax.jit."
             )
-        kinds = _Kinds(changes, changes and track_explored, changes and new_weights is not None)
-        _check_state(state, params, rule, kinds)
+        kinds = Kinds(changes, changes and track_explored, changes and new_weights is not None)
+        check_state(state, params, rule, kinds)
         step = optax.safe_increment(state.step)
         if not changes:
             updates, inner_state = inner.update(
@@ -181,33 +180,43 @@ def sparsify(
             average = _update_average(average, updates, state.masks, rule.gradient_decay)
             rule_grads = map_masked(lambda mask, grad, mean: mean, state.masks, updates, average)
         if may_change:
-            masks, kept, new_churn, pending = attempt_change(state, params, updates, rule_grads)
+            after = change_masks(state, params, updates, rule_grads)
         else:
-            masks, kept, new_churn, pending = state.masks, state.masks, state.churn, state.pending
+            after = _Masked(state.masks, state.masks, state.churn, state.pending)
         # The inner optimizer sees what stays, with 0 elsewhere, so that its slots come out of it as
         # they are returned: reset after it, they would be in memory twice.
-        inner_state = reset_slots(inner, state.inner_state, kept)
-        masked_grads, masked_params = apply_masks(updates, kept), apply_masks(params, kept)
+        inner_state = reset_slots(inner, state.inner_state, after.kept)
+        masked_grads = apply_masks(updates, after.kept)
+        masked_params = apply_masks(params, after.kept)
         updates, inner_state = inner.update(masked_grads, inner_state, masked_params, **extra)
         age, explored_now = state.age, state.kept_before
         if new_weights:
-            age = jax.tree.map(_older, kept, age)
-            updates = map_masked(partial(_scale, new_weights, step), age, updates)
+            age = jax.tree.map(older, after.kept, age)
+            updates = map_masked(partial(scaled, new_weights, step), age, updates)
         if track_explored:
             explored_now = explored(state.kept_before, state.masks)
         state = state._replace(
             step=step,
-            masks=masks,
+            masks=after.masks,
             inner_state=inner_state,
             gradient_average=average,
-            pending=pending,
+            pending=after.pending,
             kept_before=explored_now,
-            churn=new_churn,
+            churn=after.churn,
             age=age,
         )
-        return map_masked(_or_to_zero, kept, updates, params), state
+        return map_masked(_or_to_zero, after.kept, updates, params), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+class _Masked(NamedTuple):
+    """The masks after a step, with those of the weights that stay; and what `SparseState` has."""
+
+    masks: Masks
+    kept: Masks
+    churn: Any
+    pending: Any
 
 
 class _Attempt(NamedTuple):
@@ -229,20 +238,6 @@ def _anywhere_in_batch(size: int, batched: Sequence[bool], flag: Bool[Array, " n
     return _anywhere(jnp.any(flag)), False
 
 
-def _older(kept: Bool[Array, "..."], age: UInt[Array, "..."]) -> UInt[Array, "..."]:
-    """One update more, up to the largest that the type holds; 0 where a weight starts anew."""
-    older = jnp.where(age == jnp.iinfo(age.dtype).max, age, age + 1)
-    return jnp.where(kept, older, jnp.zeros_like(age))
-
-
-def _scale(
-    factor: NewWeights, step: Int[Array, ""], age: UInt[Array, "..."], update: Array
-) -> Array:
-    most = jnp.iinfo(age.dtype).max  # where the count ends
-    share = jnp.where(age == most, 1.0, factor(jnp.maximum(age, 1).astype(jnp.float32), step))
-    return update * share.astype(update.dtype)
-
-
 def _both(before: Masks, after: Masks) -> Masks:
     return jax.tree.map(jnp.logical_and, before, after)
 
@@ -261,37 +256,6 @@ def _or_to_zero(mask: Array, update: Array, param: Array) -> Array:
     # -param in its own type: rounded to the type of narrower updates it would miss exactly 0.
     with jax.numpy_dtype_promotion("standard"):
         return jnp.where(mask, update, -param)
-
-
-class _Kinds(NamedTuple):
-    """What a state has beside the masks."""
-
-    changes: bool
-    explored: bool
-    ages: bool
-
-
-def _check_state(state: Any, params: Params, rule: Rule, kinds: _Kinds) -> None:
-    """Raise ValueError for a state of another rule, which might train dense without a word."""
-    made_by_it = isinstance(state, SparseState) and (
-        bool(jax.tree.leaves(state.pending)) == kinds.changes
-        and all(
-            bool(jax.tree.leaves(part)) == bool(has and jax.tree.leaves(state.masks))
-            for part, has in (
-                (state.gradient_average, rule.gradient_decay),
-                (state.kept_before, kinds.explored),
-                (state.age, kinds.ages),
-            )
-        )
-    )
-    if made_by_it and not jax.tree.leaves(state.masks):  # as of a dense rule
-        made_by_it = not jax.tree.leaves(jax.eval_shape(rule.init, jax.random.key(0), params))
-    if not made_by_it:
-        raise ValueError(
-            "this optimizer state is not one of this sparsify: make it with tx.init(params), or "
-            "train under masks that you have with static(masks)."
-        )
-    check_masks(params, state.masks)
 
 
 def _zeros(masks: Masks, dtype: DTypeLike) -> Any:

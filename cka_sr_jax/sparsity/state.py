@@ -13,11 +13,13 @@ from cka_sr_jax.sparsity.masks import (
     Masks,
     Params,
     apply_masks,
+    check_masks,
     density,
     explored,
     kept_weights,
     merge_masks,
 )
+from cka_sr_jax.sparsity.rule import Rule
 
 
 class SparseState(NamedTuple):
@@ -28,8 +30,8 @@ class SparseState(NamedTuple):
       masks: bool arrays, and `optax.MaskedNode()` at leaves that stay dense.
       inner_state: the inner optimizer's.
       gradient_average: of the dense gradients at masked leaves, for rules that need it, else ().
-      pending: whether a change was due and waits for finite gradients, for rules that change the
-        masks, else ().
+      pending: whether a change was due and waits for finite gradients of the pruned layers, for
+        rules that change the masks, else ().
       kept_before: which weights earlier masks kept, for the same rules, else ().
       churn: how much the last change changed (`churn`), for the same rules, else ().
       age: updates of each weight since it was grown, up to 65,535, where `new_weights` asks for it,
@@ -130,6 +132,41 @@ def mask_metrics(opt_state: Any) -> dict[str, Float[Array, ""]]:
     return metrics
 
 
+class Kinds(NamedTuple):
+    """What a state of `sparsify` has beside the masks."""
+
+    changes: bool
+    explored: bool
+    ages: bool
+
+
+def check_state(state: Any, params: Params, rule: Rule, kinds: Kinds) -> None:
+    """Check that a state is one of `sparsify` with this rule.
+
+    Raises:
+      ValueError: another, which might train dense without a word.
+    """
+    made_by_it = isinstance(state, SparseState) and (
+        bool(jax.tree.leaves(state.pending)) == kinds.changes
+        and all(
+            bool(jax.tree.leaves(part)) == bool(has and jax.tree.leaves(state.masks))
+            for part, has in (
+                (state.gradient_average, rule.gradient_decay),
+                (state.kept_before, kinds.explored),
+                (state.age, kinds.ages),
+            )
+        )
+    )
+    if made_by_it and not jax.tree.leaves(state.masks):  # as of a dense rule
+        made_by_it = not jax.tree.leaves(jax.eval_shape(rule.init, jax.random.key(0), params))
+    if not made_by_it:
+        raise ValueError(
+            "this optimizer state is not one of this sparsify: make it with tx.init(params), or "
+            "train under masks that you have with static(masks)."
+        )
+    check_masks(params, state.masks)
+
+
 def _find_states(opt_state: Any) -> list[SparseState]:
     """The states of `sparsify` and `learn_masks` in an optimizer state, checked."""
     found = _sparse_states(opt_state)
@@ -162,10 +199,14 @@ def _check_wrappers(opt_state: Any, path: Any) -> None:
             raise ValueError(WRONG_ORDER)
         if isinstance(node, optax.LookaheadState | optax.contrib.ScheduleFreeState):
             name = type(node).__name__.removesuffix("State")
+            cure = (
+                "leave it out"
+                if name == "Lookahead"
+                else "put it inside, as sparsify(optax.contrib.schedule_free(...), rule)"
+            )
             raise ValueError(
                 f"{name} around sparsify averages parameters under changing masks, and what it "
-                "averages is not sparse: put it inside, as sparsify(optax.contrib.schedule_free("
-                "...), rule), or leave it out."
+                f"averages is not sparse: {cure}."
             )
         node = _child(node, entry)
 
@@ -177,11 +218,18 @@ WRONG_ORDER = (
 
 
 def _check_named_order(opt_state: Any) -> None:
-    """The check of a chain for a named chain, whose new state still has its order."""
-    if isinstance(opt_state, dict):
-        found = [bool(_sparse_states(state)) for state in opt_state.values()]
-        if any(found[:-1]):
-            raise ValueError(WRONG_ORDER)
+    """The check of a chain for named chains, whose new states still have their order."""
+    for path, _ in _sparse_states(opt_state):
+        node = opt_state
+        for entry in path:
+            # Of the transforms in a partition, whose state is a dict too, none follows another.
+            if (
+                isinstance(node, dict)
+                and entry.key != list(node)[-1]
+                and not isinstance(node[entry.key], optax.MaskedState)
+            ):
+                raise ValueError(WRONG_ORDER)
+            node = _child(node, entry)
 
 
 def _child(node: Any, entry: Any) -> Any:

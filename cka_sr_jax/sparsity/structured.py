@@ -16,7 +16,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from cka_sr_jax._paths import leaf_paths
 from cka_sr_jax.sparsity.distributions import check_density
-from cka_sr_jax.sparsity.fixed import start_full
 from cka_sr_jax.sparsity.layers import Axes, Layer, Patterns, finder, layers_of
 from cka_sr_jax.sparsity.masks import Masks, Params, map_masked, masks_from_paths
 from cka_sr_jax.sparsity.per_layer import over_stack
@@ -24,6 +23,7 @@ from cka_sr_jax.sparsity.reparametrization import Reparametrization, part
 from cka_sr_jax.sparsity.rule import Rule, map_layers
 from cka_sr_jax.sparsity.schedules import check_steps, cubic_counts, periodic
 from cka_sr_jax.sparsity.selection import top_k_mask
+from cka_sr_jax.sparsity.starts import start_full
 
 
 def n_m_masks(
@@ -163,9 +163,9 @@ def channel_masks(
     """Masks that keep whole output channels: in each layer those with the largest kernels.
 
     Each layer keeps round(density * channels) channels, at least one, by the L2 norm of the
-    kernel's slice. Exclude the classifier: its channels are the classes. Only
-    kernels are masked, so a pruned channel still outputs its bias, or what a normalization after it
-    adds, until the model is cut down.
+    kernel's slice. Exclude the classifier: its channels are the classes. Only kernels are masked,
+    so a pruned channel still outputs its bias, or what a normalization after it adds, until the
+    model is cut down.
 
     >>> from cka_sr_jax.sparsity import channel_masks
     >>> channel_masks({"kernel": jnp.array([[1.0, 3.0, 2.0, 0.0]])}, density=0.5)["kernel"].tolist()

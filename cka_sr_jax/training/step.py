@@ -19,7 +19,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from cka_sr_jax.similarity import first_samples
-from cka_sr_jax.sparsity import apply_masks, get_masks
+from cka_sr_jax.sparsity import apply_masks, get_masks, sparse_init
 from cka_sr_jax.training.accumulation import accumulated_value_and_grad
 
 Metrics = dict[str, Float[Array, ""]]
@@ -105,8 +105,11 @@ def create_state(
       variables: {"params", "batch_stats"} of `model.init`.
       tx: from `sparsify`.
       start: `(params, masks) -> params`, such as `rescale_kept`.
+
+    Raises:
+      ValueError: as `sparse_init`.
     """
-    opt_state = tx.init(variables["params"])
+    _, opt_state = sparse_init(tx, variables["params"])
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=start(variables["params"], get_masks(opt_state)),

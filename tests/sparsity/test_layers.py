@@ -154,6 +154,17 @@ class Cell(NamedTuple):
             {"u": "matrix 4 x 3"},
         ),
         ({"value": {"kernel": shape(4, 3)}}, {"value/kernel": "matrix 4 x 3"}),
+        (
+            {
+                "wte": {"weight": shape(9, 4)},
+                "wpe": {"weight": shape(5, 4)},
+                "pos": {"w": shape(5, 4)},
+                "relative_attention_bias": {"weight": shape(5, 2)},
+                "fc": {"w": shape(4, 3), "weight_scale": shape(4, 3), "kernel_scale": shape(4, 3)},
+                "token_mixing": {"weight": shape(4, 3)},
+            },
+            {"fc/w": "matrix 4 x 3", "token_mixing/weight": "matrix 4 x 3"},
+        ),
     ],
 )
 def test_weights_are_known_by_name_and_axes(params, expected):

@@ -67,8 +67,7 @@ def blocks(seed, number=3):
         f"blocks/{path}": jnp.stack([apart[f"block{i}/{path}"] for i in range(number)])
         for path in SHAPES
     }
-    extra = {"block0/attention/key/kernel": jnp.ones((8, 2, 4))}
-    return nested(apart), nested(together), extra
+    return nested(apart), nested(together)
 
 
 def as_apart(masks):
@@ -86,7 +85,7 @@ def counts(masks):
 
 @pytest.mark.parametrize("name", fast_among(RULES, "rst", "rigl", "gmp", "granet"))
 def test_counts_per_layer_are_those_of_separate_layers(name):
-    apart, together, _ = blocks(0)
+    apart, together = blocks(0)
     options = {"input_axes": {"query": 1}, **RULES[name]}
     rules = [
         make_rule(name.split()[0], **options),
@@ -109,7 +108,7 @@ def test_counts_per_layer_are_those_of_separate_layers(name):
 
 @pytest.mark.slow
 def test_masks_without_randomness_are_those_of_separate_layers():
-    apart, together, _ = blocks(1)
+    apart, together = blocks(1)
     options = {"input_axes": {"query": 1}}
     masks = {
         "n:m": lambda p, **o: n_m_masks(p, 1, 2, **o),

@@ -17,7 +17,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from cka_sr_jax.similarity import cka_penalty
-from cka_sr_jax.sparsity import get_masks, leaf_paths, make_rule, sparse_init, sparsify
+from cka_sr_jax.sparsity import (
+    get_masks,
+    leaf_paths,
+    make_rule,
+    sparse_init,
+    sparsify,
+    static,
+)
 from tests.sparsity.naive import RULES
 from tests.speeds import fast_among
 
@@ -64,7 +71,28 @@ def train(tx, params, steps=3):  # masks change at the end of the last
     return params, state, step
 
 
+def numpy_masks():
+    rng = np.random.default_rng(1)
+    return jax.tree.map(
+        lambda p: rng.random(p.shape) < 0.3,
+        {name: {"kernel": layer["kernel"]} for name, layer in parameters().items()},
+    )
+
+
+STARTS = {  # first masks of other origins
+    "rst drawn one by one": lambda: make_rule(
+        "rst", density=0.3, exact=False, stacked={"blocks": 1}
+    ),
+    "static": lambda: static(numpy_masks()),
+    "rigl from masks": lambda: make_rule(
+        "rigl", **RULES["rigl"], stacked={"blocks": 1}, start=numpy_masks()
+    ),
+}
+
+
 def transform(name):
+    if name in STARTS:
+        return sparsify(optax.adam(1e-2), STARTS[name]())
     rule = make_rule(name.split()[0], **RULES[name], stacked={"blocks": 1})
     return sparsify(optax.adam(1e-2), rule)
 
@@ -86,8 +114,9 @@ def on_one_device():
 @pytest.mark.parametrize(
     ("name", "kind"),
     fast_among(
-        itertools.product(RULES, ("Auto", "Explicit")),
-        ("rigl", "Explicit"), ("gmp", "Auto"),
+        itertools.product((*RULES, *STARTS), ("Auto", "Explicit")),
+        ("rigl", "Explicit"), ("gmp", "Auto"), ("rst drawn one by one", "Explicit"),
+        ("static", "Explicit"), ("static", "Auto"),
     ),
 )  # fmt: skip
 def test_masks_are_those_of_one_device_and_sharded_as_the_parameters(name, kind, on_one_device):

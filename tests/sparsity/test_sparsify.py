@@ -8,16 +8,21 @@ import pytest
 
 from cka_sr_jax.sparsity import (
     SparseState,
+    dst,
     get_masks,
     granet,
     leaf_paths,
+    learn_masks,
     make_rule,
     mest,
     rigl,
     rst,
     selection,
+    soft_threshold,
     sparse_init,
     sparsify,
+    sr_ste,
+    synflow,
 )
 from tests.sparsity.naive import COMMON, END, RULES, layers, step_of, train
 from tests.speeds import fast_among
@@ -118,6 +123,23 @@ def test_a_program_that_may_not_change_masks_is_the_same_between_changes(name):
         np.testing.assert_array_equal(mask, other)
 
 
+def test_a_change_that_waits_is_made_where_masks_may_change_again():
+    tx = sparsify(optax.sgd(0.0), make_rule("rigl", **COMMON))
+    params, state = sparse_init(tx, layers())
+    update = jax.jit(tx.update, static_argnames="may_change")
+    bad = jax.tree.map(lambda p: jnp.full_like(p, jnp.nan), params)
+    for step in range(3):  # due at step 2
+        _, state = update(bad if step == 2 else params, state, params)
+    assert state.pending
+    before = get_masks(state)
+    _, state = update(params, state, params, may_change=False)
+    assert state.pending
+    jax.tree.map(np.testing.assert_array_equal, get_masks(state), before)
+    _, state = update(jax.tree.map(jnp.ones_like, params), state, params)
+    assert not state.pending
+    assert any(jax.tree.leaves(jax.tree.map(lambda a, b: (a != b).any(), get_masks(state), before)))
+
+
 def test_whether_masks_may_change_is_known_when_the_program_is_made():
     tx = sparsify(optax.sgd(0.1), make_rule("rigl", **COMMON))
     params, state = sparse_init(tx, layers())
@@ -203,6 +225,42 @@ def test_counts_beyond_int32_are_exact(name, monkeypatch):
         found.append(dict(leaf_paths(get_masks(state))))
     for path, mask in found[0].items():
         np.testing.assert_array_equal(mask, found[1][path], err_msg=path)
+
+
+def test_pruners_and_thresholds_count_beyond_int32(monkeypatch):
+    params = layers()
+
+    def outputs(params, inputs):
+        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(params)) * jnp.sum(inputs)
+
+    method = dst(1e-2)
+    found = []
+    for limit in (selection.LARGEST_INT32, 20):
+        monkeypatch.setattr(selection, "LARGEST_INT32", limit)
+        masks = synflow(outputs, params, jnp.ones((1, 2)), density=0.3, rounds=3)
+        trained = method.init(params)
+        trained = {**trained, "thresholds": jax.tree.map(lambda t: t + 99, trained["thresholds"])}
+        found.append((dict(leaf_paths(masks)), dict(leaf_paths(method.restart(trained)))))
+    for one, other in zip(*found, strict=True):
+        for path, array in one.items():
+            np.testing.assert_array_equal(array, other[path], err_msg=path)
+    assert not any(jnp.any(leaf) for leaf in jax.tree.leaves(method.restart(trained)["thresholds"]))
+
+
+@pytest.mark.parametrize("name", ["str", "dst", "sr_ste"])
+def test_methods_that_learn_masks_plan_leaves_beyond_int32(name):
+    big = {"head": {"kernel": jax.ShapeDtypeStruct((8192, 300_000), jnp.bfloat16)}}
+    method = {
+        "str": lambda: soft_threshold(),
+        "dst": lambda: dst(1e-5),
+        "sr_ste": lambda: sr_ste(2, 4),
+    }
+    method = method[name]()
+    tx = learn_masks(optax.sgd(0.1), method)
+    trained = jax.eval_shape(method.init, big)
+    state = jax.eval_shape(tx.init, trained)
+    _, after = jax.eval_shape(tx.update, trained, state, trained)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -83,12 +83,20 @@ def test_sparse_init_masks_parameters_and_leaves_a_trained_tree_dense():
     assert same is trained
 
 
+WRONG_ORDER = optax.named_chain(("s", sparsify(optax.sgd(0.1), rst(0.5))), ("t", optax.scale(1.0)))
+
+
 @pytest.mark.parametrize(
     ("tx", "message"),
     [
         (optax.chain(sparsify(optax.scale_by_adam(), rst(0.5)), optax.scale(-1e-3)), "followed by"),
         (
-            optax.named_chain(("s", sparsify(optax.sgd(0.1), rst(0.5))), ("t", optax.scale(1.0))),
+            WRONG_ORDER,
+            "followed by another transform",
+        ),
+        (optax.chain(optax.clip(1.0), WRONG_ORDER), "followed by another transform"),
+        (
+            optax.MultiSteps(WRONG_ORDER, 2).gradient_transformation(),
             "followed by another transform",
         ),
         (optax.sgd(0.1), "holds 0 sets of masks"),
@@ -102,3 +110,19 @@ def test_sparse_init_masks_parameters_and_leaves_a_trained_tree_dense():
 def test_what_would_not_stay_sparse_is_refused_at_the_start(tx, message):
     with pytest.raises(ValueError, match=message):
         sparse_init(tx, {"w": jnp.ones((4, 5)), "b": jnp.ones(3)})
+
+
+def test_lookahead_is_no_place_for_masks():
+    params = {"w": jnp.ones((4, 5)), "b": jnp.ones(3)}
+    pair = optax.LookaheadParams(params, params)
+    tx = optax.lookahead(sparsify(optax.sgd(0.1), rst(0.5)), sync_period=2, slow_step_size=0.5)
+    with pytest.raises(ValueError, match=r"Lookahead around sparsify .* not sparse: leave it out"):
+        get_masks(tx.init(pair))
+
+
+def test_a_named_chain_may_end_with_sparsify():
+    params = {"w": jnp.ones((4, 5)), "b": jnp.ones(3)}
+    chain = optax.named_chain(("c", optax.clip(1.0)), ("s", sparsify(optax.sgd(0.1), rst(0.5))))
+    tx = optax.MultiSteps(chain, 2).gradient_transformation()
+    masked, _ = sparse_init(tx, params)
+    assert int((masked["w"] != 0).sum()) == 10

@@ -158,3 +158,11 @@ def test_a_run_prunes_only_what_it_includes(rule, tmp_path):
     layers = (tmp_path / "report" / "layers.csv").read_text().splitlines()
     pruned = [line.split(",")[0] for line in layers if "matrix" in line]
     assert pruned == ["hidden0/kernel"]
+
+
+def test_the_last_change_of_masks_comes_before_the_last_step():
+    """What grows at the end of a run would never be trained."""
+    config = small_config(
+        sparsity__rule="set", sparsity__update_every=30, sparsity__end=1.0, train__steps=100
+    )
+    assert np.flatnonzero(prepare(config).mask_updates).tolist() == [30, 60, 90, 98]
