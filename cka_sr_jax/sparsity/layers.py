@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
@@ -23,11 +24,22 @@ from cka_sr_jax._paths import leaf_paths, matches
 WEIGHTS = ("kernel", "w", "weight")
 # Words in the name of a parameter that is not a layer's weights.
 OTHERS = {
-    *("bias", "scale", "gamma", "temperature", "cls", "token", "tokens"),
-    *("embed", "embedding", "embeddings", "pos", "position", "positional"),
+    *("bias", "offset", "scale", "gain", "gamma", "temperature", "cls", "token", "tokens"),
+    *(
+        "embed",
+        "embedding",
+        "embeddings",
+        "emb",
+        "wte",
+        "wpe",
+        "pe",
+        "pos",
+        "position",
+        "positional",
+    ),
 }
-# Words in the name of a layer whose `weight` is a table that indices look up, or a bias.
-TABLES = {"wte", "wpe", "pos", "position", "positional", "bias"}
+# Words in the name of a layer whose `weight` is a table that indices look up, a norm's or a bias.
+TABLES = {"emb", "wte", "wpe", "pos", "position", "positional", "ln", "bias"}
 ATTENTION = ("query", "key", "value")
 
 Patterns = str | Sequence[str]
@@ -118,7 +130,8 @@ def layers_of(
         other selects among the kernels, as "decoder" and "mlp_*" do.
       exclude: path patterns of parameters that stay dense, such as "head".
       stacked: {path pattern: number of leading axes that count layers}, for parameters that
-        `nn.scan`, `nn.vmap` or `nnx.vmap` stacked. Every rule then treats each layer of the stack
+        `nn.scan`, `nn.vmap` or `nnx.vmap` stacked; where several patterns match, the largest
+        number holds. Every rule then treats each layer of the stack
         as a parameter of its own.
       input_axes: {path pattern: number of input axes}, for kernels [inputs..., outputs...] of rank
         3 or more that are neither convolutions nor attention, counted after the stack's axes.
@@ -138,7 +151,7 @@ def layers_of(
         )
     stacked = {} if stacked is None else stacked
     _check_axes("stacked", stacked, shapes)
-    stack = {path: _first_match(stacked, path) or 0 for path in shapes}
+    stack = _stacks(stacked, shapes)
     found = _select(include, shapes, {path: len(shapes[path]) - stack[path] for path in shapes})
     for pattern in exclude:
         excluded = [path for path in found if matches(pattern, path)]
@@ -170,14 +183,21 @@ def describe(
     _check_axes("stacked", stacked, shapes)
     _check_axes("input_axes", input_axes, {path: shapes[path] for path in paths})
     attributes = _attributes(params)
-    # Norms of a declared stack say nothing about the kernels near it.
-    others = {path: shape for path, shape in shapes.items() if not _first_match(stacked, path)}
-    layers = {}
-    for path in paths:
-        stack, inputs = _first_match(stacked, path) or 0, _first_match(input_axes, path)
-        seen = shapes if stack else others
-        layers[path] = _layer(path, seen, stack, inputs, path in attributes)
-    return layers
+    stacks = _stacks(stacked, shapes)
+    return {
+        path: _layer(path, shapes, stacks, _first_match(input_axes, path), path in attributes)
+        for path in paths
+    }
+
+
+def _stacks(stacked: Axes, shapes: Mapping[str, Any]) -> dict[str, int]:
+    """How many of a parameter's axes count layers, {path: number}: the most that is declared."""
+    return {
+        path: max(
+            (count for pattern, count in stacked.items() if matches(pattern, path)), default=0
+        )
+        for path in shapes
+    }
 
 
 Finder = Callable[[Any], dict[str, Layer]]  # params -> layers
@@ -197,7 +217,7 @@ def _select(include: Sequence[str], shapes: Mapping[str, Any], ranks: Mapping[st
     matrices = [path for path in shapes if ranks[path] >= 2 and math.prod(shapes[path]) > 0]
     kernels = [path for path in matrices if _is_weight(path)]
     if not kernels:
-        kernels = [path for path in matrices if not OTHERS & set(_words(_name(path)))]
+        kernels = [path for path in matrices if not _is_other(path)]
     if not include:
         return kernels
     found: set[str] = set()
@@ -214,9 +234,13 @@ def _select(include: Sequence[str], shapes: Mapping[str, Any], ranks: Mapping[st
 
 
 def _layer(
-    path: str, shapes: Mapping[str, Any], stack: int, input_axes: int | None, attribute: bool
+    path: str,
+    shapes: Mapping[str, Any],
+    stacks: Mapping[str, int],
+    input_axes: int | None,
+    attribute: bool,
 ) -> Layer:
-    shape = shapes[path]
+    shape, stack = shapes[path], stacks[path]
     rank = len(shape) - stack
     inputs = input_axes
     equinox = attribute and _words(_name(path))[0] == "weight"
@@ -226,8 +250,7 @@ def _layer(
             f"shape {shape}: pass 1 to {rank - 1}."
         )
     if inputs is None and rank >= 3 and not (equinox and _has_conv_bias(path, shapes, stack)):
-        if stack == 0:
-            _check_not_stacked(path, shapes)
+        _check_not_stacked(path, shapes, stacks)
         inputs = _inputs_by_bias(path, shape[stack:], shapes, stack)
         inputs = inputs or _attention_inputs(path, rank, shapes)
     axes = tuple(range(rank))
@@ -240,25 +263,29 @@ def _layer(
 
 def _has_conv_bias(path: str, shapes: Mapping[str, Any], stack: int) -> bool:
     """Whether the bias beside an Equinox weight is [out, 1, ...], a convolution's."""
-    bias, shape = shapes.get(_beside(path, "bias"), ())[stack:], shapes[path][stack:]
+    bias, shape = _bias(path, shapes)[stack:], shapes[path][stack:]
     return bias == (shape[0], *(1,) * (len(shape) - 2))
 
 
-def _check_not_stacked(path: str, shapes: Mapping[str, Any]) -> None:
-    """Raise ValueError for a kernel whose bias or norms show that it holds several layers."""
-    shape = shapes[path]
-    bias = shapes.get(_beside(path, "bias"), ())
+def _check_not_stacked(path: str, shapes: Mapping[str, Any], stacks: Mapping[str, int]) -> None:
+    """Raise ValueError for a kernel that holds more layers than its declared stack has.
+
+    A bias shows it, or attention, or the norms of as large a stack.
+    """
+    stack = stacks[path]
+    shape, bias = shapes[path][stack:], _bias(path, shapes)[stack:]
     by_bias = len(bias) > 1 and bias[0] == shape[0] and bias != shape[-len(bias) :]
-    scales = [other for other in shapes if _name(other) == "scale" and len(shapes[other]) > 1]
-    top = path.split("/")[0] if "/" in path else ""
-    near = [other for other in scales if other.startswith(f"{top}/") or not top]
-    by_norm = any(shapes[other][0] == shape[0] for other in near)
+    norms = [other for other in shapes if _is_norm(other) and stacks[other] == stack]
+    by_norm = any(len(scale := shapes[o][stack:]) > 1 and scale[0] == shape[0] for o in norms)
     by_attention = _in_attention(path, shapes) and len(shape) > 3
     if by_bias or by_norm or by_attention:
+        top = path.split("/")[0]
+        if all(each[: stack + 1] == shapes[path][: stack + 1] for each in shapes.values()):
+            top = "*"
         raise ValueError(
-            f"{path} of shape {shape} looks like {shape[0]} layers in one array, as nn.scan and "
-            f"nn.vmap make: say so with stacked={{{top or path!r}: 1}}, or give its number of "
-            f"input axes with input_axes={{{path!r}: {len(shape) - 1}}}."
+            f"{path} of shape {shapes[path]} looks like {shape[0]} layers in one array, as nn.scan "
+            f"and nn.vmap make: say so with stacked={{{top!r}: {stack + 1}}}, or give its number "
+            f"of input axes with input_axes={{{path!r}: {len(shape) - 1}}}."
         )
 
 
@@ -266,7 +293,7 @@ def _inputs_by_bias(
     path: str, shape: tuple[int, ...], shapes: Mapping[str, Any], stack: int
 ) -> int | None:
     """How many input axes a kernel has if its bias shows several output axes, else None."""
-    units = shapes.get(_beside(path, "bias"), ())[stack:]
+    units = _bias(path, shapes)[stack:]
     several = len(units) > 1 and shape[-len(units) :] == units
     return len(shape) - len(units) if several else None
 
@@ -285,8 +312,12 @@ def _in_attention(path: str, shapes: Mapping[str, Any]) -> bool:
     return layer in ATTENTION or (layer == "out" and all(path in shapes for path in siblings))
 
 
-def _beside(path: str, name: str) -> str:
-    return "/".join((*path.split("/")[:-1], name))
+def _bias(path: str, shapes: Mapping[str, Any]) -> tuple[int, ...]:
+    """The shape of the bias beside a kernel, whatever it is called; () if there is none."""
+    number = re.search(r"\d*$", _name(path))
+    names = [f"{name}{number[0] if number else ''}" for name in ("bias", "b", "offset")]
+    around = "/".join((*path.split("/")[:-1], ""))
+    return next((shapes[around + name] for name in names if around + name in shapes), ())
 
 
 def _attributes(params: Any) -> set[str]:
@@ -310,7 +341,7 @@ def _check_axes(option: str, axes: Axes, shapes: Mapping[str, Any]) -> None:
             f"example {option}={{'blocks': 1}}."
         )
     for pattern, count in axes.items():
-        if not isinstance(count, int) or count < 1:
+        if not isinstance(count, Integral) or isinstance(count, bool) or count < 1:
             raise ValueError(
                 f"{option}={{{pattern!r}: {count!r}}} is not a number of axes: pass 1 or more."
             )
@@ -347,15 +378,34 @@ def _name(path: str) -> str:
 
 
 def _words(name: str) -> list[str]:
-    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower().split("_")
+    """The words of a name, without numbers: those of `ln_2` and of `LN2` are ["ln"]."""
+    words = re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower().split("_")
+    return [word.rstrip("0123456789") for word in words if not word.isdigit()]
+
+
+def _is_other(path: str) -> bool:
+    """Whether a parameter's name says that it is not a layer's weights."""
+    return bool(OTHERS & set(_words(_name(path))))
 
 
 def _is_weight(path: str) -> bool:
-    name, layer = _name(path), _name(_parent(path))
-    if _words(name)[0] not in WEIGHTS or OTHERS & set(_words(name)):
+    name = _name(path)
+    if (_words(name) or [""])[0] not in WEIGHTS or _is_other(path):
         return False
-    # Flax calls an embedding's array `embedding`; others call it `weight`.
-    return name == "kernel" or not ("embed" in layer.lower() or TABLES & set(_words(layer)))
+    # Flax calls an embedding's array `embedding`, and a norm's `scale`; others call them `weight`.
+    return name == "kernel" or not (_is_norm(path) or _is_table(path))
+
+
+def _is_table(path: str) -> bool:
+    layer = _name(_parent(path))
+    return "embed" in layer.lower() or bool(TABLES & set(_words(layer)))
+
+
+def _is_norm(path: str) -> bool:
+    """Whether it is the scale of a normalization."""
+    name, layer = _name(path), _name(_parent(path))
+    by_layer = "norm" in layer.lower() or "ln" in _words(layer)
+    return name in ("scale", "gamma", "gain") or (name == "weight" and by_layer)
 
 
 def _names_leaf(pattern: str, path: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int
 
 from cka_sr_jax.sparsity.layers import Layer
@@ -43,9 +44,25 @@ def over_stack(function: Callable[..., Any], stack: int) -> Callable[..., Any]:
     >>> over_stack(jnp.sum, 1)(jnp.ones((3, 2, 2))).tolist()
     [4.0, 4.0, 4.0]
     """
+    mapped = function
     for _ in range(stack):
-        function = jax.vmap(function)
-    return function
+        mapped = jax.vmap(mapped)
+    return (lambda *columns: mapped(*_alike(columns, stack))) if stack else function
+
+
+def _alike(columns: Sequence[Any], stack: int) -> list[Any]:
+    """The arrays with their stack's axes sharded alike, as `vmap` wants where axes are explicit."""
+    shardings = [jax.typeof(column).sharding for column in columns]
+    sharded = [sharding for sharding in shardings if any(sharding.spec[:stack])]
+    if not sharded:
+        return list(columns)
+    mesh, spec = sharded[0].mesh, sharded[0].spec[:stack]
+    return [
+        jax.sharding.reshard(
+            column, NamedSharding(mesh, PartitionSpec(*spec, *sharding.spec[stack:]))
+        )
+        for column, sharding in zip(columns, shardings, strict=True)
+    ]
 
 
 def count_layers(layer: Layer, mask: Bool[Array, "..."]) -> Int[Array, "..."]:
@@ -62,11 +79,15 @@ def map_one_by_one(
     The function sees single layers. Layers of equal shape and of one role (paths that differ in
     numbers alone) share one compiled loop. Layers are handled one after another, but for those of a
     stack, which `vmap` takes together.
+
+    Raises:
+      ValueError: a stack that is sharded over its layers by explicit axes.
     """
     results: dict[str, Any] = {}
     zero = jnp.zeros((), jnp.float32)
     for paths in _groups(layers, columns):
         layer = layers[paths[0]]
+        _check_loop(paths[0], layer, [column[paths[0]] for column in columns])
         rows = [tuple(column[path] for column in columns) for path in paths]
         of_layer = partial(function, layer)
         with wide_counts(layer.size):
@@ -82,6 +103,16 @@ def map_one_by_one(
         some = jnp.any(jax.tree.leaves(found[-1])[0].astype(bool))  # also of a NaN or infinity
         zero = jnp.where(some, jnp.float32(0.0), jnp.float32(-0.0))
     return results
+
+
+def _check_loop(path: str, layer: Layer, columns: Sequence[Any]) -> None:
+    """Raise ValueError for a stack that JAX maps no loop over."""
+    specs = [jax.typeof(column).sharding.spec for column in columns]
+    if any(any(spec[: layer.stack]) for spec in specs):
+        raise ValueError(
+            f"{path} is sharded over its stack of layers by a mesh with explicit axes, over which "
+            "JAX maps no loop: shard another of its axes, or make the mesh with AxisType.Auto."
+        )
 
 
 def _groups(layers: Mapping[str, Layer], columns: Sequence[Mapping[str, Any]]) -> list[list[str]]:

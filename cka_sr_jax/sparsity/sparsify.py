@@ -25,7 +25,7 @@ from cka_sr_jax.sparsity.masks import (
 from cka_sr_jax.sparsity.new_weights import NewWeights, older, scaled
 from cka_sr_jax.sparsity.rule import Change, Rule
 from cka_sr_jax.sparsity.slots import check_slots, reset_slots
-from cka_sr_jax.sparsity.state import Kinds, SparseState, check_state
+from cka_sr_jax.sparsity.state import Kinds, SparseState, check_state, holds_masks
 
 
 def sparsify(
@@ -84,7 +84,8 @@ def sparsify(
         is not a Python bool.
       ValueError: from `update`, when it gets no `params`, the state of another transform or of
         another kind of rule, or masks that do not fit the parameters; from `init`, for an inner
-        optimizer whose slots are not arranged as the parameters, with a rule that changes masks.
+        optimizer that is sparse already, or, with a rule that changes masks, one whose slots are
+        not arranged as the parameters.
     """
     if not isinstance(rule, Rule):
         raise TypeError(
@@ -103,6 +104,11 @@ def sparsify(
     def init(params: Params) -> SparseState:
         masks = rule.init(jax.random.key(seed), params)
         inner_state = inner.init(apply_masks(params, masks))
+        if holds_masks(inner_state):
+            raise ValueError(
+                "the optimizer given to sparsify holds masks already, and there should be one set: "
+                "make it with tx = sparsify(optimizer, rule), once."
+            )
         if changes:
             check_slots(inner, inner_state, masks)
         return SparseState(

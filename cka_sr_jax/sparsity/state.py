@@ -93,7 +93,7 @@ def get_masks(opt_state: Any) -> Masks:
       ValueError: the state holds no masks, or several for one parameter; another transform follows
         `sparsify` in an `optax.chain` and would undo the pruning (in an `optax.named_chain` this
         goes unseen, since its state loses the order under jit: `sparse_init` sees it); or
-        `schedule_free` or `lookahead` wraps it, whose averages are not sparse.
+        a transform wraps it that makes pruned weights non-zero, such as `schedule_free`.
     """
     return merge_masks([state.masks for state in _find_states(opt_state)])
 
@@ -167,6 +167,11 @@ def check_state(state: Any, params: Params, rule: Rule, kinds: Kinds) -> None:
     check_masks(params, state.masks)
 
 
+def holds_masks(opt_state: Any) -> bool:
+    """Whether `sparsify` or `learn_masks` made a part of an optimizer state."""
+    return bool(_sparse_states(opt_state))
+
+
 def _find_states(opt_state: Any) -> list[SparseState]:
     """The states of `sparsify` and `learn_masks` in an optimizer state, checked."""
     found = _sparse_states(opt_state)
@@ -197,19 +202,30 @@ def _check_wrappers(opt_state: Any, path: Any) -> None:
         # The state of a chain is a plain tuple, with an entry for each of its transforms.
         if type(node) is tuple and entry.idx != len(node) - 1:
             raise ValueError(WRONG_ORDER)
-        if isinstance(node, optax.LookaheadState | optax.contrib.ScheduleFreeState):
-            name = type(node).__name__.removesuffix("State")
-            cure = (
-                "leave it out"
-                if name == "Lookahead"
-                else "put it inside, as sparsify(optax.contrib.schedule_free(...), rule)"
-            )
+        if (kind := type(node).__name__) in UNSAFE:
+            does, cure = UNSAFE[kind]
             raise ValueError(
-                f"{name} around sparsify averages parameters under changing masks, and what it "
-                f"averages is not sparse: {cure}."
+                f"{kind.removesuffix('State')} around sparsify {does}, and the result is not "
+                f"sparse: {cure}."
             )
         node = _child(node, entry)
 
+
+# States of Optax's wrappers that must not go around `sparsify`, and what these do.
+AVERAGES = "averages parameters under changing masks"
+UNSAFE = {
+    "LookaheadState": (AVERAGES, "leave it out"),
+    "ScheduleFreeState": (
+        AVERAGES,
+        "put it inside, as sparsify(optax.contrib.schedule_free(...), rule), or leave it out",
+    ),
+    "MechanicState": ("scales the updates", "put it inside, as sparsify(mechanize(...), rule)"),
+    "SAMState": ("moves the parameters to and fro", "leave it out"),
+    "ConditionallyTransformState": (
+        "lets gradients pass in place of updates",
+        "put it inside, as sparsify(conditionally_transform(...), rule)",
+    ),
+}
 
 WRONG_ORDER = (
     "sparsify is followed by another transform, which changes the updates that hold pruned weights "

@@ -5,13 +5,14 @@ Long because each function documents its arguments in full.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import AxisType
 from jaxtyping import Array, Bool, Float, Int
 
 from cka_sr_jax._paths import leaf_paths
@@ -69,7 +70,7 @@ def n_m_masks(
     leaves, masks = dict(leaf_paths(params)), {}
     for path, layer in layers.items():
         of_layer = partial(_n_m_mask, layer, n, m)
-        masks[path] = over_stack(of_layer, layer.stack)(leaves[path])
+        masks[path] = _wherever(over_stack(of_layer, layer.stack), leaves[path])
     return masks_from_paths(params, masks)
 
 
@@ -188,7 +189,7 @@ def channel_masks(
     for path, layer in finder(include, exclude, stacked, input_axes)(params).items():
         count = _final_count(layer, density)
         largest = partial(_largest_channels, layer, count=count)
-        masks[path] = over_stack(largest, layer.stack)(leaves[path])
+        masks[path] = _wherever(over_stack(largest, layer.stack), leaves[path])
     return masks_from_paths(params, masks)
 
 
@@ -252,6 +253,14 @@ def channels(
         return masks_from_paths(params, found)
 
     return Rule(start_full(find, start), update, periodic(update_every, end_step, start_step))
+
+
+def _wherever(function: Callable[[Any], Array], kernel: Any) -> Array:
+    """The function's mask of a kernel and with its sharding, however explicit axes shard it."""
+    sharding = jax.typeof(kernel).sharding
+    if AxisType.Explicit not in sharding.mesh.axis_types:
+        return function(kernel)
+    return jax.sharding.auto_axes(function, out_sharding=sharding)(kernel)
 
 
 def _n_m_mask(

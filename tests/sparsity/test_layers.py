@@ -88,6 +88,54 @@ def test_a_scan_that_is_not_declared_is_refused():
         rst(0.1).init(jax.random.key(0), bare)
 
 
+EXPERTS = {
+    "blocks": {
+        "dense": {"kernel": shape(2, 8, 16), "bias": shape(2, 16)},
+        "experts": {"kernel": shape(2, 3, 8, 16), "bias": shape(2, 3, 16)},
+    }
+}
+
+
+@pytest.mark.parametrize("stacked", [{"blocks": 1, "experts": 2}, {"experts": 2, "blocks": 1}])
+def test_a_stack_in_a_stack_has_the_larger_of_its_numbers(stacked):
+    assert described(EXPERTS, stacked=stacked) == {
+        "blocks/dense/kernel": "2 layers: matrix 8 x 16",
+        "blocks/experts/kernel": "6 layers: matrix 8 x 16",
+    }
+
+
+@pytest.mark.parametrize(
+    ("params", "stacked", "cure"),
+    [
+        (EXPERTS, {"blocks": 1}, r"stacked=\{'blocks': 2\}"),
+        (
+            {"b": {"query": {"kernel": shape(4, 2, 8, 2, 4)}}}, {"b": 1}, r"stacked=\{'\*': 2\}",
+        ),
+        # Haiku's layer_stack, weights with numbers, and a norm that calls its scale a weight.
+        (
+            {"stack": {"w": shape(4, 8, 16), "b": shape(4, 16)}, "head": {"w": shape(16, 5)}},
+            {}, r"stacked=\{'stack': 1\}",
+        ),
+        ({"w1": shape(4, 8, 16), "b1": shape(4, 16)}, {}, r"stacked=\{'\*': 1\}"),
+        (
+            {"layers": {"norm": {"weight": shape(4, 16)}, "lin": {"weight": shape(4, 16, 24)}}},
+            {}, r"stacked=\{'\*': 1\}",
+        ),
+        # A block vmapped at the root, of which a part is declared.
+        (
+            {
+                "attn": {"kernel": shape(3, 4, 8), "bias": shape(3, 8)},
+                "norm": {"scale": shape(3, 8)}, "lin": {"kernel": shape(3, 8, 8)},
+            },
+            {"attn": 1}, r"stacked=\{'\*': 1\}",
+        ),
+    ],
+)  # fmt: skip
+def test_a_stack_that_is_declared_too_small_or_not_at_all_is_refused(params, stacked, cure):
+    with pytest.raises(ValueError, match=cure):
+        layers_of(params, stacked=stacked)
+
+
 def test_a_stack_prunes_neither_its_biases_nor_its_norms():
     params = {"k": jnp.ones((8, 6, 5)), "bias": jnp.ones((8, 5)), "scale": jnp.ones((8, 6))}
     masks = rst(0.1, "uniform", stacked={"*": 1}).init(jax.random.key(0), params)
@@ -237,6 +285,7 @@ def test_input_axes_are_declared_by_pattern():
         ({"input_axes": {"mpl": 1}}, "input_axes pattern 'mpl' matches no parameter"),
         ({"stacked": {"kernel": 3}}, r"stacked=\{'kernel': 3\} does not fit mlp/kernel"),
         ({"stacked": {"kernel": 0}}, "is not a number of axes: pass 1 or more"),
+        ({"stacked": {"kernel": True}}, "is not a number of axes: pass 1 or more"),
         ({"stacked": {"kernel": 1}}, "no parameter is left to prune"),
         ({"input_axes": {"kernel": 2}}, "leaves no output axis"),
         ({"exclude": "*"}, "no parameter is left to prune"),

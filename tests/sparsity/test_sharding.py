@@ -18,9 +18,11 @@ from jax.sharding import PartitionSpec as P
 
 from cka_sr_jax.similarity import cka_penalty
 from cka_sr_jax.sparsity import (
+    channel_masks,
     get_masks,
     leaf_paths,
     make_rule,
+    n_m_masks,
     sparse_init,
     sparsify,
     static,
@@ -139,6 +141,41 @@ def test_masks_are_those_of_one_device_and_sharded_as_the_parameters(name, kind,
                 )
         text = step.lower(after, state).compile().as_text()
     assert gathered(text) == []
+
+
+@pytest.mark.parametrize("name", ["rigl", "channels", "granet"])
+def test_a_stack_sharded_over_its_layers_is_refused_where_axes_are_explicit(name):
+    grid = mesh(AxisType.Explicit)
+    params = {"blocks": {"kernel": parameters()["blocks"]["kernel"]}}
+    params = jax.device_put(params, NamedSharding(grid, P("x", None, "y")))
+    with (
+        jax.set_mesh(grid),
+        pytest.raises(ValueError, match=r"is sharded over its stack of layers by a mesh"),
+    ):
+        train(transform(name), params)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec", "stacked"),
+    [
+        ((8, 8), P(("x", "y"), None), None),
+        ((3, 3, 8, 8), P(None, None, "x", "y"), None),
+        ((2, 8, 8), P("x", "y", None), {"layer": 1}),
+    ],
+)
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_structured_masks_are_those_of_one_device(shape, spec, stacked, kind):
+    grid = mesh(AxisType[kind])
+    kernel = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    sharded = {"layer": {"kernel": jax.device_put(kernel, NamedSharding(grid, spec))}}
+    for masks_of in (
+        lambda params: n_m_masks(params, 2, 4, stacked=stacked),
+        lambda params: channel_masks(params, 0.5, stacked=stacked),
+    ):
+        with jax.set_mesh(grid):
+            found = jax.jit(masks_of)(sharded)
+        expected = masks_of({"layer": {"kernel": jnp.asarray(kernel)}})
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def gathered(text):

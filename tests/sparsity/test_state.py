@@ -100,7 +100,21 @@ WRONG_ORDER = optax.named_chain(("s", sparsify(optax.sgd(0.1), rst(0.5))), ("t",
             "followed by another transform",
         ),
         (optax.sgd(0.1), "holds 0 sets of masks"),
-        (sparsify(sparsify(optax.sgd(0.1), rst(0.5)), rst(0.1)), "holds 2 sets of masks"),
+        (sparsify(sparsify(optax.sgd(0.1), rst(0.5)), rst(0.1)), "holds masks already.*, once"),
+        (
+            optax.contrib.mechanize(sparsify(optax.sgd(0.1), rst(0.5))),
+            r"Mechanic around sparsify scales .* not sparse: put it inside",
+        ),
+        (
+            optax.conditionally_transform(
+                sparsify(optax.sgd(0.1), rst(0.5)), lambda step, *_: step > 3
+            ),
+            "ConditionallyTransform around sparsify",
+        ),
+        (
+            optax.contrib.sam(sparsify(optax.sgd(0.1), rst(0.5)), optax.sgd(0.1)),
+            "SAM around sparsify .* leave it out",
+        ),
         (
             optax.contrib.schedule_free(sparsify(optax.sgd(0.1), rst(0.5)), 0.1),
             "ScheduleFree around sparsify",
