@@ -145,6 +145,11 @@ def _check_pairs(config: ConfigDict) -> None:
             f"sparsity.initial_density={sparsity.initial_density}: expected at least "
             f"sparsity.density={sparsity.density}, to which it is pruned."
         )
+    if sparsity.new_weights == "adam" and config.optimizer.name != "adamw":
+        raise ConfigError(
+            f"sparsity.new_weights='adam' corrects Adam's bias and optimizer.name is "
+            f"{config.optimizer.name!r}: leave it at 'full', or train with adamw."
+        )
     if config.eval.select == "best-validation" and data.validation == 0:
         raise ConfigError(
             "eval.select='best-validation' needs validation images and data.validation is 0: "

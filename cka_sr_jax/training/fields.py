@@ -188,6 +188,11 @@ FIELDS = {
         False, "Whether to scale the kept initial weights to the norm of all, for deep networks "
         "without normalization.", needs="a method whose masks are there from the start",
     ),
+    "sparsity.new_weights": Field(
+        "full", "First updates of weights that a rule grows: full, or with Adam's bias corrected "
+        "by their own age.", choices=("full", "adam"),
+        needs="a rule that grows weights, and optimizer.name=adamw, for adam",
+    ),
     "sparsity.end": Field(
         0.75, "When the masks change for the last time.", unit=RUN, within="(0, 1]"
     ),

@@ -28,6 +28,7 @@ from cka_sr_jax.sparsity import (
     RULES,
     Masks,
     Rule,
+    adam_correction,
     apply_masks,
     dst,
     full_masks,
@@ -105,7 +106,9 @@ def build_method(config: Sparsity, steps: int) -> Method:
         # The masks come later; until then every weight that may be pruned is kept.
         method = _of_rule(Rule(init=lambda key, params: all_kept_masks(config, params)))
         return method._replace(start=start, prune=lambda untrained: prune(untrained, options))
-    return _of_rule(_scheduled_rule(config, steps))._replace(start=start)
+    new_weights = adam_correction() if config["new_weights"] == "adam" else None
+    rule = _scheduled_rule(config, steps)
+    return _of_rule(rule, new_weights=new_weights)._replace(start=start)
 
 
 def fixed_masks(masks: Masks, start: Callable[[Any, Masks], Any] = apply_masks) -> Method:
@@ -118,9 +121,9 @@ def all_kept_masks(config: Sparsity, params: Any) -> Masks:
     return full_masks(params, include=config["include"], exclude=config["exclude"])
 
 
-def _of_rule(rule: Rule) -> Method:
+def _of_rule(rule: Rule, **options: Any) -> Method:
     return Method(
-        transform=lambda optimizer, seed: sparsify(optimizer, rule, seed=seed),
+        transform=lambda optimizer, seed: sparsify(optimizer, rule, seed=seed, **options),
         changes=lambda steps: np.broadcast_to(np.asarray(rule.due(steps)), steps.shape),
     )
 
@@ -169,7 +172,7 @@ def model_weights(config: Sparsity, trained: Any) -> Any:
 # Which options a method has.
 
 # Fields of `config.sparsity` that are not options of a method.
-_SETTINGS = ("rule", "end", "rescale")
+_SETTINGS = ("rule", "end", "rescale", "new_weights")
 # Fields whose default is empty rather than None.
 _PATTERNS = ("include", "exclude")
 # Arguments that a config cannot give: arrays, functions, and a rule's first masks (in a config
@@ -191,6 +194,11 @@ def check_options(config: Sparsity) -> None:
         raise ValueError(
             f"sparsity.rescale=True scales what masks keep at the start, and {name!r} starts with "
             "all weights: set it to False."
+        )
+    if config["new_weights"] != "full" and "drop_fraction" not in _parameters(name):
+        raise ValueError(
+            f"sparsity.new_weights={config['new_weights']!r} is for rules that grow weights, and "
+            f"{name!r} is none: leave it at 'full'."
         )
     if name == "channels" and _prunes(config, "head/kernel"):
         raise ValueError(

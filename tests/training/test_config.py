@@ -105,6 +105,14 @@ from tests.training.runs import config_with
             "sparsity.rescale=True .* 'sr_ste'",
         ),
         (
+            {"sparsity__rule": "gmp", "sparsity__new_weights": "adam", "optimizer__name": "adamw"},
+            "sparsity.new_weights='adam' is for rules that grow weights, and 'gmp' is none",
+        ),
+        (
+            {"sparsity__rule": "set", "sparsity__new_weights": "adam", "optimizer__name": "sgd"},
+            "sparsity.new_weights='adam' corrects Adam's bias and optimizer.name is 'sgd'",
+        ),
+        (
             {"sparsity__rule": "str", "eval__select": "best-validation"},
             "eval.select='best-validation' would compare accuracies at different densities",
         ),

@@ -5,11 +5,23 @@ import shutil
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from rich.console import Console
 
 from cka_sr_jax.models import create_model
-from cka_sr_jax.sparsity import dst, get_masks, layer_counts, leaf_paths, n_m_masks, soft_threshold
+from cka_sr_jax.sparsity import (
+    adam_correction,
+    dst,
+    get_masks,
+    layer_counts,
+    leaf_paths,
+    make_rule,
+    n_m_masks,
+    soft_threshold,
+    sparse_init,
+    sparsify,
+)
 from cka_sr_jax.training import (
     Checkpoints,
     ConfigError,
@@ -166,3 +178,28 @@ def test_the_last_change_of_masks_comes_before_the_last_step():
         sparsity__rule="set", sparsity__update_every=30, sparsity__end=1.0, train__steps=100
     )
     assert np.flatnonzero(prepare(config).mask_updates).tolist() == [30, 60, 90, 98]
+
+
+def test_new_weights_of_a_run_are_those_of_the_library():
+    config = small_config(
+        sparsity__rule="set", sparsity__update_every=7, sparsity__new_weights="adam",
+        optimizer__name="adamw",
+    )  # fmt: skip
+    plan = prepare(config)
+    params = {"kernel": jnp.ones((20, 10))}
+    states = []
+    for tx in (
+        plan.method.transform(plan.optimizer, 0),
+        sparsify(plan.optimizer, plan_rule(), new_weights=adam_correction()),
+    ):
+        masked, state = sparse_init(tx, params)
+        for step in range(12):
+            grads = {"kernel": jnp.cos(jnp.arange(200.0) + step).reshape(20, 10)}
+            updates, state = tx.update(grads, state, masked)
+            masked = optax.apply_updates(masked, updates)
+        states.append(masked["kernel"])
+    np.testing.assert_array_equal(*states)
+
+
+def plan_rule():
+    return make_rule("set", density=0.2, end_step=30, update_every=7)
