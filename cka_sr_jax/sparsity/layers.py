@@ -1,8 +1,8 @@
 """What a layer is: which parameters are pruned, and which of their axes count what.
 
 Every rule, pruner and report takes its layers from `layers_of`, so `include`, `exclude`, `stacked`
-and `input_axes` mean the same everywhere. Long because the names and axes of several libraries are
-told apart here.
+and `input_axes` mean the same everywhere. Long because the axes of several libraries are told apart
+here; `naming` tells their names apart.
 """
 
 from __future__ import annotations
@@ -19,27 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from cka_sr_jax._paths import leaf_paths, matches
+from cka_sr_jax.sparsity.naming import is_norm, is_other, is_weight, name_of, parent_of, words_of
 
-# Flax's kernels, and what Haiku, Equinox and plain code call theirs.
-WEIGHTS = ("kernel", "w", "weight")
-# Words in the name of a parameter that is not a layer's weights.
-OTHERS = {
-    *("bias", "offset", "scale", "gain", "gamma", "temperature", "cls", "token", "tokens"),
-    *(
-        "embed",
-        "embedding",
-        "embeddings",
-        "emb",
-        "wte",
-        "wpe",
-        "pe",
-        "pos",
-        "position",
-        "positional",
-    ),
-}
-# Words in the name of a layer whose `weight` is a table that indices look up, a norm's or a bias.
-TABLES = {"emb", "wte", "wpe", "pos", "position", "positional", "ln", "bias"}
 ATTENTION = ("query", "key", "value")
 
 Patterns = str | Sequence[str]
@@ -215,9 +196,9 @@ def finder(
 def _select(include: Sequence[str], shapes: Mapping[str, Any], ranks: Mapping[str, int]) -> list:
     """The paths that are pruned, before `exclude`."""
     matrices = [path for path in shapes if ranks[path] >= 2 and math.prod(shapes[path]) > 0]
-    kernels = [path for path in matrices if _is_weight(path)]
+    kernels = [path for path in matrices if is_weight(path)]
     if not kernels:
-        kernels = [path for path in matrices if not _is_other(path)]
+        kernels = [path for path in matrices if not is_other(path)]
     if not include:
         return kernels
     found: set[str] = set()
@@ -243,7 +224,7 @@ def _layer(
     shape, stack = shapes[path], stacks[path]
     rank = len(shape) - stack
     inputs = input_axes
-    equinox = attribute and _words(_name(path))[0] == "weight"
+    equinox = attribute and words_of(name_of(path))[0] == "weight"
     if inputs is not None and inputs >= rank:
         raise ValueError(
             f"input_axes gives {path} {inputs} input axes, which leaves no output axis in its "
@@ -275,7 +256,7 @@ def _check_not_stacked(path: str, shapes: Mapping[str, Any], stacks: Mapping[str
     stack = stacks[path]
     shape, bias = shapes[path][stack:], _bias(path, shapes)[stack:]
     by_bias = len(bias) > 1 and bias[0] == shape[0] and bias != shape[-len(bias) :]
-    norms = [other for other in shapes if _is_norm(other) and stacks[other] == stack]
+    norms = [other for other in shapes if is_norm(other) and stacks[other] == stack]
     by_norm = any(len(scale := shapes[o][stack:]) > 1 and scale[0] == shape[0] for o in norms)
     by_attention = _in_attention(path, shapes) and len(shape) > 3
     if by_bias or by_norm or by_attention:
@@ -314,7 +295,7 @@ def _in_attention(path: str, shapes: Mapping[str, Any]) -> bool:
 
 def _bias(path: str, shapes: Mapping[str, Any]) -> tuple[int, ...]:
     """The shape of the bias beside a kernel, whatever it is called; () if there is none."""
-    number = re.search(r"\d*$", _name(path))
+    number = re.search(r"\d*$", name_of(path))
     names = [f"{name}{number[0] if number else ''}" for name in ("bias", "b", "offset")]
     around = "/".join((*path.split("/")[:-1], ""))
     return next((shapes[around + name] for name in names if around + name in shapes), ())
@@ -330,7 +311,9 @@ def _attributes(params: Any) -> set[str]:
     return {
         path
         for path, (keys, _) in zip(paths, leaves, strict=True)
-        if keys and isinstance(keys[-1], jax.tree_util.GetAttrKey) and keys[-1].name == _name(path)
+        if keys
+        and isinstance(keys[-1], jax.tree_util.GetAttrKey)
+        and keys[-1].name == name_of(path)
     }
 
 
@@ -373,46 +356,9 @@ def _first_match(axes: Axes, path: str) -> int | None:
     return next((count for pattern, count in axes.items() if matches(pattern, path)), None)
 
 
-def _name(path: str) -> str:
-    return path.rsplit("/", 1)[-1]
-
-
-def _words(name: str) -> list[str]:
-    """The words of a name, without numbers: those of `ln_2` and of `LN2` are ["ln"]."""
-    words = re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower().split("_")
-    return [word.rstrip("0123456789") for word in words if not word.isdigit()]
-
-
-def _is_other(path: str) -> bool:
-    """Whether a parameter's name says that it is not a layer's weights."""
-    return bool(OTHERS & set(_words(_name(path))))
-
-
-def _is_weight(path: str) -> bool:
-    name = _name(path)
-    if (_words(name) or [""])[0] not in WEIGHTS or _is_other(path):
-        return False
-    # Flax calls an embedding's array `embedding`, and a norm's `scale`; others call them `weight`.
-    return name == "kernel" or not (_is_norm(path) or _is_table(path))
-
-
-def _is_table(path: str) -> bool:
-    layer = _name(_parent(path))
-    return "embed" in layer.lower() or bool(TABLES & set(_words(layer)))
-
-
-def _is_norm(path: str) -> bool:
-    """Whether it is the scale of a normalization."""
-    name, layer = _name(path), _name(_parent(path))
-    by_layer = "norm" in layer.lower() or "ln" in _words(layer)
-    return name in ("scale", "gamma", "gain") or (name == "weight" and by_layer)
-
-
 def _names_leaf(pattern: str, path: str) -> bool:
     """Whether a pattern matches a path up to its end by the leaf's name, not by a bare `*`."""
     last = pattern.rsplit("/", 1)[-1]
-    return last.strip("*") != "" and matches(pattern, path) and not matches(pattern, _parent(path))
-
-
-def _parent(path: str) -> str:
-    return path.rpartition("/")[0]
+    return (
+        last.strip("*") != "" and matches(pattern, path) and not matches(pattern, parent_of(path))
+    )
