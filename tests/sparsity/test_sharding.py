@@ -118,7 +118,7 @@ def on_one_device():
     fast_among(
         itertools.product((*RULES, *STARTS), ("Auto", "Explicit")),
         ("rigl", "Explicit"), ("gmp", "Auto"), ("rst drawn one by one", "Explicit"),
-        ("static", "Explicit"), ("static", "Auto"),
+        ("static", "Explicit"),
     ),
 )  # fmt: skip
 def test_masks_are_those_of_one_device_and_sharded_as_the_parameters(name, kind, on_one_device):

@@ -228,18 +228,27 @@ def test_a_run_that_diverges_stops_and_says_where(tmp_path, capsys):
     assert "This run is complete" in capsys.readouterr().out
 
 
-def test_a_gpus_two_programs_are_one_run(tmp_path, monkeypatch):
-    config_of_rigl = {"sparsity__rule": "rigl", "sparsity__update_every": 7}
-    config = small_config(**config_of_rigl)
-    run(config, tmp_path / "one", Console(quiet=True))
+RIGL = {"sparsity__rule": "rigl", "sparsity__update_every": 7}
+
+
+def test_a_gpu_has_a_program_for_steps_that_change_no_mask(monkeypatch):
+    plan = loop.prepare(small_config(**RIGL))
+    alike = loop.step_functions(plan)
+    assert alike(7) is alike(8)
     monkeypatch.setattr(loop, "branches_wait", lambda devices: True)
-    functions = loop.step_functions(loop.prepare(config))
+    functions = loop.step_functions(plan)
     assert functions(7) is functions(14) is not functions(8)
     assert functions(8) is functions(9)
-    skips = loop.prepare(small_config(**config_of_rigl, train__not_finite="skip"))
-    functions = loop.step_functions(skips)
-    assert functions(7) is functions(8)
-    run(config, tmp_path / "two", Console(quiet=True))
+    # A change that is skipped with its step waits for the next one.
+    skips = loop.step_functions(loop.prepare(small_config(**RIGL, train__not_finite="skip")))
+    assert skips(7) is skips(8)
+
+
+@pytest.mark.slow
+def test_a_gpus_two_programs_are_one_run(tmp_path, monkeypatch):
+    run(small_config(**RIGL), tmp_path / "one", Console(quiet=True))
+    monkeypatch.setattr(loop, "branches_wait", lambda devices: True)
+    run(small_config(**RIGL), tmp_path / "two", Console(quiet=True))
     two = arrays(tmp_path / "two")
     for path, value in arrays(tmp_path / "one").items():  # XLA rounds the two programs differently
         tolerance = 1e-5 if value.dtype == np.float32 else 0
