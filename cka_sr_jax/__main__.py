@@ -8,9 +8,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from typing import Any, NoReturn
 
 from cka_sr_jax import __version__
 from cka_sr_jax._errors import unknown
@@ -34,19 +37,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif command in ("--help", "-h", "help"):
         print(_help())
     elif command in COMMANDS:
-        module, first, _ = COMMANDS[command]
-        sys.argv[0] = f"cka-sr {command}"  # as the command's own --help names it
+        before = signal.signal(signal.SIGINT, _interrupt)
         try:
-            run = import_module(module).main
-        except ModuleNotFoundError as error:
-            sys.exit(
-                f"error: {error.name} is not installed, and `cka-sr {command}` needs it: "
-                "pip install 'cka_sr_jax[train]'."
-            )
-        run([*first, *rest])
+            _run(command, rest)
+        finally:
+            signal.signal(signal.SIGINT, before)
     else:
         print(f"error: {unknown('command', command, COMMANDS)}", file=sys.stderr)
         sys.exit(2)
+
+
+def _run(command: str, arguments: list[str]) -> None:
+    module, first, _ = COMMANDS[command]
+    sys.argv[0] = f"cka-sr {command}"  # as the command's own --help names it
+    try:
+        run = import_module(module).main
+    except ModuleNotFoundError as error:
+        sys.exit(
+            f"error: {error.name} is not installed, and `cka-sr {command}` needs it: "
+            "pip install 'cka_sr_jax[train]'."
+        )
+    run([*first, *arguments])
+
+
+def _interrupt(*_: Any) -> NoReturn:
+    """What Ctrl-C does in a command; `train` and `grid` replace it once a run takes care of it."""
+    sys.stderr.write("Interrupted.\n")
+    sys.stderr.flush()
+    os._exit(130)
 
 
 def _help() -> str:

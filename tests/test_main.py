@@ -46,6 +46,23 @@ def test_what_is_not_installed_is_named(capsys, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("command", ["train", "table"])
+def test_ctrl_c_while_a_command_loads_is_one_line(command, tmp_path):
+    script = f"""
+import os, signal, sys, threading
+from cka_sr_jax.__main__ import main
+threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+main(["{command}", "x"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr.count("\n")) == (130, 1)
+    assert done.stderr.startswith("Interrupted")
+
+
+@pytest.mark.slow
 def test_training_from_another_folder(tmp_path):
     """The config is found in the repository, and the run is kept where one is."""
     command = [sys.executable, "-m", "cka_sr_jax", "train", "--config.train.steps=3",

@@ -18,7 +18,6 @@ from absl import flags
 
 MOST_THREADS = 8  # each has an item in memory
 AHEAD = 2  # items that wait at each worker
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @runtime_checkable
@@ -148,7 +147,8 @@ def _block_stop_signals() -> None:
 
     The workers inherit this. They go on until the run has saved its checkpoint and closes them.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
 
 
 def _end_with_parent(*_: int) -> None:

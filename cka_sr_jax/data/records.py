@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -109,8 +108,12 @@ def _parse(record: bytes) -> Any:
 def _allow_open_files(count: int) -> None:
     """Let this process, and those that it starts, keep all files of a set open.
 
-    ImageNet has 1024, which is also how many a process may usually open.
+    ImageNet has 1024, which is also how many a process may usually open. Windows has no such limit.
     """
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = count + SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:

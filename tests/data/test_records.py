@@ -1,6 +1,7 @@
 """Records of a set on the disk, one by one."""
 
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -30,6 +31,13 @@ def test_records_go_to_another_process_and_are_called_the_same_there(sets):
     assert other[1] == records[1]
     assert repr(other) == repr(records)
     assert "0x" not in repr(records)
+
+
+def test_where_the_system_limits_no_open_files(sets, monkeypatch):
+    """As on Windows, which has no module for the limit."""
+    monkeypatch.setitem(sys.modules, "resource", None)
+    write_photographs(sets / "tiny/1.0.0", train=3, test=1)
+    assert stream_tfds("tiny", sets, 8).train.images.records[1].label == 1
 
 
 @pytest.mark.parametrize(
