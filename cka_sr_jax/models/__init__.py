@@ -22,10 +22,20 @@ from cka_sr_jax._errors import unknown
 from cka_sr_jax.models.lenet import LeNet5
 from cka_sr_jax.models.mlp import MLP
 from cka_sr_jax.models.resnet import ResNet
+from cka_sr_jax.models.torchvision import from_torchvision
 from cka_sr_jax.models.vgg import VGG
 from cka_sr_jax.models.wide_resnet import WideResNet
 
-__all__ = ["MLP", "VGG", "LeNet5", "ResNet", "UnknownOptionError", "WideResNet", "create_model"]
+__all__ = [
+    "MLP",
+    "VGG",
+    "LeNet5",
+    "ResNet",
+    "UnknownOptionError",
+    "WideResNet",
+    "create_model",
+    "from_torchvision",
+]
 
 # Each name as a pattern, whose groups are the numbers for these fields.
 _MODELS: list[tuple[str, type[nn.Module], tuple[str, ...]]] = [

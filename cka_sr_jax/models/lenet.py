@@ -39,7 +39,7 @@ class LeNet5(nn.Module):
             x = nn.relu(conv(filters, padding=padding, name=f"conv{i}")(x))
             sow_feature(self, "conv", x)
             x = nn.max_pool(x, (2, 2), strides=(2, 2))
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)  # len(x) would need a number: jax.export has none
         for i, width in enumerate((120, 84), start=1):
             x = nn.relu(dense(width, name=f"dense{i}")(x))
             sow_feature(self, "dense", x)

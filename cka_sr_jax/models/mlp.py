@@ -34,7 +34,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array | np.ndarray, "b ..."], train: bool) -> Float[Array, "b k"]:
         """Logits; `train` changes nothing."""
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)  # len(x) would need a number: jax.export has none
         for i, width in enumerate(self.hidden):
             x = nn.Dense(width, kernel_init=kaiming_normal, dtype=self.dtype, name=f"hidden{i}")(x)
             x = nn.relu(x)
