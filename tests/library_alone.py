@@ -22,6 +22,7 @@ LAB = (
     "launch",
     "models",
     "data",
+    "export",
     "training",
     "workflows",
     "sweeps",

@@ -1,4 +1,4 @@
-"""The examples in the library's docstrings run and give what they show."""
+"""The examples of the library, the models and `export` run and give what they show."""
 
 import doctest
 import importlib
@@ -9,11 +9,14 @@ import pytest
 
 import cka_sr_jax
 
-LIBRARY = ("_dtypes", "_errors", "_paths", "accounting", "layer_sparsity", "similarity", "sparsity")
+PARTS = (
+    *("_dtypes", "_errors", "_paths", "accounting", "layer_sparsity", "similarity", "sparsity"),
+    *("export", "models"),
+)
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(cka_sr_jax.__path__, "cka_sr_jax.")
-    if module.name.split(".")[1] in LIBRARY
+    if module.name.split(".")[1] in PARTS
 ]
 
 

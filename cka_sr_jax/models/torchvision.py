@@ -49,7 +49,7 @@ def from_torchvision(
     ...     from_torchvision({}, ResNet(1000, depth=18, stem="imagenet"))
     ... except ValueError as error:
     ...     print(error)
-    the state dict has no entry 'conv1.weight': pass that of a torchvision ResNet-18.
+    the state dict has no entry 'bn1.bias': pass that of a torchvision ResNet-18.
 
     Args:
       state: {name: array}, such as "layer1.0.conv1.weight".
@@ -69,22 +69,25 @@ def from_torchvision(
     channels = np.shape(state["conv1.weight"])[1:2] if "conv1.weight" in state else (3,)
     x = jax.ShapeDtypeStruct((1, 64, 64, *channels), jnp.float32)
     shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
-    left = {name for name in state if not name.endswith(_UNUSED)}
-    found: dict[tuple[str, ...], Any] = {}
-    for path, leaf in traverse_util.flatten_dict(shapes).items():
-        name = _torch_name(path[1:])
-        left.discard(name)
-        if new_head is not None and path[1] == "head":
-            kernel = path[-1] == "kernel"
-            start = kaiming_normal if kernel else nn.initializers.zeros  # as the model's own
-            found[path] = start(new_head, leaf.shape, jnp.float32)
-        else:
-            found[path] = _converted(state, name, leaf.shape, model.depth)
-    if left:
+    leaves = traverse_util.flatten_dict(shapes)
+    names = {path: _torch_name(path[1:]) for path in leaves}
+    heads = [path for path in leaves if new_head is not None and path[1] == "head"]
+    if missing := {names[path] for path in leaves if path not in heads} - set(state):
         raise ValueError(
-            f"the state dict's {min(left)!r} has no place in ResNet-{model.depth}: "
-            "pass the weights of a ResNet of this depth, without further layers."
+            f"the state dict has no entry {min(missing)!r}: pass that of a torchvision "
+            f"ResNet-{model.depth}."
         )
+    if more := {name for name in state if not name.endswith(_UNUSED)} - set(names.values()):
+        raise ValueError(
+            f"the state dict's {min(more)!r} has no place in ResNet-{model.depth}: pass the "
+            "weights of a ResNet of this depth, without further layers."
+        )
+    found = {
+        path: _initial(new_head, path[-1], leaf.shape)
+        if path in heads
+        else _converted(state, names[path], leaf.shape)
+        for path, leaf in leaves.items()
+    }
     return traverse_util.unflatten_dict(found)
 
 
@@ -100,14 +103,13 @@ def _torch_name(path: tuple[str, ...]) -> str:
     return ".".join([*(_MODULES.get(part, part) for part in blocks), _LEAVES.get(leaf, leaf)])
 
 
-def _converted(
-    state: Mapping[str, Any], name: str, shape: tuple[int, ...], depth: int
-) -> np.ndarray:
+def _initial(key: Any, leaf: str, shape: tuple[int, ...]) -> Array:
+    """A parameter of the head as the model starts with it."""
+    return (kaiming_normal if leaf == "kernel" else nn.initializers.zeros)(key, shape, jnp.float32)
+
+
+def _converted(state: Mapping[str, Any], name: str, shape: tuple[int, ...]) -> np.ndarray:
     """The entry of the state dict with its axes in the order of Flax."""
-    if name not in state:
-        raise ValueError(
-            f"the state dict has no entry {name!r}: pass that of a torchvision ResNet-{depth}."
-        )
     array = np.asarray(state[name], np.float32)
     axes = _AXES[len(shape)]
     expected = tuple(shape[i] for i in np.argsort(axes))
