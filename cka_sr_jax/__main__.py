@@ -26,6 +26,7 @@ COMMANDS = {
     "paired": ("cka_sr_jax.analysis.paired", [], "compare runs that share a seed, in pairs"),
     "figures": ("cka_sr_jax.analysis.figures", [], "draw the curves and CKA maps of many runs"),
     "report": ("cka_sr_jax.analysis.report", [], "make one page that compares runs"),
+    "export": ("cka_sr_jax.analysis.export", [], "write a run's weights for other programs"),
 }
 
 

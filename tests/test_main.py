@@ -30,7 +30,7 @@ def test_an_unknown_command_is_one_sentence(capsys):
     assert capsys.readouterr().err == "error: Unknown command 'tabel': did you mean 'table'?\n"
 
 
-@pytest.mark.parametrize("command", ["table", "paired", "figures", "report"])
+@pytest.mark.parametrize("command", ["table", "paired", "figures", "report", "export"])
 def test_a_command_gets_its_arguments(command, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["cka-sr"])
     with pytest.raises(SystemExit, match="0"):

@@ -7,6 +7,7 @@ Commands, each run as `python -m cka_sr_jax.analysis.NAME`:
   figures       heat maps of CKA, curves of CKA over training, histograms of weights
   neighbor_cka  how similar each layer is to the next
   paper_tables  how the single runs of the paper's tables 2 and 5 scatter
+  export        the tested weights of one run as a file for other programs
   runs          collects the runs of a grid in one JSON-lines file
 
 In a notebook, `open_run("runs/first")` gives a finished run as an object.

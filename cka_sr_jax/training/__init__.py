@@ -9,10 +9,11 @@ The way of a run, file by file:
   loop.py         the steps (input.py, step.py, parallel.py), with recorder.py, evaluation.py,
                   selection.py and progress.py beside them
   result.py       test set, result.json and the report
+  stored.py       the weights and masks of a run that has finished
 """
 
 from cka_sr_jax.training.build import RunPlan, new_state
-from cka_sr_jax.training.checkpoints import Checkpoints, load_variables
+from cka_sr_jax.training.checkpoints import Checkpoints
 from cka_sr_jax.training.config import ConfigError, default_config, validate
 from cka_sr_jax.training.methods import Method, build_method
 from cka_sr_jax.training.optimizer import create_optimizer, create_schedule
@@ -28,6 +29,7 @@ from cka_sr_jax.training.step import (
     make_train_step,
     penalized_loss,
 )
+from cka_sr_jax.training.stored import load_variables, load_weights
 
 __all__ = [
     "Checkpoints",
@@ -46,6 +48,7 @@ __all__ = [
     "cross_entropy",
     "default_config",
     "load_variables",
+    "load_weights",
     "make_eval_step",
     "make_train_step",
     "map_devices",

@@ -78,7 +78,7 @@ def build_plan(config: ConfigDict) -> RunPlan:
     """
     with config_errors():
         # Names and options first: reading a data set may take a while and fill its cache.
-        _create_model(config, num_classes=10)
+        model_of(config, num_classes=10)
         plan = _build(config)
         _trace(plan)
         return plan
@@ -101,7 +101,7 @@ def _build(config: ConfigDict) -> RunPlan:
         dataset=dataset,
         mean=mean,
         std=std,
-        model=_create_model(config, dataset.num_classes),
+        model=model_of(config, dataset.num_classes),
         method=build_method(config.sparsity, steps),
         penalty=create_penalty(config.penalty, steps),
         schedule=schedule,
@@ -122,7 +122,12 @@ def image_statistics(
     return mean, tuple(s or 1.0 for s in std)
 
 
-def _create_model(config: ConfigDict, num_classes: int) -> nn.Module:
+def model_of(config: ConfigDict, num_classes: int) -> nn.Module:
+    """The model that a run's config names.
+
+    Raises:
+      ConfigError: options that do not make such a model.
+    """
     taken = {"dtype", "num_classes"} & set(config.model.options)
     if taken:
         raise ConfigError(

@@ -20,12 +20,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from flax import traverse_util
 
 from cka_sr_jax.training.build import RunPlan, state_shapes
 from cka_sr_jax.training.config import config_errors, with_defaults
 from cka_sr_jax.training.hosts import arrays_of_first, of_first
-from cka_sr_jax.training.methods import model_weights
 from cka_sr_jax.training.seal import Sealed, sealed, unsealed
 from cka_sr_jax.training.selection import Best, nothing_yet
 from cka_sr_jax.training.step import TrainState
@@ -246,27 +244,6 @@ def stored_config(workdir: Path) -> dict[str, Any] | None:
     except ValueError:
         return None
     return None if config is None else with_defaults(config)
-
-
-def load_variables(workdir: str | Path) -> dict[str, Any]:
-    """{"params", "batch_stats"} of the weights that a run's result is of, for `model.apply`.
-
-    With `eval.select` these are the best ones and not the last. Pruned weights are 0, also of a
-    rule that learns its masks. A damaged checkpoint is passed over with a warning.
-
-    Raises:
-      ValueError: `workdir` holds no run with an intact checkpoint.
-    """
-    if not Path(workdir, "config.json").exists():
-        raise ValueError(f"{workdir} holds no run: it has no config.json.")
-    arrays, config = Checkpoints(workdir).newest()
-    settings = with_defaults(config or {})
-    chosen = "state" if settings["eval.select"] == "last" else "best"
-    stored = traverse_util.unflatten_dict(arrays, sep=".")[chosen]
-    variables = {name: stored.get(name, {}) for name in ("params", "batch_stats")}
-    sparsity = traverse_util.unflatten_dict(settings, sep=".")["sparsity"]
-    variables["params"] = model_weights(sparsity, variables["params"])
-    return variables
 
 
 def _flatten(tree: Any) -> dict[str, Any]:

@@ -36,12 +36,12 @@ from cka_sr_jax.sparsity import (
 )
 from cka_sr_jax.training import loop
 from cka_sr_jax.training.build import RunPlan, new_state, state_shapes
-from cka_sr_jax.training.checkpoints import load_variables
 from cka_sr_jax.training.config import ConfigError
 from cka_sr_jax.training.evaluation import make_evaluator
 from cka_sr_jax.training.methods import DENSE, all_kept_masks, fixed_masks
 from cka_sr_jax.training.result import report_run
 from cka_sr_jax.training.step import TrainState
+from cka_sr_jax.training.stored import load_variables
 from cka_sr_jax.training.workdir import check_workdir, start_workdir, write_json
 
 

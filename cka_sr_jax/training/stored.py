@@ -1,0 +1,49 @@
+"""The weights and the masks that a run's result is of, from its newest intact checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flax import traverse_util
+
+from cka_sr_jax.sparsity import Masks, leaf_paths, masks_from_paths
+from cka_sr_jax.training.checkpoints import Checkpoints
+from cka_sr_jax.training.config import with_defaults
+from cka_sr_jax.training.methods import LEARNED, model_weights
+
+
+def load_variables(workdir: str | Path) -> dict[str, Any]:
+    """{"params", "batch_stats"} of the weights that a run's result is of, for `model.apply`.
+
+    With `eval.select` these are the best ones and not the last. Pruned weights are 0, also of a
+    rule that learns its masks. A damaged checkpoint is passed over with a warning.
+
+    Raises:
+      ValueError: `workdir` holds no run with an intact checkpoint.
+    """
+    return load_weights(workdir)[0]
+
+
+def load_weights(workdir: str | Path) -> tuple[dict[str, Any], Masks]:
+    """(`load_variables(workdir)`, the masks of its parameters).
+
+    The masks are like the parameters, with `optax.MaskedNode()` at leaves that stay dense; all are
+    such after training without pruning.
+
+    Raises:
+      ValueError: as `load_variables`.
+    """
+    if not Path(workdir, "config.json").exists():
+        raise ValueError(f"{workdir} holds no run: it has no config.json.")
+    arrays, config = Checkpoints(workdir).newest()
+    settings = with_defaults(config or {})
+    chosen = "state" if settings["eval.select"] == "last" else "best"
+    stored = traverse_util.unflatten_dict(arrays, sep=".")[chosen]
+    variables = {name: stored.get(name, {}) for name in ("params", "batch_stats")}
+    sparsity = traverse_util.unflatten_dict(settings, sep=".")["sparsity"]
+    variables["params"] = model_weights(sparsity, variables["params"])
+    masks = stored.get("opt_state", stored).get("masks", {})
+    if sparsity["rule"] in LEARNED:
+        masks = masks.get("weights", {})
+    return variables, masks_from_paths(variables["params"], dict(leaf_paths(masks)))
