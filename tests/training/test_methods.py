@@ -26,7 +26,7 @@ from cka_sr_jax.training import (
     Checkpoints,
     ConfigError,
     default_config,
-    load_variables,
+    load_weights,
     methods,
     new_state,
 )
@@ -71,13 +71,15 @@ def test_a_run_and_the_weights_it_gives(rule, options, tmp_path):
     assert result["test"]["accuracy"] > 0.4  # chance is 0.1
     assert result["density"] < 1
     arrays = stored(tmp_path)
-    params = load_variables(tmp_path)["params"]
+    variables, given = load_weights(tmp_path)
+    params = variables["params"]
     masks = {k.split(".")[-2]: v for k, v in arrays.items() if "masks.weights" in k}
     assert ("head" in masks) == ("exclude" not in options)
     kept = sum(int(mask.sum()) for mask in masks.values())
     assert result["density"] == pytest.approx(kept / sum(mask.size for mask in masks.values()))
     for layer, mask in masks.items():
         np.testing.assert_array_equal(params[layer]["kernel"] != 0, mask)
+        np.testing.assert_array_equal(given[layer]["kernel"], mask)
     # The given weights are the tested ones.
     dense = arrays["state.params.weights.hidden0.kernel"]
     if rule == "sr_ste":
