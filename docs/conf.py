@@ -32,12 +32,14 @@ REPOSITORY = Path(__file__).parents[1]
 # What is below each page; here, since GitHub would show it as code.
 TREES = {
     "index": {
-        "How to": ("own_models", "methods", "running", "sweeps", "layer_sparsity", "config"),
+        "How to": (
+            "own_models", "methods", "running", "sweeps", "layer_sparsity", "export", "config",
+        ),
         "What was measured": ("results/index", "speed"),
         "Reference": (
             "reference/library", "reference/similarity", "reference/sparsity",
             "reference/layer_sparsity", "reference/accounting", "reference/models",
-            "reference/training", "reference/workflows", "reference/sweeps",
+            "reference/export", "reference/training", "reference/workflows", "reference/sweeps",
         ),
     },
     "results/index": {

@@ -28,9 +28,12 @@ from tests.docs.pages import (
     python_blocks,
 )
 
-# The pages about one's own models, methods, running and sweeps; other tests run the others' blocks.
+# The pages whose blocks run here; other tests run the others' blocks.
 OURS = [ROOT / "README.md"]
-OURS += [ROOT / "docs" / f"{name}.md" for name in ("own_models", "methods", "running", "sweeps")]
+OURS += [
+    ROOT / "docs" / f"{name}.md"
+    for name in ("own_models", "methods", "running", "sweeps", "export")
+]
 BLOCKS = [
     pytest.param(page.name, code, output, id=f"{page.stem}{i}")
     for page in OURS
