@@ -30,7 +30,7 @@ from output import print_table
 from random_run import random_plan
 
 from cka_sr_jax.accounting import interleaved_seconds
-from cka_sr_jax.sweeps.replicas import replica_function, stack
+from cka_sr_jax.sweeps.replicas import replica_data, replica_function, stack
 from cka_sr_jax.training import RunPlan, map_devices, new_state
 from cka_sr_jax.training.input import step_indices, train_on_examples, training_data
 
@@ -102,7 +102,7 @@ def runs_together(plans: list[RunPlan]) -> Stepper:
     """A step of each run in a call."""
     indices = np.stack([step_indices(plan, 0) for plan in plans])
     states = stack([new_state(plan) for plan in plans])
-    return Stepper(replica_function(plans), states, indices, training_data(plans[0]), len(plans))
+    return Stepper(replica_function(plans), states, indices, replica_data(plans), len(plans))
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from rich.console import Console
 from cka_sr_jax.accounting import interleaved_seconds
 from cka_sr_jax.analysis.runs import read_runs
 from cka_sr_jax.sweeps import GridOptions, run_grid
-from cka_sr_jax.sweeps.replicas import replica_function, stack
+from cka_sr_jax.sweeps.replicas import replica_data, replica_function, stack
 from cka_sr_jax.training import RunPlan, default_config, map_devices, new_state
 from cka_sr_jax.training.input import step_indices, train_on_examples, training_data
 
@@ -70,7 +70,7 @@ def row(name: str, replicas: int) -> list[str]:
     states = [new_state(plan) for plan in plans]
     calls = {
         "one": Stepper(one, states[0], indices[0], data),
-        "together": Stepper(replica_function(plans), stack(states), indices, data),
+        "together": Stepper(replica_function(plans), stack(states), indices, replica_data(plans)),
     }
     inner = MODELS[name][4]
     times = interleaved_seconds(calls, REPEATS, {"one": inner * replicas, "together": inner})

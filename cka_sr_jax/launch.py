@@ -131,6 +131,7 @@ def _run(note: str, _: list[str]) -> None:
 
     from cka_sr_jax.sweeps import GridOptions, run_grid
     from cka_sr_jax.training import ConfigError, hosts
+    from cka_sr_jax.training.compilation import keep_programs
     from cka_sr_jax.workflows import run
 
     config = FLAGS.config
@@ -138,6 +139,8 @@ def _run(note: str, _: list[str]) -> None:
     workdir = FLAGS.workdir or Path("runs") / name
     try:
         hosts.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
+        if not jax.distributed.is_initialized():  # those who train together compile together
+            keep_programs()
         if FLAGS.grid or FLAGS.grid_index is not None:
             options = GridOptions(
                 index=FLAGS.grid_index, jobs=FLAGS.jobs, replicas=FLAGS.replicas, retry=FLAGS.retry

@@ -1,6 +1,6 @@
 """Image-classification sets in memory or streamed, their batching, and their augmentation."""
 
-from cka_sr_jax.data.dataset import Dataset, load_dataset
+from cka_sr_jax.data.dataset import Dataset, load_dataset, user_cache
 from cka_sr_jax.data.digits import load_digits
 from cka_sr_jax.data.pipeline import (
     augment,
@@ -34,4 +34,5 @@ __all__ = [
     "load_tfds",
     "normalize",
     "stream_tfds",
+    "user_cache",
 ]

@@ -72,7 +72,7 @@ def load_dataset(config: Any) -> Dataset:
     elif config.name == DIGITS:
         train, test, num_classes = load_digits()
     else:
-        cache = _cache_directory(config.cache_dir)
+        cache = Path(config.cache_dir).expanduser() if config.cache_dir else user_cache()
         train, test, num_classes = load_tfds(config.name, config.dir, cache)
     if config.downsample != 1:
         train, test = (
@@ -107,9 +107,12 @@ def _check_validation(fraction: Any) -> None:
         )
 
 
-def _cache_directory(cache_dir: str) -> Path:
-    if cache_dir:
-        return Path(cache_dir).expanduser()
+def user_cache() -> Path:
+    """The folder of what can be made again, `~/.cache/cka_sr_jax`.
+
+    Raises:
+      RuntimeError: the user has no home.
+    """
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cka_sr_jax"
 
 

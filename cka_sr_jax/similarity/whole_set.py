@@ -67,21 +67,31 @@ def cka_over_batches(
     def hsic(variables: Any, batch: Any) -> Float[Array, "l l"]:
         return hsic_matrix(features(variables, batch), kernel=kernel, debiased=debiased)
 
+    @jax.jit
+    def add(total: Any, found: Any, weight: Any) -> Float[Array, "l l"]:
+        return total + found * weight
+
+    @jax.jit
+    def finish(total: Any, weight: Any) -> Float[Array, "l l"]:
+        return cka_from_hsic(total / weight)
+
     def cka(variables: Any, batches: Iterable[Any]) -> Float[Array, "l l"]:
-        total: Any = 0
+        total: Any = None
         first = weight = 0.0
         for batch in batches:
             samples = _samples(batch)
             if samples >= least:
                 first = first or samples  # weights of 1 where all are of one size: no rounding
-                total = total + hsic(variables, batch) * (samples / first)
+                found = hsic(variables, batch)
+                # The first has weight 1.
+                total = found if total is None else add(total, found, samples / first)
                 weight += samples / first
         if not weight:
             raise ValueError(
                 f"no minibatch has the {least} samples that CKA needs: pass arrays [n, ...] of the "
                 "model's inputs, such as images[i : i + 128]; a generator can be read only once."
             )
-        return cka_from_hsic(total / weight)
+        return finish(total, weight)
 
     return cka
 

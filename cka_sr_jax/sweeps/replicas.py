@@ -25,7 +25,12 @@ from cka_sr_jax.training.build import RunPlan, new_state, state_shapes
 from cka_sr_jax.training.checkpoints import Snapshot, newest_snapshot, newest_step
 from cka_sr_jax.training.config import flatten
 from cka_sr_jax.training.evaluation import make_evaluator
-from cka_sr_jax.training.input import step_indices, train_on_examples, training_data
+from cka_sr_jax.training.input import (
+    own_numbers,
+    step_indices,
+    train_on_examples,
+    training_data,
+)
 from cka_sr_jax.training.progress import ProgressReporter
 from cka_sr_jax.training.recorder import Recorder, Replica
 from cka_sr_jax.training.signals import stop_signals
@@ -81,7 +86,7 @@ def train_together(plans_of: Mapping[Path, RunPlan], console: Console) -> None:
             recorders.append(open_files.enter_context(closing(recorder)))
         states = stack([snapshot.state for snapshot in snapshots])
         step_function = replica_function(plans)
-        data = jax.device_put(training_data(first), first.devices[0])
+        data = replica_data(plans)
         where = f", from step {start} of {first.steps}" if start else ""
         say(console, f"Training {len(plans)} runs together{where}.")
         with (
@@ -113,23 +118,26 @@ def replica_function(plans: Sequence[RunPlan]) -> Callable[..., Any]:
     """`(states, indices, data) -> (states, metrics)`, compiled: a step of every run.
 
     Args:
-      plans: alike but for seed and beta. `indices` is [runs, batch], and the metrics are
-        [runs]. The states passed in are gone afterwards.
+      plans: alike but for seed and beta. `indices` is [runs, batch], `data` is `replica_data`, and
+        the metrics are [runs]. The states passed in are gone afterwards.
     """
     first = plans[0]
-    seeds = jnp.array([plan.config.seed for plan in plans])
-    betas = jnp.array([plan.config.penalty.beta for plan in plans], jnp.float32)
-    penalized = bool(betas.any())
+    penalized = any(plan.config.penalty.beta for plan in plans)
 
-    def step(state: TrainState, indices: Any, seed: Any, beta: Any, data: Any) -> Any:
-        train_on = train_on_examples(first, seed, beta if penalized else 0.0)
-        return train_on(state, indices, data, None)
+    def step(state: TrainState, indices: Any, data: Any) -> Any:
+        beta = data["beta"] if penalized else 0.0
+        return train_on_examples(first, data["seed"], beta)(state, indices, data, None)
 
     axes = jax.tree.map(lambda leaf: None if _is_shared(leaf) else 0, state_shapes(first))
-    mapped = jax.vmap(step, in_axes=(axes, 0, 0, 0, None), out_axes=(axes, 0))
-    return jax.jit(
-        lambda states, indices, data: mapped(states, indices, seeds, betas, data), donate_argnums=0
-    )
+    of_data = dict.fromkeys(training_data(first)) | dict.fromkeys(own_numbers(first), 0)
+    mapped = jax.vmap(step, in_axes=(axes, 0, of_data), out_axes=(axes, 0))
+    return jax.jit(mapped, donate_argnums=0)
+
+
+def replica_data(plans: Sequence[RunPlan]) -> dict[str, Any]:
+    """The training data of all runs, and what is each one's own, with an axis of runs."""
+    own = jax.tree.map(lambda *values: np.stack(values), *map(own_numbers, plans))
+    return jax.device_put({**training_data(plans[0]), **own}, plans[0].devices[0])
 
 
 def stack(states: Sequence[TrainState]) -> TrainState:

@@ -191,7 +191,8 @@ def train_step(
 
 def state_shapes(plan: RunPlan) -> TrainState:
     """The shapes and types of the run's states, as `jax.ShapeDtypeStruct`."""
-    return jax.eval_shape(partial(_initial_state, plan, plan.method), _key(plan))
+    seed, images = jax.ShapeDtypeStruct((), jnp.uint32), _first_images(plan)
+    return jax.eval_shape(partial(_initial_state, plan, plan.method), seed, images)
 
 
 def new_state(plan: RunPlan) -> TrainState:
@@ -204,13 +205,14 @@ def new_state(plan: RunPlan) -> TrainState:
     with config_errors():
         if method.prune is not None:
             method = fixed_masks(method.prune(_untrained(plan)), method.start)
-        return jax.jit(partial(_initial_state, plan, method))(_key(plan))
+        init = jax.jit(partial(_initial_state, plan, method))
+        return init(np.uint32(plan.config.seed), _first_images(plan))
 
 
-def _initial_state(plan: RunPlan, method: Method, key: Array) -> TrainState:
-    variables = plan.model.init(key, _first_images(plan), train=False)
+def _initial_state(plan: RunPlan, method: Method, seed: Array, images: Array) -> TrainState:
+    variables = plan.model.init(jax.random.key(seed), images, train=False)
     variables = {**variables, "params": method.trained(variables["params"])}
-    tx = method.transform(plan.optimizer, plan.config.seed)
+    tx = method.transform(plan.optimizer, seed)
     return create_state(variables, tx, method.start)
 
 

@@ -51,6 +51,11 @@ def training_data(plan: RunPlan) -> dict[str, np.ndarray]:
     }
 
 
+def own_numbers(plan: RunPlan) -> dict[str, Any]:
+    """What a run's steps need beside the data, and what runs of one program differ in."""
+    return {"seed": np.uint32(plan.config.seed), "beta": np.float32(plan.config.penalty.beta)}
+
+
 def step_indices(plan: RunPlan, step: int) -> np.ndarray:
     """Which examples a step of the run trains on: int32 [batch]."""
     config, examples = plan.config, len(plan.dataset.train_labels)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -19,7 +19,7 @@ from cka_sr_jax.training.build import RunPlan, build_plan, new_state
 from cka_sr_jax.training.checkpoints import Snapshot, newest_snapshot
 from cka_sr_jax.training.evaluation import Evaluator, make_evaluator
 from cka_sr_jax.training.hosts import of_first, on_any
-from cka_sr_jax.training.input import open_feed, train_on_examples, training_data
+from cka_sr_jax.training.input import open_feed, own_numbers, train_on_examples, training_data
 from cka_sr_jax.training.parallel import branches_wait, map_devices, replicate
 from cka_sr_jax.training.penalty import PENALTY_NAMES
 from cka_sr_jax.training.progress import ProgressReporter
@@ -101,7 +101,7 @@ def train(
         say(console, f"Resuming from step {first_step} of {plan.steps}.")
     recorder = Recorder(plan, workdir, start, evaluator, console)
     state = replicate(start.state, plan.devices)
-    data = replicate(training_data(plan), plan.devices)
+    data = replicate({**training_data(plan), **own_numbers(plan)}, plan.devices)
     function_of = step_functions(plan)
     metrics = None
     with (
@@ -144,13 +144,20 @@ def train(
 def step_functions(plan: RunPlan) -> Callable[[int], Callable[..., Any]]:
     """`step -> function`: what takes that step on all devices, from 0 on.
 
-    On a GPU, steps at which the masks stay are a program of their own where that is possible.
+    Its data are `training_data` and `own_numbers`. On a GPU, steps at which the masks stay are a
+    program of their own where that is possible.
     """
     config = plan.config
 
     def mapped(may_change: bool) -> Callable[..., Any]:
+        def take_step(state: TrainState, shard: Any, data: Any, axis_name: str | None) -> Any:
+            # Arguments rather than constants, so that the points of a sweep share this program.
+            beta = data["beta"] if config.penalty.beta else 0.0
+            train_on = train_on_examples(plan, data["seed"], beta, may_change)
+            return train_on(state, shard, data, axis_name)
+
         return map_devices(
-            train_on_examples(plan, config.seed, config.penalty.beta, may_change),
+            take_step,
             plan.devices,
             parallel=config.train.parallel,
             donate_state=True,
@@ -170,20 +177,20 @@ def describe(plan: RunPlan, state: TrainState, console: Console) -> None:
     """Print what is about to train on what."""
     config, data = plan.config, plan.dataset
     shape = "x".join(map(str, data.train_images.shape[1:]))
-    kept = float(density(get_masks(state.opt_state)))
+    masks = get_masks(state.opt_state)
+    kept, any_kept = jax.jit(lambda masks: (density(masks), jax.tree.map(jnp.any, masks)))(masks)
     penalty = PENALTY_NAMES[config.penalty.similarity]
     say(
         console,
         f"{data.name}: {len(data.train_labels)} training, {len(data.validation_labels)} validation "
         f"and {len(data.test_labels)} test images of {shape} in {data.num_classes} classes\n"
         f"{config.model.name}: {sum(p.size for p in jax.tree.leaves(state.params)):,} "
-        f"parameters; method {config.sparsity.rule}, density {kept:.4f} of its kernels; "
+        f"parameters; method {config.sparsity.rule}, density {float(kept):.4f} of its kernels; "
         f"{penalty} beta {config.penalty.beta:g}\n"
         f"{plan.steps} steps of {config.train.batch_size} images on "
         f"{len(plan.devices)} x {plan.devices[0].device_kind}",
     )
-    masks = leaf_paths(get_masks(state.opt_state))
-    if empty := [path for path, mask in masks if not np.any(mask)]:
+    if empty := [path for path, some in leaf_paths(any_kept) if not some]:
         say(
             console,
             f"Warning: {', '.join(empty)} keeps no weight at density {config.sparsity.density:g}, "

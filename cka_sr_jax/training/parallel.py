@@ -114,12 +114,17 @@ def _own(devices: Sequence[jax.Device]) -> list[int]:
 def replicate(tree: Any, devices: Sequence[jax.Device]) -> Any:
     """The tree's arrays on every device, in memory of their own (they may be donated)."""
     sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
+    if jax.process_count() > 1:  # where no process can copy to all devices
+        return jax.tree.map(lambda array: jax.device_put(np.array(array), sharding), tree)
+    # On several devices may_alias=False alone still shares the first one's memory.
+    leaves, structure = jax.tree.flatten(tree)
+    copies = iter(_copy([leaf for leaf in leaves if isinstance(leaf, jax.Array)]))
+    own = [next(copies) if isinstance(leaf, jax.Array) else leaf for leaf in leaves]
+    put = [jax.device_put(leaf, sharding, may_alias=False) for leaf in own]
+    return jax.tree.unflatten(structure, put)
 
-    def put(array: Any) -> jax.Array:
-        if jax.process_count() > 1:  # where no process can copy to all devices
-            return jax.device_put(np.array(array), sharding)
-        # On several devices may_alias=False alone still shares the first one's memory.
-        own = jnp.copy(array) if isinstance(array, jax.Array) else array
-        return jax.device_put(own, sharding, may_alias=False)
 
-    return jax.tree.map(put, tree)
+@jax.jit
+def _copy(arrays: list[jax.Array]) -> list[jax.Array]:
+    """Copies of all, in one program."""
+    return [jnp.copy(array) for array in arrays]

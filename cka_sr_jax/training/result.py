@@ -92,6 +92,11 @@ def _describe(diverged: Divergence) -> str:
     return f"{line}. A lower optimizer.learning_rate, or train.not_finite=skip, may help."
 
 
+@jax.jit
+def _epsilon_shares(weights: Any) -> dict[str, Any]:
+    return {f"{epsilon:g}": epsilon_sparsity(weights, epsilon) for epsilon in EPSILONS}
+
+
 def _measure(plan: RunPlan, trained: TrainResult, evaluator: Evaluator) -> dict[str, Any]:
     dataset, selected, state = plan.dataset, trained.selected, trained.selected.state
     test = evaluator.accuracy(state, dataset.test_images, dataset.test_labels)
@@ -115,9 +120,7 @@ def _measure(plan: RunPlan, trained: TrainResult, evaluator: Evaluator) -> dict[
         "flops_dense": total.flops_dense,
         "training_flops": trained.flops,
         "outlier_share": mean_outlier_share(plan, state),
-        "epsilon_sparsity": {
-            f"{epsilon:g}": float(epsilon_sparsity(weights, epsilon)) for epsilon in EPSILONS
-        },
+        "epsilon_sparsity": jax.tree.map(float, _epsilon_shares(weights)),
         **({"diverged": trained.diverged._asdict()} if trained.diverged else {}),
         **({} if trained.data_wait is None else {"data_wait": trained.data_wait}),
         "steps": plan.steps,

@@ -1,0 +1,85 @@
+"""Programs that are kept on the disk: where, when not, and that they change no result."""
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cka_sr_jax.training import Checkpoints
+
+ROOT = Path(__file__).parents[2]
+
+
+def environment(**changes):
+    """This process's, with one device and without what JAX is told about caches."""
+    kept = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS" and "COMPILATION" not in k}
+    return {**kept, "PYTHONPATH": str(ROOT), **changes}
+
+
+def kept_by(script, **changes):
+    """What a process prints after `keep_programs()` and this script."""
+    script = f"from cka_sr_jax.training.compilation import keep_programs\nkeep_programs()\n{script}"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment(**changes), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout.strip()
+
+
+WHERE = "import jax; print(jax.config.jax_compilation_cache_dir)"
+
+
+def test_the_cache_is_the_users_own(tmp_path):
+    folder = Path(kept_by(WHERE, XDG_CACHE_HOME=str(tmp_path)))
+    assert folder.is_relative_to(tmp_path / "cka_sr_jax" / "programs")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"JAX_ENABLE_COMPILATION_CACHE": "false"}, "None"),
+        ({"JAX_COMPILATION_CACHE_DIR": "/somewhere/else"}, "/somewhere/else"),
+        ({"XDG_CACHE_HOME": "/dev/null"}, "None"),
+    ],
+)
+def test_where_the_user_has_said_otherwise(changes, expected):
+    assert kept_by(WHERE, **changes) == expected
+
+
+@pytest.mark.slow
+def test_a_second_run_of_another_seed_and_beta_compiles_nothing(tmp_path):
+    """And ends with the weights that it has without a cache; a damaged cache costs time alone."""
+    fields = ["--config.train.steps=6", "--config.model.options.hidden=(16,16)"]
+
+    def launch(name, *more, **changes):
+        command = [sys.executable, "launch.py", f"--workdir={tmp_path / name}", *fields, *more]
+        changes = {"XDG_CACHE_HOME": str(tmp_path / "cache"), **changes}
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment(**changes), capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    def weights(name):
+        arrays = Checkpoints(tmp_path / name).arrays()
+        return {path: array for path, array in arrays.items() if path != "seconds"}
+
+    other = ["--config.seed=3", "--config.penalty.beta=0.01"]
+    assert launch("first") == ""
+    programs = {path.name for path in (tmp_path / "cache").rglob("*-cache")}
+    assert any(name.startswith("jit_take_step") for name in programs)
+    assert launch("second", *other) == ""
+    assert {path.name for path in (tmp_path / "cache").rglob("*-cache")} == programs
+    launch("without", *other, JAX_ENABLE_COMPILATION_CACHE="false")
+    for path in (tmp_path / "cache").rglob("*-cache"):
+        path.write_bytes(path.read_bytes()[:-50])
+    assert launch("damaged", *other) == ""
+    for name in ("second", "damaged"):
+        for path, array in weights("without").items():
+            np.testing.assert_array_equal(array, weights(name)[path])
