@@ -74,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def parse_flags(argv: list[str]) -> list[str]:
     """Parse the command line; a mistake in it ends the program with one line and status 2."""
     from cka_sr_jax.training import command_line
+    from cka_sr_jax.training.fields import FIELDS
 
     if any(re.match(r"--?h(elp(full|short)?)?$", argument) for argument in argv):
         flags_help = FLAGS.module_help(sys.modules[__name__])
@@ -99,7 +100,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     try:
         rest = FLAGS(rest)
         for field in unset:
-            FLAGS.config.update_from_flattened_dict({field: None})
+            FLAGS.config.update_from_flattened_dict({field: FIELDS[field].default})
         for field, value in new.items():
             with FLAGS.config.model.options.unlocked():
                 FLAGS.config.model.options[field.rpartition(".")[2]] = value
@@ -129,6 +130,10 @@ def _run(note: str, _: list[str]) -> None:
     sys.unraisablehook = _without_closed_loops
     import jax
 
+    from cka_sr_jax.training.signals import stop_numbers
+
+    for number in set(stop_numbers()) - {signal.SIGINT}:
+        signal.signal(number, terminate)
     from cka_sr_jax.sweeps import GridOptions, run_grid
     from cka_sr_jax.training import ConfigError, hosts
     from cka_sr_jax.training.compilation import keep_programs
@@ -136,7 +141,7 @@ def _run(note: str, _: list[str]) -> None:
 
     config = FLAGS.config
     name = Path(config_flags.get_config_filename(FLAGS["config"])).stem
-    workdir = FLAGS.workdir or Path("runs") / name
+    workdir = Path("runs") / name if FLAGS.workdir is None else FLAGS.workdir
     try:
         hosts.join(FLAGS.coordinator, FLAGS.num_processes, FLAGS.process_id)
         if not jax.distributed.is_initialized():  # those who train together compile together
@@ -162,8 +167,9 @@ def _run(note: str, _: list[str]) -> None:
         interrupt()
     except OSError as error:  # a full disk, say
         leave(f"error: {error.filename or workdir}: {error.strerror or error}", 1)
-    except jax.errors.JaxRuntimeError as error:
-        if not jax.distributed.is_initialized():
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        lost = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
+        if not (lost and jax.distributed.is_initialized()):
             raise
         leave(f"Lost a process that trains with this one ({str(error).splitlines()[0][:150]})", 1)
 
@@ -178,6 +184,11 @@ def leave(why: str, status: int) -> NoReturn:
 def interrupt(*_: Any) -> NoReturn:
     """What Ctrl-C does until a run takes care of it, also while modules load."""
     leave("Interrupted", 130)
+
+
+def terminate(number: int, _: Any) -> NoReturn:
+    """What a batch system's signal does until a run takes care of it."""
+    leave("Stopped", 128 + number)
 
 
 def fail(message: str) -> NoReturn:

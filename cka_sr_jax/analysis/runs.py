@@ -36,6 +36,7 @@ from cka_sr_jax.analysis.rows import (
 from cka_sr_jax.analysis.run import REPORT_AGAIN, Run
 from cka_sr_jax.report import read_metrics
 from cka_sr_jax.report.metrics import damaged_lines
+from cka_sr_jax.report.parse import parse_stored
 from cka_sr_jax.training.config import flatten
 
 
@@ -170,7 +171,7 @@ def _read_folder(folder: Path) -> dict[Path, Run]:
 
 def _read_object(path: Path, cure: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_stored(path.read_text(encoding="utf-8"))
     except ValueError:
         content = None
     if not isinstance(content, dict):
@@ -190,7 +191,7 @@ def _read_jsonl(path: Path) -> list[Run]:
     runs = []
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            run = Run(f"{path}, line {number}", **json.loads(line))
+            run = Run(f"{path}, line {number}", **parse_stored(line))
             if not (isinstance(run.config, dict) and isinstance(run.result, dict)):
                 raise TypeError
             runs.append(run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -89,7 +90,8 @@ class Records:
         try:
             return decode(image, self.channels), label
         except Exception as error:  # OSError, SyntaxError, DecompressionBombError, ...
-            raise self._error(index, f"cannot be decoded ({error})") from error
+            reason = re.sub(r" ?<_io\.BytesIO object at \w+>", "", str(error))
+            raise self._error(index, f"cannot be decoded ({reason})") from error
 
     def _error(self, index: int, problem: str) -> ValueError:
         return ValueError(f"{self._name}: record {index} {problem}; prepare the set again.")

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,12 +33,14 @@ def open_cached(folder: Path) -> Splits | None:
     """The arrays of a cache folder; None where it is not there or not what was written."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
-        for name, digest in meta["digests"].items():
-            if _digest(folder / f"{name}.npy") != digest:
+        if meta.pop("digest") != _digest_of_json(meta):
+            return None
+        for name in ARRAYS:
+            if _digest(folder / f"{name}.npy") != meta["digests"][name]:
                 return None
         arrays = [np.load(folder / f"{array}.npy", mmap_mode="r") for array in ARRAYS]
         num_classes = int(meta["num_classes"])
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     splits = Splits(Split(*arrays[:2]), Split(*arrays[2:]), num_classes)
     return splits if all(_fits(split, num_classes) for split in splits[:2]) else None
@@ -63,7 +66,8 @@ def make_cache(folder: Path, write: Callable[[Path], int]) -> None:
         num_classes = write(partial)
         digests = {array: _digest(partial / f"{array}.npy") for array in ARRAYS}
         meta = {"num_classes": num_classes, "digests": digests}
-        (partial / "meta.json").write_text(json.dumps(meta))
+        whole = {**meta, "digest": _digest_of_json(meta)}
+        (partial / "meta.json").write_text(json.dumps(whole))
         try:
             os.replace(partial, folder)
         except OSError:
@@ -81,6 +85,10 @@ def _fits(split: Split, num_classes: int) -> bool:
     if (labels.dtype, labels.shape) != (np.int32, images.shape[:1]):
         return False
     return bool(labels.min() >= 0 and labels.max() < num_classes)
+
+
+def _digest_of_json(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from cka_sr_jax.report.parse import parse_stored
+
 
 class MetricWriter:
     """Appends each record to metrics.jsonl and to TensorBoard events in the work directory.
@@ -82,7 +84,7 @@ def damaged_lines(path: Path) -> int:
 def _record(line: str) -> dict[str, Any] | None:
     """What a line holds; None where it is damaged."""
     try:
-        record = json.loads(line)
+        record = parse_stored(line)
         whole = isinstance(record["step"], int) and isinstance(record["split"], str)
         values = [value for name, value in record.items() if name != "split"]
     except (ValueError, TypeError, KeyError, AttributeError):

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from cka_sr_jax.report import say
 from cka_sr_jax.training.build import RunPlan, new_state, state_shapes
-from cka_sr_jax.training.checkpoints import Snapshot, newest_snapshot, newest_step
+from cka_sr_jax.training.checkpoints import newest_step
 from cka_sr_jax.training.config import flatten
 from cka_sr_jax.training.evaluation import make_evaluator
 from cka_sr_jax.training.input import (
@@ -34,6 +34,7 @@ from cka_sr_jax.training.input import (
 from cka_sr_jax.training.progress import ProgressReporter
 from cka_sr_jax.training.recorder import Recorder, Replica
 from cka_sr_jax.training.signals import stop_signals
+from cka_sr_jax.training.snapshot import Snapshot, newest_snapshot
 from cka_sr_jax.training.step import TrainState
 from cka_sr_jax.training.workdir import start_workdir
 

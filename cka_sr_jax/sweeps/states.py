@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ml_collections import ConfigDict
+from rich.console import Console
 
 from cka_sr_jax.training import ConfigError
-from cka_sr_jax.training.workdir import check_workdir
+from cka_sr_jax.training.workdir import check_workdir, read_result
 
 ELSEWHERE = "running elsewhere"
 _FAILURE = "failed.txt"
@@ -30,8 +31,8 @@ def check_folder(config: ConfigDict, folder: Path) -> None:
 
 
 def has_finished(folder: Path) -> bool:
-    """Whether the run has its result."""
-    return (folder / "result.json").exists()
+    """Whether the run has its result, undamaged."""
+    return read_result(folder, len, Console(quiet=True)) is not None
 
 
 def ended(folder: Path, retry: bool = False) -> str:
@@ -42,7 +43,8 @@ def ended(folder: Path, retry: bool = False) -> str:
     """
     failure = folder / _FAILURE
     if failure.exists() and not retry:
-        return f"failed before: {''.join(failure.read_text().splitlines()[:1])}"
+        reason = failure.read_text(errors="replace").strip().splitlines()[:1]
+        return f"failed before: {''.join(reason) or f'{failure} does not say why'}"
     return "finished before" if has_finished(folder) else ""
 
 

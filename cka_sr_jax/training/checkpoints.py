@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
+import operator
 import re
 import shutil
 import sys
@@ -15,68 +17,14 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cka_sr_jax.training.build import RunPlan, state_shapes
-from cka_sr_jax.training.config import config_errors, with_defaults
-from cka_sr_jax.training.hosts import arrays_of_first, of_first
+from cka_sr_jax.training.config import difference, with_defaults
 from cka_sr_jax.training.seal import Sealed, sealed, unsealed
-from cka_sr_jax.training.selection import Best, nothing_yet
-from cka_sr_jax.training.step import TrainState
-
-
-class Snapshot(NamedTuple):
-    """What a checkpoint holds: all that a run needs to go on.
-
-    Attributes:
-      best: the best weights so far; None where the run reports its last ones.
-      seconds: of training.
-      flops: of training.
-    """
-
-    state: TrainState
-    best: Best | None
-    seconds: Any
-    flops: Any
-
-    @classmethod
-    def at_start(cls, plan: RunPlan, state: TrainState) -> Snapshot:
-        """Before the first step."""
-        return cls(state, nothing_yet(plan, state), np.array(0.0), np.array(0.0))
-
-
-def newest_snapshot(
-    plan: RunPlan, workdir: Path, tell: Callable[[str], None] = warnings.warn
-) -> Snapshot | None:
-    """The newest intact checkpoint of the plan's run in `workdir`; None where it has none.
-
-    All others are removed: what is newer is damaged, and the run that goes on writes it again.
-
-    Args:
-      tell: gets a sentence for each checkpoint that is damaged.
-
-    Raises:
-      ConfigError: the checkpoint is of another run, or all are damaged.
-    """
-    checkpoints = Checkpoints(workdir, tell=tell)
-    if not of_first(lambda: bool(checkpoints.steps())):
-        return None
-    template = Snapshot.at_start(plan, state_shapes(plan))
-    found: list[Snapshot] = []
-
-    def restore() -> None:
-        with config_errors():
-            found.append(checkpoints.restore(template))
-        checkpoints.remove_all_but(int(found[0].state.step))
-
-    of_first(restore)
-    if not found:  # on the processes that do not read
-        found.append(jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), template))
-    return arrays_of_first(found[0])
 
 
 class Checkpoints:
@@ -97,7 +45,7 @@ class Checkpoints:
 
         Args:
           keep: how many of the newest to keep.
-          config: of the run, stored with each checkpoint.
+          config: of the run, stored with each checkpoint; one of another config is refused.
           tell: gets a sentence for each checkpoint that is passed over because it is damaged.
         """
         self._folder = Path(workdir).resolve() / "checkpoints"
@@ -109,7 +57,8 @@ class Checkpoints:
         if not self._folder.is_dir():
             return []
         # While Orbax writes one, its folder has another name.
-        return sorted(int(p.name) for p in self._folder.iterdir() if re.fullmatch(r"\d+", p.name))
+        names = [path.name for path in self._folder.iterdir()]
+        return sorted(int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name))
 
     def latest_step(self) -> int | None:
         """The newest of `steps`, None where there is none; waits for one that is being written."""
@@ -119,7 +68,22 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def save(self, step: int, tree: Any) -> None:
-        """Write a checkpoint in the background; `close` waits for it."""
+        """Write a checkpoint in the background; `close` waits for it.
+
+        Raises:
+          ValueError: a step before the newest checkpoint's, or a leaf that cannot be stored.
+          OSError: the disk refuses, maybe at a later call.
+        """
+        if operator.index(step) < 0:
+            raise ValueError(f"step={step} is negative: steps are counted from 0.")
+        # Copies, since the next training step reuses the state's memory during the write.
+        arrays = {path: np.array(leaf) for path, leaf in _flatten(tree).items()}
+        for path, array in arrays.items():
+            if not array.size or array.dtype.kind in "OUSM":
+                raise ValueError(
+                    f"{path!r} has shape {array.shape} and type {array.dtype}: a checkpoint holds "
+                    "numbers, at least one in each array."
+                )
         if self._manager is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             alone = None
@@ -133,9 +97,13 @@ class Checkpoints:
             self._manager = ocp.CheckpointManager(
                 self._folder, item_handlers=handler, options=options
             )
-        if step != self._manager.latest_step():
-            # Copies, since the next training step reuses the state's memory during the write.
-            arrays = {path: np.array(leaf) for path, leaf in _flatten(tree).items()}
+        latest = self._manager.latest_step()
+        if latest is not None and step < latest:
+            raise ValueError(
+                f"step={step} is before {latest}, the newest checkpoint in {self._folder}: steps "
+                "increase, so save a later one or use another folder."
+            )
+        if step != latest:
             arrays = sealed(step, arrays, self._config)
             with self._writing():
                 self._manager.save(step, args=ocp.args.StandardSave(arrays))
@@ -144,9 +112,19 @@ class Checkpoints:
         """The newest intact checkpoint, as host arrays in the structure of `template`.
 
         Raises:
-          ValueError: there is none, or its leaves, shapes or types are not those of the template.
+          ValueError: there is none; its leaves, shapes or types are not those of the template; or
+            the run of another config wrote it.
         """
-        stored = self.arrays()
+        stored, written_by, _ = self.newest()
+        if self._config is not None and written_by is not None:
+            before = with_defaults(written_by)
+            now = with_defaults(json.loads(json.dumps(self._config)))
+            if field := difference(before, now):
+                raise ValueError(
+                    f"the checkpoints in {self._folder} are of another run: {field} is "
+                    f"{before.get(field)!r} there and {now.get(field)!r} here; use the config that "
+                    "wrote them, or another --workdir."
+                )
         expected = _flatten(template)
         for path in expected | stored:
             if path not in stored or path not in expected:
@@ -209,8 +187,13 @@ class Checkpoints:
     def remove_all_but(self, step: int) -> None:
         """Remove the checkpoints of all other steps."""
         for other in self.steps():
-            if other != step:
-                shutil.rmtree(self._folder / str(other))
+            path = self._folder / str(other)
+            if other == step:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
     def close(self) -> None:
         """Wait for the last write and let go of the directory."""
@@ -234,6 +217,14 @@ def newest_step(workdir: Path) -> int | None:
     return Checkpoints(workdir).latest_step()
 
 
+def newest_intact_step(workdir: Path) -> int | None:
+    """The step of the newest checkpoint in `workdir` that is what was written; None without one."""
+    try:
+        return Checkpoints(workdir, tell=lambda _: None).newest().step
+    except ValueError:
+        return None
+
+
 def stored_config(workdir: Path) -> dict[str, Any] | None:
     """{"penalty.beta": 1e-4, ...} of the newest intact checkpoint, None where there is none.
 
@@ -247,8 +238,13 @@ def stored_config(workdir: Path) -> dict[str, Any] | None:
 
 
 def _flatten(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    flat: dict[str, Any] = {}
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        path = jax.tree_util.keystr(keys, simple=True, separator=".")
+        if path in flat:
+            raise ValueError(f"two leaves have the path {path!r}: rename one.")
+        flat[path] = leaf
+    return flat
 
 
 @contextlib.contextmanager

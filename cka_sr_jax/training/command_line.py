@@ -76,12 +76,13 @@ def _reason(error: Exception) -> str:
 def take_unset(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The arguments without those like --config.sparsity.update_every=none, and their fields.
 
-    Only a field whose default is None can be unset. If a field occurs twice, the last one counts.
+    Only a field whose default is None, or the empty text, can be unset. If a field occurs twice,
+    the last one counts.
     """
     rest, unset = [], dict[str, None]()
     for argument in argv:
         match = re.match(r"--?config\.([\w.]+)=(.*)", argument)
-        optional = match and match[1] in FIELDS and FIELDS[match[1]].default is None
+        optional = match and match[1] in FIELDS and FIELDS[match[1]].default in (None, "")
         if match and optional and match[2].lower() == "none":
             unset[match[1]] = None
             continue

@@ -65,6 +65,12 @@ def with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     return flatten(default_config()) | flatten(config)
 
 
+def difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    """A field in which two flat configs differ, so that one's run cannot go on as the other's."""
+    fields = [field for field in before | now if field not in RESUMABLE]
+    return next((field for field in fields if before.get(field) != now.get(field)), None)
+
+
 def is_free(name: str) -> bool:
     """Whether a field is the config's own: an axis of a grid, or an option of the model."""
     return name.startswith(tuple(f"{group}." for group in FREE_GROUPS))

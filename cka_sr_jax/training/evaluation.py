@@ -16,6 +16,7 @@ from cka_sr_jax.data import Images, Labels, normalize
 from cka_sr_jax.similarity import cka_over_batches, outlier_share
 from cka_sr_jax.sparsity import get_masks, mask_metrics
 from cka_sr_jax.training.build import RunPlan, state_shapes
+from cka_sr_jax.training.config import config_errors
 from cka_sr_jax.training.input import evaluation_shards
 from cka_sr_jax.training.parallel import map_devices
 from cka_sr_jax.training.step import TrainState, make_eval_step
@@ -69,11 +70,17 @@ class Evaluator(NamedTuple):
 
 
 def make_evaluator(plan: RunPlan) -> Evaluator:
-    """The measurements of the plan's run."""
+    """The measurements of the plan's run.
+
+    Raises:
+      ConfigError: a record of a streamed set is damaged.
+    """
     features = feature_groups(plan)
+    with config_errors():  # the first records of a streamed set are read here
+        cka = cka_function(plan, features)
     return Evaluator(
         accuracy=accuracy_function(plan),
-        cka=cka_function(plan, features),
+        cka=cka,
         features=features,
         positions=_kernel_positions(plan),
         part=plan.method.part,

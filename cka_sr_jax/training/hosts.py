@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from cka_sr_jax.training.config import ConfigError
 
 AUTO = "auto"
+LONGEST_MESSAGE = 2000  # bytes of an error that one process tells the others
 # Seconds after which a process that says nothing counts as dead; JAX's own 100 hold up the others.
 DEAD_AFTER = 30
 # How a batch system tells a process that it is one of several.
@@ -87,6 +88,23 @@ def announced(environment: Mapping[str, str]) -> bool:
     )
 
 
+def check_backend() -> None:
+    """Check that JAX finds a device to compute on.
+
+    Raises:
+      ConfigError: it does not.
+    """
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # the latter without a message
+        reason = " ".join(str(error).split())[:200] or "no such device"
+        asked = os.environ.get("JAX_PLATFORMS")
+        raise ConfigError(
+            f"JAX finds no device for JAX_PLATFORMS={asked!r} ({reason}): unset it, or install jax "
+            "for that device."
+        ) from error
+
+
 def is_first() -> bool:
     """Whether this process is the one that reads, writes and prints."""
     return jax.process_index() == 0
@@ -113,6 +131,52 @@ def of_first(function: Callable[[], Any]) -> Any:
     if "error" in outcome:
         raise ConfigError(outcome["error"])
     return outcome["value"]
+
+
+def agreed(function: Callable[[], Any]) -> Any:
+    """What `function` returns on this process, once it has returned on all of them.
+
+    Raises:
+      ConfigError: on every process, where the call of one raised it: that of the lowest number.
+    """
+    if jax.process_count() == 1:
+        return function()
+    value, problem = None, b""
+    try:
+        value = function()
+    except ConfigError as error:
+        problem = str(error).encode()[:LONGEST_MESSAGE]
+    padded = np.zeros(LONGEST_MESSAGE, np.uint8)
+    padded[: len(problem)] = np.frombuffer(problem, np.uint8)
+    messages = [bytes(row).rstrip(b"\0") for row in multihost_utils.process_allgather(padded)]
+    for number, message in enumerate(messages):
+        if message:
+            text = message.decode(errors="replace")
+            raise ConfigError(text if problem == message else f"process {number}: {text}")
+    return value
+
+
+def check_equal(values: dict[str, Any]) -> None:
+    """Check that all processes have the same values, {name: what JSON can hold}.
+
+    Raises:
+      ConfigError: on every process, naming the first value in which one differs from process 0.
+    """
+    if jax.process_count() == 1:
+        return
+    mine = json.loads(json.dumps(values))
+    first = _broadcast_json(values)
+
+    def compare() -> None:
+        for name in first | mine:
+            if mine.get(name) != first.get(name):
+                raise ConfigError(
+                    f"{name} is {first.get(name)!r} on process 0 and {mine.get(name)!r} on process "
+                    f"{jax.process_index()}: give all processes the same command, but for "
+                    "--process_id."
+                )
+
+    agreed(compare)
 
 
 def arrays_of_first(tree: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,7 +15,6 @@ from rich.console import Console
 from cka_sr_jax.report import say
 from cka_sr_jax.sparsity import density, get_masks, leaf_paths
 from cka_sr_jax.training.build import RunPlan, build_plan, new_state
-from cka_sr_jax.training.checkpoints import Snapshot, newest_snapshot
 from cka_sr_jax.training.evaluation import Evaluator, make_evaluator
 from cka_sr_jax.training.hosts import of_first, on_any
 from cka_sr_jax.training.input import open_feed, own_numbers, train_on_examples, training_data
@@ -27,8 +25,9 @@ from cka_sr_jax.training.recorder import Recorder
 from cka_sr_jax.training.result import TrainResult, report_run
 from cka_sr_jax.training.selection import select
 from cka_sr_jax.training.signals import stop_signals
+from cka_sr_jax.training.snapshot import Snapshot, newest_snapshot
 from cka_sr_jax.training.step import TrainState
-from cka_sr_jax.training.workdir import check_workdir, start_workdir
+from cka_sr_jax.training.workdir import check_workdir, read_result, start_workdir
 
 
 def prepare(config: ConfigDict) -> RunPlan:
@@ -64,18 +63,18 @@ def run(plan: RunPlan, workdir: str | Path, console: Console | None = None) -> d
 
 def show_finished(workdir: Path, console: Console) -> dict[str, Any] | None:
     """Print and return the result of a run that has finished, else None."""
-    path, report = workdir / "result.json", workdir / "report" / "index.html"
-    if not (path.exists() and report.exists()):
+    report = workdir / "report" / "index.html"
+    if not report.exists():
         return None
-    try:
-        result = json.loads(path.read_text())
-        complete = f"This run is complete: test accuracy {result['test']['accuracy']:.4f}."
-    except (ValueError, TypeError, KeyError):
-        say(console, f"{path} is damaged, so it is made again.")
-        return None
-    say(console, complete)
-    say(console, f"Report: {report}")
+    result = read_result(workdir, _complete, console)
+    if result is not None:
+        say(console, _complete(result))
+        say(console, f"Report: {report}")
     return result
+
+
+def _complete(result: dict[str, Any]) -> str:
+    return f"This run is complete: test accuracy {result['test']['accuracy']:.4f}."
 
 
 def train(

@@ -15,10 +15,11 @@ from rich.console import Console
 from cka_sr_jax.report import say
 from cka_sr_jax.report.metrics import MetricWriter, mean_metrics
 from cka_sr_jax.training.build import RunPlan
-from cka_sr_jax.training.checkpoints import Checkpoints, Snapshot
+from cka_sr_jax.training.checkpoints import Checkpoints
 from cka_sr_jax.training.evaluation import Evaluator
 from cka_sr_jax.training.hosts import is_first
 from cka_sr_jax.training.selection import better_of, selection_images
+from cka_sr_jax.training.snapshot import Snapshot
 from cka_sr_jax.training.step import TrainState
 
 

@@ -22,6 +22,7 @@ class Sealed(NamedTuple):
 
     arrays: dict[str, np.ndarray]
     config: dict[str, Any] | None
+    step: int
 
 
 def sealed(
@@ -53,7 +54,7 @@ def unsealed(step: int, arrays: Mapping[str, np.ndarray]) -> Sealed:
     for path, array in arrays.items():
         if _digest(array) != content["arrays"][path]:
             raise ValueError(f"{path} is not what was written")
-    return Sealed(arrays, content["config"])
+    return Sealed(arrays, content["config"], step)
 
 
 def _digest(array: np.ndarray) -> str:

@@ -16,6 +16,12 @@ STOP_SIGNALS = tuple(
 )
 
 
+def stop_numbers() -> list[int]:
+    """The signals that stop a run here: a closed terminal does not where `nohup` has said so."""
+    hup = getattr(signal, "SIGHUP", None)
+    return [n for n in STOP_SIGNALS if n != hup or signal.getsignal(n) != signal.SIG_IGN]
+
+
 @contextmanager
 def stop_signals(console: Console | None = None) -> Iterator[list[int]]:
     """A list that a stop signal fills, so that the loop can save before it stops.
@@ -42,7 +48,7 @@ def stop_signals(console: Console | None = None) -> Iterator[list[int]]:
         received.append(getattr(signal, "SIGPIPE", signal.SIGTERM))
 
     try:
-        before = {number: signal.signal(number, on_signal) for number in STOP_SIGNALS}
+        before = {number: signal.signal(number, on_signal) for number in stop_numbers()}
     except ValueError:  # outside the main thread signals belong to somebody else
         before = {}
     if console is not None:

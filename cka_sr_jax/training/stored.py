@@ -36,7 +36,7 @@ def load_weights(workdir: str | Path) -> tuple[dict[str, Any], Masks]:
     """
     if not Path(workdir, "config.json").exists():
         raise ValueError(f"{workdir} holds no run: it has no config.json.")
-    arrays, config = Checkpoints(workdir).newest()
+    arrays, config, _ = Checkpoints(workdir).newest()
     settings = with_defaults(config or {})
     chosen = "state" if settings["eval.select"] == "last" else "best"
     stored = traverse_util.unflatten_dict(arrays, sep=".")[chosen]

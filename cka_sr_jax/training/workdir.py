@@ -7,17 +7,24 @@ import math
 import os
 import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
+from rich.console import Console
 
+from cka_sr_jax.report import say
+from cka_sr_jax.report.parse import parse_stored
 from cka_sr_jax.training.checkpoints import stored_config
-from cka_sr_jax.training.config import RESUMABLE, ConfigError, flatten, with_defaults
+from cka_sr_jax.training.config import ConfigError, difference, flatten, with_defaults
 from cka_sr_jax.training.locks import LOCK
 
 # Orbax takes these in a path for patterns, and would not find its own checkpoints.
 PATTERN_CHARACTERS = "[]*?\\".replace(os.sep, "")
+# What a run keeps in its directory.
+RUN_FOLDERS = ("checkpoints", "report", "tensorboard")
+RUN_FILES = ("config.json", "metrics.jsonl", "result.json")
 LONGEST_NAME = 255  # bytes of one part of a path, on all common file systems
 
 
@@ -28,6 +35,14 @@ def local_folder(workdir: str | Path) -> Path:
       ConfigError: it is not a path on this machine, or one whose files could not be found again.
     """
     text = str(workdir)
+    if not text.strip():
+        raise ConfigError(f"--workdir={text!r} is empty: name a folder, or leave it out.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"--workdir={text!r} is not UTF-8, and checkpoints need a path that is: name another."
+        ) from error
     scheme = re.match(r"([A-Za-z][\w+.-]+):/", text)
     if scheme:
         raise ConfigError(
@@ -55,6 +70,28 @@ def local_folder(workdir: str | Path) -> Path:
     return folder
 
 
+def read_result(
+    workdir: Path, check: Callable[[dict[str, Any]], Any], console: Console
+) -> dict[str, Any] | None:
+    """The content of a run's result.json; None where it has none, or a damaged one (this is said).
+
+    Args:
+      check: reads what the caller needs of it, and fails as reading fails where that is missing.
+    """
+    path = workdir / "result.json"
+    if not path.exists():
+        return None
+    try:
+        result = parse_stored(path.read_text())
+        if not isinstance(result, dict):
+            raise TypeError
+        check(result)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError):
+        say(console, f"{path} is damaged, so it is made again.")
+        return None
+    return result
+
+
 def check_workdir(config: ConfigDict, workdir: Path) -> None:
     """Check that `workdir` is new, empty, or holds a run of this config.
 
@@ -63,6 +100,20 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
     """
     if workdir.exists() and not workdir.is_dir():
         raise ConfigError(f"--workdir={workdir} is a file: name a directory.")
+    for parent in workdir.absolute().parents:
+        if parent.name in RUN_FOLDERS and (parent.parent / "config.json").exists():
+            raise ConfigError(
+                f"--workdir={workdir} is inside of {parent}, which belongs to another run: name a "
+                "folder outside."
+            )
+    for name in (*RUN_FOLDERS, *RUN_FILES):
+        path = workdir / name
+        if path.exists() and path.is_dir() != (name in RUN_FOLDERS):
+            kinds = ("a folder", "a file") if path.is_dir() else ("a file", "a folder")
+            raise ConfigError(
+                f"{path} is {kinds[0]} where a run keeps {kinds[1]}: move it away, or pass another "
+                "--workdir."
+            )
     if workdir.is_symlink() and not workdir.exists():
         raise ConfigError(
             f"--workdir={workdir} is a link to {os.readlink(workdir)}, which is not there: make "
@@ -84,15 +135,15 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
         return
     now = flatten(config)
     try:
-        before = with_defaults(json.loads(stored.read_text()))
-        other = _difference(before, now)
+        before = with_defaults(parse_stored(stored.read_text()))
+        other = difference(before, now)
     except (OSError, ValueError, AttributeError, TypeError):
         before, other = {}, "config.json"
     if other is None:
         return
     proven = stored_config(workdir)  # a checkpoint knows its config, and proves it by a digest
     if proven is not None:
-        before, other = proven, _difference(proven, now)
+        before, other = proven, difference(proven, now)
     if other is None:
         write_json(stored, config.to_dict())  # it was damaged
         return
@@ -105,12 +156,6 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
         f"--workdir={workdir} belongs to another config: {other} is {before.get(other)!r} there "
         f"and {now.get(other)!r} now; pass another --workdir."
     )
-
-
-def _difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """A field in which two configs differ, so that one's run cannot go on as the other's."""
-    fields = [field for field in before | now if field not in RESUMABLE]
-    return next((field for field in fields if before.get(field) != now.get(field)), None)
 
 
 def _unwritable(workdir: Path, reason: str) -> ConfigError:

@@ -17,13 +17,16 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from cka_sr_jax.training import loop
-from cka_sr_jax.training.config import ConfigError, check_fields, validate
-from cka_sr_jax.training.hosts import is_first, of_first
+from cka_sr_jax.training.config import ConfigError, check_fields, flatten, validate
+from cka_sr_jax.training.hosts import agreed, check_backend, check_equal, is_first, of_first
 from cka_sr_jax.training.locks import claim
 from cka_sr_jax.training.workdir import check_workdir, local_folder
 from cka_sr_jax.workflows import layer_sparsity, lottery
 
 __all__ = ["devices_of", "run", "workflow_of"]
+
+# Fields in which processes that train together may differ.
+OWN = ("data.dir", "data.cache_dir", "data.workers")
 
 
 def workflow_of(config: ConfigDict) -> ModuleType:
@@ -61,10 +64,16 @@ def run(config: ConfigDict, workdir: str | Path, console: Console | None = None)
       SystemExit: at SIGTERM, SIGHUP or Ctrl-C, once a checkpoint is saved.
     """
     folder, console = local_folder(workdir), console or Console(soft_wrap=True)
+    check_backend()
     if not is_first():
         console = Console(quiet=True)
-    check_fields(config)
-    validate(config, devices_of(config))
+
+    def check() -> None:
+        check_fields(config)
+        validate(config, devices_of(config))
+
+    agreed(check)
+    check_equal({k: v for k, v in flatten(config).items() if k not in OWN})
     workflow = workflow_of(config)
     if jax.process_count() > 1 and workflow is not loop:
         raise ConfigError(
@@ -78,7 +87,8 @@ def run(config: ConfigDict, workdir: str | Path, console: Console | None = None)
         finished = of_first(lambda: workflow.show_finished(folder, console))
         if finished is not None:
             return finished
-        return workflow.run(workflow.prepare(config), folder, console)
+        plan = agreed(lambda: workflow.prepare(config))
+        return workflow.run(plan, folder, console)
 
 
 def _claim(folder: Path, stack: contextlib.ExitStack) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import math
 from functools import partial
 from pathlib import Path
@@ -36,13 +35,14 @@ from cka_sr_jax.sparsity import (
 )
 from cka_sr_jax.training import loop
 from cka_sr_jax.training.build import RunPlan, new_state, state_shapes
-from cka_sr_jax.training.config import ConfigError
+from cka_sr_jax.training.checkpoints import newest_intact_step
+from cka_sr_jax.training.config import ConfigError, config_errors
 from cka_sr_jax.training.evaluation import make_evaluator
 from cka_sr_jax.training.methods import DENSE, all_kept_masks, fixed_masks
 from cka_sr_jax.training.result import report_run
 from cka_sr_jax.training.step import TrainState
 from cka_sr_jax.training.stored import load_variables
-from cka_sr_jax.training.workdir import check_workdir, start_workdir, write_json
+from cka_sr_jax.training.workdir import check_workdir, read_result, start_workdir, write_json
 
 
 class LotteryPlan(NamedTuple):
@@ -109,15 +109,12 @@ def run(plan: LotteryPlan, workdir: str | Path, console: Console | None = None) 
     masks, rows = get_masks(rewound.opt_state), []
     for number in range(config.lottery.rounds + 1):
         if number:
-            weights = load_variables(workdir / f"round{number - 1:02d}")["params"]
+            with config_errors():
+                weights = load_variables(workdir / f"round{number - 1:02d}")["params"]
             masks = prune_by_magnitude(weights, masks, _kept(config, number, masks))
         folder = workdir / f"round{number:02d}"
         rows.append({"round": number, **_run_round(plan.dense, masks, folder, rewound, console)})
-        say(
-            console,
-            f"Round {number}: density {rows[-1]['density']:.4f}, test accuracy "
-            f"{rows[-1]['test']['accuracy']:.4f}",
-        )
+        say(console, _lines({"rounds": rows})[-1])
     result = {"rounds": rows, "test": rows[-1]["test"], "density": rows[-1]["density"]}
     write_json(workdir / "result.json", result)
     return result
@@ -125,18 +122,18 @@ def run(plan: LotteryPlan, workdir: str | Path, console: Console | None = None) 
 
 def show_finished(workdir: Path, console: Console) -> dict[str, Any] | None:
     """Print and return the result of tickets that have finished, else None."""
-    path = workdir / "result.json"
-    if not path.exists():
-        return None
-    result = json.loads(path.read_text())
-    say(console, "These lottery tickets are complete.")
-    for row in result["rounds"]:
-        say(
-            console,
-            f"Round {row['round']}: density {row['density']:.4f}, test accuracy "
-            f"{row['test']['accuracy']:.4f}",
-        )
+    result = read_result(workdir, _lines, console)
+    if result is not None:
+        say(console, "\n".join(["These lottery tickets are complete.", *_lines(result)]))
     return result
+
+
+def _lines(result: dict[str, Any]) -> list[str]:
+    return [
+        f"Round {row['round']}: density {row['density']:.4f}, test accuracy "
+        f"{row['test']['accuracy']:.4f}"
+        for row in result["rounds"]
+    ]
 
 
 def prune_by_magnitude(weights: Any, masks: Masks, kept: int) -> Masks:
@@ -163,7 +160,9 @@ def _run_round(
     """The round's result, trained from the rewound state or read from a finished round."""
     finished = loop.show_finished(folder, Console(quiet=True))
     if finished is not None:
-        return finished
+        if newest_intact_step(folder) == dense.steps:
+            return finished
+        say(console, f"{folder} lacks its last checkpoint, so its training goes on.")
 
     plan = dense._replace(method=fixed_masks(masks))
 

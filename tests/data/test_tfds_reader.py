@@ -117,6 +117,18 @@ def test_a_damaged_cache_is_decoded_again(sets, cache, damage, length):
     assert list(cache.iterdir()) == [folder]
 
 
+@pytest.mark.parametrize("field", ["num_classes", "digests"])
+def test_a_cache_whose_notes_were_edited_is_decoded_again(sets, cache, field):
+    write_set(sets / "tiny/1.0.0", {"train": examples(12), "test": examples(12)})
+    classes = load(sets, cache).num_classes
+    (folder,) = cache.iterdir()
+    notes = json.loads((folder / "meta.json").read_text())
+    edited = {**notes, field: {"num_classes": 50, "digests": {}}[field]}
+    (folder / "meta.json").write_text(json.dumps(edited))
+    assert load(sets, cache).num_classes == classes
+    assert json.loads((folder / "meta.json").read_text()) == notes
+
+
 KILLED = """
 import os, signal, sys
 import numpy as np

@@ -38,7 +38,8 @@ def test_skipped_steps_are_counted_and_left_out():
 @pytest.mark.parametrize(
     "line",
     ["{", '{"split": "train"}', '{"step": 1}', "[]", "7", '{"split": "train", "step": "x"}',
-     '{"split": "train", "step": 2, "loss": "x"}', "\\x00\\x00"],
+     '{"split": "train", "step": 2, "loss": "x"}', "\\x00\\x00",
+     '{"split": "train", "step": 2, "loss": 1%s}' % (400 * "0"), 100_000 * "["],
 )  # fmt: skip
 def test_damaged_lines_are_left_out(line, tmp_path):
     good = {"split": "train", "step": 1, "loss": 0.5, "penalty": None}

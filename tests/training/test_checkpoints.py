@@ -48,15 +48,58 @@ def test_load_variables_gives_the_tested_weights(finished):
 
 
 @pytest.mark.parametrize(("stored", "wanted"), [("dense", "rst"), ("rst", "dense")])
-def test_a_checkpoint_without_the_masks_of_the_run_is_refused(stored, wanted, tmp_path):
+def test_a_checkpoint_of_another_config_is_refused(stored, wanted, tmp_path):
     config = small_config(sparsity__rule=stored, train__steps=1, penalty__beta=0.0)
     plan = prepare(config)
     loop.train(plan, tmp_path, make_evaluator(plan), Console(quiet=True))
     config.sparsity.rule = wanted
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
-    place = "run" if stored == "dense" else "checkpoint"
-    with pytest.raises(ConfigError, match=f"only the {place} has 'state.opt_state.masks"):
+    message = f"of another run: sparsity.rule is '{stored}' there and '{wanted}' here"
+    with pytest.raises(ConfigError, match=message):
         run(config, tmp_path)
+
+
+def test_checkpoints_of_another_seed_are_refused(tmp_path):
+    """Though they fit: copied into this run's folder, they would be taken for its own."""
+    for seed in (0, 1):
+        run(small_config(seed=seed, train__steps=2, penalty__beta=0.0), tmp_path / str(seed))
+    mine, others = (tmp_path / name / "checkpoints" for name in "01")
+    (tmp_path / "0" / "result.json").unlink()
+    shutil.rmtree(mine)
+    shutil.copytree(others, mine)
+    with pytest.raises(ConfigError, match="of another run: seed is 1 there and 0 here"):
+        run(small_config(seed=0, train__steps=2, penalty__beta=0.0), tmp_path / "0")
+
+
+@pytest.mark.parametrize(
+    ("step", "tree", "message"),
+    [
+        (5, {"w": np.ones(2)}, "step=5 is before 7, the newest"),
+        (-1, {"w": np.ones(2)}, "step=-1 is negative"),
+        (8, {"a.b": np.ones(1), "a": {"b": np.ones(2)}}, "two leaves have the path 'a.b'"),
+        (8, {"name": "x"}, r"'name' has shape \(\) and type <U1"),
+        (8, {"w": np.ones((0, 3))}, r"'w' has shape \(0, 3\)"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused(step, tree, message, tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(7, {"w": np.ones(2)})
+    with pytest.raises(ValueError, match=message):
+        checkpoints.save(step, tree)
+    checkpoints.close()
+    assert checkpoints.steps() == [7]
+
+
+def test_files_and_links_among_the_checkpoints_are_passed_over(tmp_path, capsys):
+    config = small_config(train__steps=2, penalty__beta=0.0)
+    expected = run(config, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    (folder / "7").write_text("a note")
+    (folder / "8").symlink_to(folder / "2")
+    (folder / "٣").mkdir()
+    (tmp_path / "run" / "result.json").unlink()
+    assert run(config, tmp_path / "run")["test"] == expected["test"]
+    assert capsys.readouterr().out.count("passed over") == 2
 
 
 def checkpoints_of(workdir):

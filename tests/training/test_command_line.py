@@ -156,9 +156,19 @@ def test_a_config_file_is_named_in_either_way():
 def test_only_a_field_that_may_be_none_is_unset():
     arguments = ["--config.sparsity.update_every=none", "--config.data.name=none", "--grid"]
     assert command_line.take_unset(arguments) == (arguments[1:], ["sparsity.update_every"])
+    assert command_line.take_unset(["--config.data.dir=none"]) == ([], ["data.dir"])
     # The last one counts.
     again = [*arguments, "--config.sparsity.update_every=50"]
     assert command_line.take_unset(again) == (again[1:], [])
+
+
+def test_a_device_that_is_not_there_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "no_such_device")
+    done = launch([f"--workdir={tmp_path / 'run'}"])
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: JAX finds no device for JAX_PLATFORMS='no_such_device' (")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_flagfile_may_stand_beside_overrides(tmp_path):

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def environment(**changes):
-    """This process's, with one device and without what JAX is told about caches."""
+    """The variables of this process, with one device and without what JAX is told about caches."""
     kept = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS" and "COMPILATION" not in k}
     return {**kept, "PYTHONPATH": str(ROOT), **changes}
 

@@ -1,6 +1,7 @@
 """Several processes that train one run."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -80,15 +81,15 @@ def launch(workdir, *arguments, devices=4, group=()):
         )  # fmt: skip
 
 
-def launch_two(workdir, *arguments):
-    """Two processes with two devices each."""
+def launch_two(workdir, *arguments, second=()):
+    """Two processes with two devices each, the second one with more arguments."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     group = (f"--coordinator=localhost:{port}", "--num_processes=2")
     return [
-        launch(workdir, *arguments, devices=2, group=(*group, f"--process_id={i}"))
-        for i in range(2)
+        launch(workdir, *arguments, *more, devices=2, group=(*group, f"--process_id={i}"))
+        for i, more in enumerate([(), second])
     ]
 
 
@@ -190,6 +191,35 @@ def test_where_one_is_killed_all_end_and_the_same_command_goes_on(victim, tmp_pa
     assert not (killed / "result.json").exists()
     assert finish(*launch_two(killed, *long)) == [0, 0]
     assert_same_run(whole, killed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("optimizer.learning_rate=0.5", "error: optimizer.learning_rate is 0.1 on process 0 and "
+         "0.5 on process 1: give all processes the same command"),
+        ("penalty.beta=0", "penalty.beta is 0.0001 on process 0 and 0"),
+        ("seed=5", "seed is 0 on process 0 and 5 on process 1"),
+        ("data.dir=/no/such/folder", None),
+        ("train.batch_size=0", "train.batch_size=0: expected"),
+    ],
+)  # fmt: skip
+def test_processes_that_do_not_agree_are_refused(field, message, tmp_path):
+    """A mistake of one ends all in one sentence, before anything is written."""
+    arguments = SMALL
+    if message is None:  # a set that one machine lacks
+        write_photographs(tmp_path / "sets" / "tiny" / "1.0.0", train=57, test=9)
+        arguments = (*SMALL, "--config.data.name=tiny", f"--config.data.dir={tmp_path / 'sets'}")
+        message = "/no/such/folder"
+    group = launch_two(tmp_path / "run", *arguments, second=(f"--config.{field}",))
+    assert finish(*group) == [2, 2]
+    for number in range(2):
+        output = (tmp_path / f"run{number}.log").read_text()
+        assert len(re.findall("^error: ", output, re.MULTILINE)) == 1
+        assert message in output
+        assert "Traceback" not in output
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

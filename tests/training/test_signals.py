@@ -44,7 +44,8 @@ def small_launch(workdir, **options):
     arguments = ["--config.train.steps=100000", "--config.train.log_every=20"]
     return subprocess.Popen(
         [sys.executable, "launch.py", f"--workdir={workdir}", *arguments],
-        cwd=ROOT, stderr=subprocess.PIPE, text=True, **{"stdout": subprocess.DEVNULL, **options},
+        cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        **{"stdout": subprocess.DEVNULL, "preexec_fn": heed_hangups, **options},
     )  # fmt: skip
 
 
@@ -59,6 +60,26 @@ def test_a_signal_saves_within_a_step_and_ends_in_one_line(name, tmp_path):
     assert "the same command goes on there" in line
     step = int(line.split()[3])
     assert Checkpoints(tmp_path).latest_step() == step
+
+
+@pytest.mark.slow
+def test_a_closed_terminal_does_not_stop_what_nohup_started(tmp_path):
+    process = small_launch(tmp_path, preexec_fn=ignore_hangups)
+    wait_for_step(tmp_path, 20)
+    process.send_signal(signal.SIGHUP)
+    wait_for_step(tmp_path, 60)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert "the same command goes on there" in errors
+
+
+def ignore_hangups():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def heed_hangups():
+    """Also where the tests were started by nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.mark.slow

@@ -66,6 +66,9 @@ def test_a_work_directory_below_a_file(tmp_path):
         ("x" * 300, "cannot be used|has a name of 300 bytes"),
         ("é" * 140, "cannot be used|has a name of 280 bytes"),
         ("~nobody_of_this_name/run", "cannot be used"),
+        ("", "is empty: name a folder, or leave it out"),
+        ("  ", "is empty"),
+        ("bad\udcff", "is not UTF-8"),
     ],
 )
 def test_a_path_that_cannot_work_is_refused_before_anything_is_written(name, message):
@@ -103,6 +106,31 @@ def test_a_link_works_and_a_dangling_one_is_refused(tmp_path):
     (tmp_path / "dangling").symlink_to(tmp_path / "gone")
     with pytest.raises(ConfigError, match=r"is a link to .*gone, which is not there"):
         check_workdir(config_with(), tmp_path / "dangling")
+
+
+def test_the_folders_of_another_run_are_refused(tmp_path):
+    """A run that goes on removes checkpoints that it does not read."""
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"is inside of .*checkpoints, which belongs to another"):
+        check_workdir(config_with(), tmp_path / "checkpoints" / "100")
+    check_workdir(config_with(), tmp_path / "seed=1")  # as a lottery's rounds
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "message"),
+    [
+        ("result.json", Path.mkdir, "result.json is a folder where a run keeps a file: move it"),
+        ("config.json", Path.mkdir, "config.json is a folder"),
+        ("report", Path.touch, "report is a file where a run keeps a folder"),
+        ("checkpoints", Path.touch, "checkpoints is a file"),
+    ],
+)
+def test_a_name_that_is_taken_is_refused(name, make, message, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config_with().to_dict()))
+    (tmp_path / name).unlink(missing_ok=True)
+    make(tmp_path / name)
+    with pytest.raises(ConfigError, match=message):
+        check_workdir(config_with(), tmp_path)
 
 
 def test_a_directory_in_use_is_refused(tmp_path):

@@ -173,6 +173,29 @@ def test_rewinding_to_the_initial_weights(tmp_path):
     assert len(workflows.run(config, tmp_path, quiet())["rounds"]) == 2
 
 
+@pytest.mark.parametrize("content", ["", "{}", "[]"])
+def test_a_damaged_result_is_made_again(content, finished, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    (workdir / "result.json").write_text(content)
+    assert workflows.run(small_config(), workdir)["rounds"] == finished[1]["rounds"]
+    assert "result.json is damaged, so it is made again" in capsys.readouterr().out
+
+
+def test_a_round_without_its_last_checkpoint_goes_on(finished, tmp_path):
+    """Else the next one would be pruned by the weights of the checkpoint before."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    (workdir / "result.json").unlink()
+    shutil.rmtree(workdir / "round02")
+    (newest,) = (workdir / "round01" / "checkpoints").glob("12")
+    shutil.rmtree(newest / "default")
+    again = workflows.run(small_config(), workdir, quiet())["rounds"]
+    for row, before in zip(again, finished[1]["rounds"], strict=True):
+        assert row["test"] == before["test"]
+    assert Checkpoints(workdir / "round01").latest_step() == 12
+
+
 def test_mistakes_are_one_sentence(tmp_path):
     for fields, message in (
         ({"prune": 1.0}, r"lottery.prune=1.0: expected a share of .* in \(0, 1\)"),

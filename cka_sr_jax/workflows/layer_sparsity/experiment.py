@@ -15,7 +15,6 @@ standard errors is the usual one for paths (Breiman et al. 1984).
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +27,7 @@ from rich.console import Console
 from cka_sr_jax.layer_sparsity import active_layers, save_mlp
 from cka_sr_jax.report import say
 from cka_sr_jax.training.config import config_errors
-from cka_sr_jax.training.workdir import check_workdir, start_workdir, write_json
+from cka_sr_jax.training.workdir import check_workdir, read_result, start_workdir, write_json
 from cka_sr_jax.workflows.layer_sparsity.compare import compare
 from cka_sr_jax.workflows.layer_sparsity.fit import make_trainer
 from cka_sr_jax.workflows.layer_sparsity.path import Point, choose, fit_path, multiply_adds
@@ -107,12 +106,10 @@ def run(plan: PathPlan, workdir: str | Path, console: Console | None = None) -> 
 
 def show_finished(workdir: Path, console: Console) -> dict[str, Any] | None:
     """Print and return the result of an experiment that has finished, else None."""
-    path = workdir / "result.json"
-    if not path.exists():
-        return None
-    result = json.loads(path.read_text())
-    say(console, "This experiment is complete.")
-    _print(result, workdir, console)
+    result = read_result(workdir, _tables, console)
+    if result is not None:
+        say(console, "This experiment is complete.")
+        _print(result, workdir, console)
     return result
 
 
@@ -131,10 +128,16 @@ def _path_row(plan: PathPlan, point: Point) -> dict[str, Any]:
     }
 
 
+def _tables(result: Mapping[str, Any]) -> tuple[list[Any], bool]:
+    """The result's tables, and whether layers of the chosen network merged."""
+    return [path_table(result), networks_table(result)], bool(result["chosen_merged"])
+
+
 def _print(result: Mapping[str, Any], workdir: Path, console: Console) -> None:
-    for table in (path_table, networks_table):
-        print_table(table(result), console)
-    if not result["chosen_merged"]:
+    tables, has_merged = _tables(result)
+    for table in tables:
+        print_table(table, console)
+    if not has_merged:
         say(
             console,
             "No layer of the chosen network merged, so the three networks are one: raise "

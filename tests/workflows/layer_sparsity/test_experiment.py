@@ -68,6 +68,18 @@ def test_digits_end_to_end(tmp_path, capsys):
     assert (workdir / "result.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("content", ["", "{}", "[]"])
+def test_a_damaged_result_is_made_again(content, tmp_path, capsys):
+    config = small_config()
+    workflows.run(config, tmp_path, Console(quiet=True))
+    result = (tmp_path / "result.json").read_text()
+    (tmp_path / "result.json").write_text(content)
+    workflows.run(config, tmp_path, Console(width=80))
+    assert "is damaged, so it is made again" in capsys.readouterr().out
+    assert json.loads((tmp_path / "result.json").read_text())["path"] == json.loads(result)["path"]
+
+
 def test_where_nothing_merges_nothing_is_called_refitted(tmp_path):
     config = small_config(layer_sparsity__strengths=(1e-6,), train__steps=10)
     config.layer_sparsity.standard_errors = 100.0
