@@ -14,6 +14,8 @@ import numpy as np
 def kernel_positions(module: nn.Module, variables: Mapping[str, Any], x: Any) -> dict[str, int]:
     """Path of each kernel -> number of output positions per example at which it is applied.
 
+    The paths are in the order in which the module first applies them.
+
       multiply-adds of one example = sum over kernels of size * positions
 
     A convolution has H_out * W_out positions, a dense layer on a vector has 1, and a layer that is

@@ -48,7 +48,11 @@ def layer_rows(
     stacked: Axes | None = None,
     input_axes: Axes | None = None,
 ) -> list[LayerRow]:
-    """One row per parameter array, in natural order of the paths (block2 before block10).
+    """One row per parameter array, in the order in which the model applies its kernels.
+
+    That is the order of `positions` as `kernel_positions` gives them. An array that has none comes
+    with the first kernel of its module. Among equals, and without positions, paths are in natural
+    order (block2 before block10).
 
       flops_dense = 2 * size * positions,   flops = 2 * kept * positions.
 
@@ -86,7 +90,25 @@ def layer_rows(
         _row(path, np.shape(leaf), kept[path], positions.get(path, 0), str(layers.get(path, "")))
         for path, leaf in leaves.items()
     ]
-    return sorted(rows, key=lambda row: natural_key(row.path))
+    places = _places(positions)
+    return sorted(rows, key=lambda row: (_place(row.path, places), natural_key(row.path)))
+
+
+def _places(positions: Mapping[str, int]) -> dict[str, int]:
+    """{path of a kernel or of a module around it: the place of its first kernel}."""
+    places: dict[str, int] = {}
+    for place, path in enumerate(positions):
+        parts = path.split("/")
+        for depth in range(1, len(parts) + 1):
+            places.setdefault("/".join(parts[:depth]), place)
+    return places
+
+
+def _place(path: str, places: Mapping[str, int]) -> int:
+    """The place of the innermost module around an array that has one; 0, the start, without any."""
+    while path not in places and "/" in path:
+        path = path.rpartition("/")[0]
+    return places.get(path, 0)
 
 
 def total_row(rows: Sequence[LayerRow]) -> LayerRow:

@@ -1,9 +1,11 @@
 """Rows of parameters, densities and FLOPs, counted by hand."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import unflatten_dict
 
 from cka_sr_jax.accounting import layer_rows, total_row
 
@@ -48,6 +50,20 @@ def test_rows_are_in_natural_order():
     masks = {name: {"kernel": optax.MaskedNode()} for name in names}
     assert [row.path.removesuffix("/kernel") for row in layer_rows(params, masks, {})] == [
         "7", "head", "stage1_block2", "stage1_block10", "stage2_block0", "stage10_block0",
+    ]  # fmt: skip
+
+
+def test_rows_follow_the_forward_pass():
+    """Kernels as they are applied, and other arrays at the first kernel of their module."""
+    names = ["a_head/bias", "a_head/kernel", "block10/dense/kernel", "block2/conv/kernel",
+             "block2/norm/scale", "stem/kernel", "tokens"]  # fmt: skip
+    params = unflatten_dict({tuple(name.split("/")): jnp.ones((1, 1)) for name in names})
+    masks = jax.tree.map(lambda _: optax.MaskedNode(), params)
+    applied = ["stem/kernel", "block2/conv/kernel", "block10/dense/kernel", "a_head/kernel"]
+    rows = layer_rows(params, masks, dict.fromkeys(applied, 1))
+    assert [row.path for row in rows] == [
+        "stem/kernel", "tokens", "block2/conv/kernel", "block2/norm/scale", "block10/dense/kernel",
+        "a_head/bias", "a_head/kernel",
     ]  # fmt: skip
 
 
