@@ -1,20 +1,22 @@
-"""metrics.jsonl, a record of numbers in each line: written with TensorBoard events, and read."""
+"""metrics.jsonl, a record of numbers in each line: written, shown in TensorBoard, and read."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cka_sr_jax.report.parse import parse_stored
+from cka_sr_jax.report.watch import TensorBoard, Watcher, cka_pixels
 
 
 class MetricWriter:
-    """Appends each record to metrics.jsonl and to TensorBoard events in the work directory.
+    """Appends each record to metrics.jsonl and shows it in TensorBoard, and elsewhere by choice.
 
     What an interrupted run wrote after the step that it resumes from is dropped.
 
@@ -22,10 +24,12 @@ class MetricWriter:
       damaged: lines that were no records, and are dropped.
     """
 
-    def __init__(self, workdir: Path, resumed_step: int) -> None:
-        """Open the files, keeping the records up to `resumed_step`."""
-        from tensorboardX import SummaryWriter  # here, as figures of this package need none
+    def __init__(self, workdir: Path, resumed_step: int, also: Sequence[Watcher] = ()) -> None:
+        """Open the files, keeping the records up to `resumed_step`.
 
+        Args:
+          also: where to show the run besides TensorBoard; the caller closes these.
+        """
         path = workdir / "metrics.jsonl"
         records = [_record(line) for line in _complete_lines(path)]
         self.damaged = records.count(None)
@@ -34,19 +38,30 @@ class MetricWriter:
         temporary.write_text("".join(f"{line}\n" for line in kept))
         os.replace(temporary, path)
         self._file = path.open("a")
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_step + 1)
+        self._events = TensorBoard(workdir, resumed_step)
+        self._watchers: list[Watcher] = [self._events, *also]
 
     def write(self, split: str, step: int, values: dict[str, float | None]) -> None:
         """Record the values of one split ("train", ...) at a step; NaN and infinity are null."""
         clean = {k: v if v is not None and math.isfinite(v) else None for k, v in values.items()}
         self._file.write(json.dumps({"split": split, "step": step, **clean}) + "\n")
         self._file.flush()
-        for name, value in clean.items():
-            if value is not None and name != "epoch":
-                self._events.add_scalar(f"{split}/{name}", value, step)
+        for watcher in self._watchers:
+            watcher.scalars(split, step, clean)
+
+    def show_weights(self, step: int, weights: Mapping[str, np.ndarray]) -> None:
+        """Show how the weights of each layer are distributed, where there are any."""
+        for watcher in self._watchers:
+            watcher.histograms(step, {path: array for path, array in weights.items() if array.size})
+
+    def show_cka(self, step: int, matrix: np.ndarray, groups: Sequence[str]) -> None:
+        """Show CKA [L, L] between the features as an image; `groups` are their L stages."""
+        pixels = cka_pixels(matrix, groups)
+        for watcher in self._watchers:
+            watcher.image(step, "cka", pixels)
 
     def close(self) -> None:
-        """Flush and close both."""
+        """Flush and close the files."""
         self._file.close()
         self._events.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -86,7 +87,8 @@ def validate(config: ConfigDict, devices: int) -> None:
       ConfigError: in one sentence, for the first field that cannot work.
     """
     check_fields(config)
-    for check in (_check_shares, _check_pairs, _check_stream, _check_method, _check_penalty):
+    for check in (_check_shares, _check_pairs, _check_stream, _check_method, _check_penalty,
+                  _check_wandb):  # fmt: skip
         check(config)
     _check_batch(config, devices)
 
@@ -211,6 +213,24 @@ def _check_penalty(config: ConfigDict) -> None:
         raise ConfigError(
             f"penalty.sync={penalty.sync} and penalty.batches={penalty.batches} average HSIC, "
             f"which penalty.similarity={penalty.similarity!r} has none of: use False and 1."
+        )
+
+
+def _check_wandb(config: ConfigDict) -> None:
+    """W&B is installed, and the experiment has metrics to show there."""
+    project = config.report.wandb
+    if not project:
+        return
+    spec = importlib.util.find_spec("wandb")
+    if spec is None or spec.origin is None:  # None of a mere folder called wandb, which W&B makes
+        raise ConfigError(
+            f"report.wandb={project!r} needs the package wandb, which is not installed: "
+            "pip install 'cka_sr_jax[wandb]', or leave report.wandb empty."
+        )
+    if config.layer_sparsity.strengths:
+        raise ConfigError(
+            f"report.wandb={project!r} shows runs with metrics, and layer_sparsity.strengths makes "
+            "an experiment without: leave report.wandb empty."
         )
 
 

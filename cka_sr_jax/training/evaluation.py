@@ -14,7 +14,7 @@ import numpy as np
 from cka_sr_jax.accounting import LayerRow, kernel_positions, layer_rows, total_row
 from cka_sr_jax.data import Images, Labels, normalize
 from cka_sr_jax.similarity import cka_over_batches, outlier_share
-from cka_sr_jax.sparsity import get_masks, mask_metrics
+from cka_sr_jax.sparsity import get_masks, leaf_paths, mask_metrics
 from cka_sr_jax.training.build import RunPlan, state_shapes
 from cka_sr_jax.training.config import config_errors
 from cka_sr_jax.training.input import evaluation_shards
@@ -36,6 +36,7 @@ class Evaluator(NamedTuple):
       features: {stage: number of features} that the model sows.
       positions: {path of each kernel: number of output positions per image}, for FLOPs.
       part: of a tree like the trained one the part that is like the model's parameters.
+      weights: `(trained) -> params`, what the model runs on.
     """
 
     accuracy: Callable[[TrainState, Images, Labels], dict[str, float]]
@@ -43,6 +44,7 @@ class Evaluator(NamedTuple):
     features: dict[str, int]
     positions: dict[str, int]
     part: Callable[[Any], Any]
+    weights: Callable[[Any], Any]
 
     def layer_rows(self, state: TrainState) -> list[LayerRow]:
         """Parameters, density and FLOPs of each layer."""
@@ -64,9 +66,17 @@ class Evaluator(NamedTuple):
             f"flops/{row.path}": float(row.flops) for row in rows
         }
 
-    def similarity(self, state: TrainState) -> dict[str, float | None]:
-        """Mean CKA over the pairs of features of one stage, and of two."""
-        return stage_means(self.cka(state), self.features)
+    def kept_weights(self, state: TrainState) -> dict[str, np.ndarray]:
+        """{path: its kept weights [n]} of each array that is pruned."""
+        params, masks = jax.device_get((state.params, get_masks(state.opt_state)))
+        weights = dict(leaf_paths(self.weights(params)))
+        kept = leaf_paths(self.part(masks))
+        return {path: np.asarray(weights[path])[mask] for path, mask in kept}
+
+    @property
+    def feature_groups(self) -> list[str]:
+        """The stage of each feature."""
+        return [stage for stage, count in self.features.items() for _ in range(count)]
 
 
 def make_evaluator(plan: RunPlan) -> Evaluator:
@@ -84,6 +94,7 @@ def make_evaluator(plan: RunPlan) -> Evaluator:
         features=features,
         positions=_kernel_positions(plan),
         part=plan.method.part,
+        weights=plan.method.weights,
     )
 
 

@@ -34,6 +34,7 @@ GROUPS = {
     "lottery": "Lottery tickets",
     "layer_sparsity": "Layer sparsity",
     "checkpoint": "Checkpoints",
+    "report": "Watching a run",
 }
 
 # Groups whose fields are up to the config: those of the model's class, and the axes of a grid.
@@ -365,6 +366,11 @@ FIELDS = {
     ),
     "checkpoint.keep": Field(
         2, "How many of the newest checkpoints to keep.", within="[1, inf)", resumable=True
+    ),
+    # Watching a run.
+    "report.wandb": Field(
+        "", "Project of Weights & Biases in which to show the run; empty: none.",
+        example="sparse", needs="the package wandb", resumable=True,
     ),
 }  # fmt: skip
 

@@ -137,6 +137,7 @@ def train(
         recorder.flops,
         recorder.diverged,
         recorder.data_wait,
+        recorder.wandb,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -14,13 +15,18 @@ from rich.console import Console
 
 from cka_sr_jax.report import say
 from cka_sr_jax.report.metrics import MetricWriter, mean_metrics
+from cka_sr_jax.report.watch import WeightsAndBiases
 from cka_sr_jax.training.build import RunPlan
 from cka_sr_jax.training.checkpoints import Checkpoints
-from cka_sr_jax.training.evaluation import Evaluator
+from cka_sr_jax.training.evaluation import Evaluator, stage_means
 from cka_sr_jax.training.hosts import is_first
 from cka_sr_jax.training.selection import better_of, selection_images
 from cka_sr_jax.training.snapshot import Snapshot
 from cka_sr_jax.training.step import TrainState
+
+# Evaluations of a run that show histograms of the weights and an image of CKA, spread evenly. All
+# sixty of the digits demo would cost 3 % of its time.
+PICTURES = 20
 
 
 class Replica(NamedTuple):
@@ -52,6 +58,7 @@ class Recorder:
       flops: of training so far.
       diverged: what was found the last time that a step was due to be logged, evaluated or saved.
         Nothing is recorded from then on.
+      wandb: the W&B run, if the config names a project; `close` leaves it open for the result.
     """
 
     def __init__(
@@ -77,7 +84,11 @@ class Recorder:
         self._waited: float | None = None
         config = plan.config.to_dict()  # stored with each checkpoint
         self._checkpoints = Checkpoints(workdir, plan.config.checkpoint.keep, config)
-        self._writer = MetricWriter(workdir, int(start.state.step)) if is_first() else None
+        self.wandb: WeightsAndBiases | None = None
+        if is_first() and (project := plan.config.report.wandb):
+            self.wandb = WeightsAndBiases(workdir, project, config, partial(say, console))
+        also = [self.wandb] if self.wandb else []
+        self._writer = MetricWriter(workdir, int(start.state.step), also) if is_first() else None
         if self._writer and self._writer.damaged:
             lines = "line" if self._writer.damaged == 1 else "lines"
             say(
@@ -199,17 +210,29 @@ class Recorder:
         epoch = done / self._plan.steps_per_epoch
         of_layers = self._evaluator.layer_metrics(state)
         self._write("layers", done, {"epoch": epoch, **of_layers})
+        draws = self._draws_at(done)
+        if self._writer and draws:
+            self._writer.show_weights(done, self._evaluator.kept_weights(state))
         split, images, labels = selection_images(self._plan)
         found: dict[str, Any] = {}
         if len(labels):
             values = self._evaluator.accuracy(state, images, labels)
             if done >= self._final_masks:  # selected weights have the density of the config
                 self.best = better_of(self.best, values["accuracy"], state)
-            similarity = self._evaluator.similarity(state)
+            matrix = self._evaluator.cka(state)
+            similarity = stage_means(matrix, self._evaluator.features)
             self._write(split, done, {"epoch": epoch, **values, **similarity})
+            if self._writer and draws and matrix is not None:
+                self._writer.show_cka(done, matrix, self._evaluator.feature_groups)
             found = {"selection_accuracy": values["accuracy"], **similarity}
         self._logged += time.perf_counter() - before  # the rate is of training alone
         return found
+
+    def _draws_at(self, done: int) -> bool:
+        """Whether this evaluation shows pictures: the last one, and some PICTURES before it."""
+        plan = self._plan
+        before = done - (plan.config.eval.every or plan.steps_per_epoch)
+        return done == plan.steps or done * PICTURES // plan.steps > before * PICTURES // plan.steps
 
     def _save(self, done: int, state: TrainState) -> None:
         seconds, flops = np.array(self.seconds()), np.array(self.flops)
@@ -233,6 +256,8 @@ class Recorder:
         self._checkpoints.close()
         if self._writer:
             self._writer.close()
+        if self.wandb and self._replica:  # a run of a group gets its result in a start of its own
+            self.wandb.close()
 
     def __enter__(self) -> Recorder:
         """Nothing; the files are open."""
@@ -241,6 +266,11 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        """Close the files after an error, such as a full disk; `close` is for all else."""
+        """Close the files after an error, such as a full disk; `close` is for all else.
+
+        What ends training early, a signal too, ends the W&B run.
+        """
         if isinstance(error, Exception) and self._writer:
             self._writer.close()
+        if error is not None and self.wandb:
+            self.wandb.close(failed=True)

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from cka_sr_jax.accounting import total_row
 from cka_sr_jax.report import console_table, say, write_report
+from cka_sr_jax.report.watch import WeightsAndBiases
 from cka_sr_jax.sparsity import epsilon_sparsity, mask_metrics
 from cka_sr_jax.training.build import RunPlan
 from cka_sr_jax.training.evaluation import EPSILONS, Evaluator, mean_outlier_share, stage_means
@@ -31,6 +32,7 @@ class TrainResult(NamedTuple):
       diverged: where a number stopped being finite, which ended the training.
       data_wait: share of the time since the run was last started for which the devices waited for
         data; None of a set in memory.
+      wandb: the W&B run, still open; `report_run` shows the result there and closes it.
     """
 
     last: TrainState
@@ -39,6 +41,7 @@ class TrainResult(NamedTuple):
     flops: float
     diverged: Divergence | None = None
     data_wait: float | None = None
+    wandb: WeightsAndBiases | None = None
 
 
 def report_run(
@@ -60,7 +63,7 @@ def report_run(
         layers=rows,
         cka_matrix=matrix,
         feature_names=[f"{stage}.{i}" for stage, count in features.items() for i in range(count)],
-        feature_groups=[stage for stage, count in features.items() for _ in range(count)],
+        feature_groups=evaluator.feature_groups,
     )
     write_json(workdir / "result.json", result)  # last: it says that the run has finished
     console.print(console_table(rows))
@@ -76,6 +79,8 @@ def report_run(
     elif result["test"]["loss"] is None:
         say(console, "This run diverged: its loss on test images is NaN or infinite.")
     say(console, f"Report: {report}")
+    if trained.wandb:  # last, since it may wait for a network
+        trained.wandb.finish(result, report.parent / "cka_heatmap.png")
     return result
 
 

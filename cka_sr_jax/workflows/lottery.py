@@ -149,6 +149,7 @@ def _train_to_rewind_step(plan: LotteryPlan, folder: Path, console: Console) -> 
         return new_state(plan.dense)
     config = copy.deepcopy(plan.dense.config)
     config.eval.select = "last"
+    config.report.wandb = ""  # W&B has a run for each round
     short = plan.dense._replace(config=config, steps=plan.rewind_step)
     trained = loop.train(short, folder, make_evaluator(short), console)
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), trained.last)  # of one device

@@ -14,6 +14,7 @@ from rich.console import Console
 from cka_sr_jax.sweeps import GridOptions, grid_points, replicas, run_grid, runner
 from cka_sr_jax.sweeps.replicas import replica_groups, train_together
 from cka_sr_jax.training import Checkpoints, default_config, loop, recorder
+from tests.report.fake_wandb import install
 
 pytestmark = pytest.mark.usefixtures("blank_images")
 
@@ -171,3 +172,17 @@ def test_what_does_not_train_together_trains_alone(tmp_path, monkeypatch):
     states = run_grid(small_grid(), tmp_path, GridOptions(replicas=4), console)
     assert set(states.values()) == {"finished"}
     assert "Not together: out of memory" in console.file.getvalue()
+
+
+@pytest.mark.slow
+def test_runs_that_train_together_are_runs_of_wandb_each(tmp_path, monkeypatch):
+    """Open side by side while they train; each is resumed for its result."""
+    wandb, config = install(monkeypatch), small_grid()
+    config.report.wandb = "sparse"
+    run_grid(config, tmp_path, GridOptions(replicas=4), quiet())
+    together, after = wandb.runs[:4], wandb.runs[4:]
+    assert [run.options["id"] for run in together] == [run.options["id"] for run in after]
+    assert len({run.options["id"] for run in together}) == 4
+    assert all("train/loss" in run.logged[6] for run in together)
+    assert all(run.summary["test"]["accuracy"] > 0 for run in after)
+    assert {run.exit_code for run in wandb.runs} == {0}

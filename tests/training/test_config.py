@@ -1,11 +1,13 @@
 """Every mistake in a config is one sentence, and nothing is written."""
 
 import json
+import sys
 
 import pytest
 
 from cka_sr_jax.training import ConfigError
 from cka_sr_jax.training.config import flatten, validate
+from tests.report.fake_wandb import install
 from tests.training.runs import config_with
 
 
@@ -191,3 +193,19 @@ def test_a_field_that_a_config_lacks_is_named():
 def test_flatten_reads_tuples_as_json_does():
     config = config_with()
     assert flatten(json.loads(json.dumps(config.to_dict()))) == flatten(config)
+
+
+def test_wandb_has_to_be_installed_and_to_have_metrics_to_show(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    (tmp_path / "wandb").mkdir()  # what W&B leaves in a folder is no package
+    with pytest.raises(ConfigError) as error:
+        validate(config_with(report__wandb="sparse"), devices=1)
+    assert str(error.value) == (
+        "report.wandb='sparse' needs the package wandb, which is not installed: "
+        "pip install 'cka_sr_jax[wandb]', or leave report.wandb empty."
+    )
+    install(monkeypatch)
+    validate(config_with(report__wandb="sparse"), devices=1)
+    with pytest.raises(ConfigError, match=r"experiment without: leave report.wandb empty"):
+        validate(config_with(report__wandb="sparse", layer_sparsity__strengths=(0.1,)), devices=1)

@@ -16,7 +16,7 @@ from cka_sr_jax.training import (
     new_state,
     replicate,
 )
-from cka_sr_jax.training.evaluation import make_evaluator
+from cka_sr_jax.training.evaluation import make_evaluator, stage_means
 from cka_sr_jax.training.loop import prepare
 from cka_sr_jax.workflows import run
 from tests.training.runs import small_config
@@ -52,7 +52,8 @@ def test_stages_keep_their_features_whatever_their_names(monkeypatch):
     _, sown = plan.model.apply({"params": state.params}, images, train=False, mutable=["features"])
     features = sown["features"]
     expected = cka_penalty({"body": features["body"]}, reduction="mean")
-    actual = evaluator.similarity(replicate(state, jax.local_devices()))
+    matrix = evaluator.cka(replicate(state, jax.local_devices()))
+    actual = stage_means(matrix, evaluator.features)
     assert actual["cka_within_stage"] == pytest.approx(float(expected), abs=1e-4)
     cross = [cka_penalty((features["stem"][0], x), reduction="mean") for x in features["body"]]
     assert actual["cka_cross_stage"] == pytest.approx(float(np.mean(cross)), abs=1e-4)

@@ -1,11 +1,24 @@
-"""What a run records as its masks change."""
+"""What a run records as its masks change, and what it shows while it trains."""
 
+import importlib.util
 import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from cka_sr_jax.training import recorder
 from cka_sr_jax.workflows import run
+from tests.report.events import events
+from tests.report.fake_wandb import install
 from tests.training.runs import records, small_config
+
+ROOT = Path(__file__).parents[2]
+LAYERS = ("hidden0", "hidden1", "hidden2", "head")  # as the model applies them
 
 
 def test_a_rule_that_changes_its_masks_reports_them(tmp_path):
@@ -41,3 +54,90 @@ def test_a_rule_that_changes_its_masks_reports_them(tmp_path):
     used = [2 * (64 * 32 + 2 * 32 * 32 + 32 * 10), *(r["flops"] for r in training[:-1])]
     assert result["training_flops"] == sum(3 * 64 * flops for flops in used)
     assert (tmp_path / "report" / "mask_curves.png").exists()
+
+
+def test_layers_stand_in_the_order_of_the_forward_pass(finished):
+    workdir, _, printed = finished
+    lines = (workdir / "report" / "layers.csv").read_text().splitlines()[1:]
+    assert [line.split("/")[0] for line in lines[::2]] == list(LAYERS)
+    shown = [line.split("/")[0].strip() for line in printed if "/kernel" in line]
+    assert shown == list(LAYERS)
+    names = [name for name in records(workdir, "layers")[0] if name.startswith("density/")]
+    assert names == [f"density/{layer}/kernel" for layer in LAYERS]
+
+
+def test_tensorboard_has_every_record_the_kept_weights_and_cka(finished):
+    workdir, result, _ = finished
+    found = events(workdir)
+    for record in map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()):
+        for name, value in record.items():
+            if name not in ("split", "step", "epoch") and value is not None:
+                assert (record["step"], pytest.approx(value)) in found[f"{record['split']}/{name}"]
+    kept = 0
+    for layer in LAYERS:
+        first, last = found[f"weights/{layer}/kernel"]
+        assert (first[0], last[0]) == (20, 40)
+        kept += last[1].num
+    biases = 32 * 3 + 10
+    assert kept == result["parameters_kept"] - biases
+    assert [step for step, _ in found["cka"]] == [20, 40]
+
+
+def test_a_run_that_often_evaluates_shows_few_pictures(tmp_path, blank_images):
+    run(small_config(train__steps=25, eval__every=1), tmp_path, Console(quiet=True))
+    steps = [step for step, _ in events(tmp_path)["cka"]]
+    assert len(steps) == recorder.PICTURES
+    assert steps[-1] == 25
+    assert {b - a for a, b in itertools.pairwise(steps)} == {1, 2}
+
+
+def test_wandb_gets_what_a_stopped_and_resumed_run_records(tmp_path, monkeypatch, blank_images):
+    wandb, config = install(monkeypatch), small_config(report__wandb="sparse")
+    average, logs = recorder.mean_metrics, []
+
+    def stopped_at_the_third(steps):
+        logs.append(len(steps))
+        if len(logs) == 3:
+            raise OSError("no space left")
+        return average(steps)
+
+    monkeypatch.setattr(recorder, "mean_metrics", stopped_at_the_third)
+    with pytest.raises(OSError, match="no space"):
+        run(config, tmp_path, Console(quiet=True))
+    wandb.step = 21  # as W&B says when it resumes a run whose last record was of step 20
+    result = run(config, tmp_path, Console(quiet=True))
+    first, resumed = wandb.runs
+    assert (first.exit_code, resumed.exit_code) == (1, 0)
+    assert first.options["id"] == resumed.options["id"]
+    assert first.options["config"]["sparsity"]["density"] == 0.2
+    assert resumed.summary == result
+    assert list(first.logged) == [10, 20]
+    assert list(resumed.logged) == [30, 40, None]
+    logged = first.logged | resumed.logged
+    for record in map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines()):
+        split, step = record.pop("split"), record.pop("step")
+        if step != 20:  # which was logged once more, over the steps since the checkpoint
+            shown = {f"{split}/{name}": value for name, value in record.items()}
+            assert shown.items() - logged[step].items() <= {(k, None) for k in shown}
+    assert logged[40]["weights/hidden0/kernel"][0] == "histogram"
+    assert logged[40]["cka"][0] == "image"
+    assert logged[None]["cka_heatmap"] == (
+        "image", str(tmp_path / "report" / "cka_heatmap.png")
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="needs wandb")
+def test_the_true_wandb_records_offline(tmp_path):
+    arguments = ["--config.train.steps=40", "--config.report.wandb=sparse"]
+    done = subprocess.run(
+        [sys.executable, "launch.py", f"--workdir={tmp_path / 'run'}", *arguments], cwd=ROOT,
+        env={**os.environ, "WANDB_MODE": "offline"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "W&B is offline; to send this run: wandb sync" in done.stdout
+    assert "W&B failed" not in done.stdout
+    stored = (tmp_path / "run" / "wandb" / "id").read_text().strip()
+    (file,) = tmp_path.glob(f"run/wandb/offline-run-*-{stored}/run-{stored}.wandb")
+    content = file.read_bytes()
+    for key in (b"train/loss", b"weights/hidden0/kernel", b"cka_heatmap", b"accuracy"):
+        assert key in content

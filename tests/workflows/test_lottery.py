@@ -13,6 +13,7 @@ from rich.console import Console
 from cka_sr_jax import workflows
 from cka_sr_jax.training import Checkpoints, ConfigError, default_config, loop
 from cka_sr_jax.workflows import lottery
+from tests.report.fake_wandb import install
 
 pytestmark = pytest.mark.usefixtures("blank_images")
 LAYERS = ("hidden0", "hidden1", "head")
@@ -212,3 +213,14 @@ def test_mistakes_are_one_sentence(tmp_path):
     with pytest.raises(ConfigError, match=r"sparsity.rule is 'rst': use 'dense'"):
         workflows.run(config, tmp_path / "run", quiet())
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_each_round_is_a_run_of_wandb(tmp_path, monkeypatch):
+    wandb, config = install(monkeypatch), small_config(rounds=1)
+    config.report.wandb = "tickets"
+    result = workflows.run(config, tmp_path, quiet())
+    assert [started.options["name"] for started in wandb.runs] == ["round00", "round01"]
+    for started, row in zip(wandb.runs, result["rounds"], strict=True):
+        assert started.summary["test"] == row["test"]
+        assert started.exit_code == 0
