@@ -24,8 +24,8 @@ from cka_sr_jax.training.selection import better_of, selection_images
 from cka_sr_jax.training.snapshot import Snapshot
 from cka_sr_jax.training.step import TrainState
 
-# Evaluations of a run that show histograms of the weights and an image of CKA, spread evenly. All
-# sixty of the digits demo would cost 3 % of its time.
+# Evaluations, at most, that show histograms of the weights and an image of CKA. All sixty of the
+# digits demo would cost 3 % of its time.
 PICTURES = 20
 
 
@@ -229,7 +229,7 @@ class Recorder:
         return found
 
     def _draws_at(self, done: int) -> bool:
-        """Whether this evaluation shows pictures: the last one, and some PICTURES before it."""
+        """Whether this evaluation shows pictures: PICTURES of a run do, with the last one."""
         plan = self._plan
         before = done - (plan.config.eval.every or plan.steps_per_epoch)
         return done == plan.steps or done * PICTURES // plan.steps > before * PICTURES // plan.steps

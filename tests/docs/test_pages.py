@@ -27,6 +27,7 @@ from tests.docs.pages import (
     module_commands,
     python_blocks,
 )
+from tests.report.fake_wandb import install
 
 # The pages whose blocks run here; other tests run the others' blocks.
 OURS = [ROOT / "README.md"]
@@ -86,6 +87,7 @@ def all_commands(find):
 @pytest.mark.parametrize("words", all_commands(launch_commands))
 def test_a_launch_command_gives_configs_that_can_work(words, monkeypatch):
     monkeypatch.chdir(ROOT)
+    install(monkeypatch)  # commands that show a run in W&B install it first
     file = next(word for word in words if word.startswith("--config=")).partition("=")[2]
     config = runpy.run_path(file)["get_config"]()
     values, argv = flags.FlagValues(), ["launch.py", *words]
