@@ -26,6 +26,20 @@ CKA_BATCHES, CKA_BATCH_SIZE = 4, 128
 # Thresholds of `epsilon_sparsity` in result.json.
 EPSILONS = (1e-4, 1e-3, 1e-2)
 
+_mask_metrics = jax.jit(mask_metrics)
+
+
+class Sparsity(NamedTuple):
+    """What a network's masks keep.
+
+    Attributes:
+      total: `mask_metrics`, and the FLOPs of one image's forward pass with the kept weights.
+      layers: {"density/PATH", "flops/PATH"} of each kernel.
+    """
+
+    total: dict[str, float]
+    layers: dict[str, float]
+
 
 class Evaluator(NamedTuple):
     """The measurements of one run, compiled once.
@@ -51,20 +65,19 @@ class Evaluator(NamedTuple):
         masks = jax.device_get(get_masks(state.opt_state))
         return layer_rows(self.part(state.params), self.part(masks), self.positions)
 
-    def sparsity(self, state: TrainState) -> dict[str, float]:
-        """`mask_metrics` of the state, and FLOPs of one image's forward pass with the kept weights.
+    def sparsity(self, state: TrainState) -> Sparsity:
+        """What the masks keep.
 
         The FLOPs leave out the penalty, and the dense gradients that some rules grow by.
         """
-        metrics = {name: float(value) for name, value in mask_metrics(state.opt_state).items()}
-        return {**metrics, "flops": total_row(self.layer_rows(state)).flops}
-
-    def layer_metrics(self, state: TrainState) -> dict[str, float]:
-        """{"density/PATH", "flops/PATH"} of each kernel, FLOPs as in `sparsity`."""
-        rows = [row for row in self.layer_rows(state) if row.flops_dense]
-        return {f"density/{row.path}": row.density for row in rows} | {
-            f"flops/{row.path}": float(row.flops) for row in rows
-        }
+        rows = self.layer_rows(state)
+        metrics = jax.tree.map(float, _mask_metrics(state.opt_state))
+        kernels = [row for row in rows if row.flops_dense]
+        return Sparsity(
+            total={**metrics, "flops": total_row(rows).flops},
+            layers={f"density/{row.path}": row.density for row in kernels}
+            | {f"flops/{row.path}": float(row.flops) for row in kernels},
+        )
 
     def kept_weights(self, state: TrainState) -> dict[str, np.ndarray]:
         """{path: its kept weights [n]} of each array that is pruned."""

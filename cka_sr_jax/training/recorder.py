@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -100,6 +101,9 @@ class Recorder:
         self._finished: list[dict[str, float]] = []  # of later steps than the last that was logged
         self._before: dict[str, float] | None = None
         self._sparsity = evaluator.sparsity(start.state)
+        self._counted = True  # whether that is of the masks as they are now
+        self._learning_rate = jax.jit(plan.schedule)
+        self._saved = -math.inf  # when the last checkpoint was written
         self._mask_updates = plan.mask_updates
         self._final_masks = 1 + max(np.flatnonzero(self._mask_updates), default=-1)
         self.start_clock()
@@ -142,16 +146,17 @@ class Recorder:
             if self.diverged:
                 return {}
         # Three forward passes' worth: the backward pass has two products for each of its one.
-        self.flops += 3 * self._sparsity["flops"] * config.train.batch_size
+        self.flops += 3 * self._sparsity.total["flops"] * config.train.batch_size
         # Counting waits for the device: masks that change in every step are counted at logs.
-        if self._mask_updates[done - 1] and (logs or not self._mask_updates.all()):
-            self._sparsity = self._evaluator.sparsity(state())
+        self._counted &= not self._mask_updates[done - 1]
+        if not self._counted and (logs or not self._mask_updates.all()):
+            self._sparsity, self._counted = self._evaluator.sparsity(state()), True
             epoch = done / plan.steps_per_epoch
-            self._write("masks", done, {"epoch": epoch, **self._sparsity})
+            self._write("masks", done, {"epoch": epoch, **self._sparsity.total})
         values = self._log(done) if logs else {}
         if evaluates:
             values = values | self._evaluate_at(done, state())
-        if saves:
+        if saves and (save or last or not self._is_early()):
             self._save(done, state())
         return values
 
@@ -188,8 +193,8 @@ class Recorder:
             {
                 "epoch": done / self._plan.steps_per_epoch,
                 **values,
-                "learning_rate": float(self._plan.schedule(done - 1)),
-                **self._sparsity,
+                "learning_rate": float(self._learning_rate(done - 1)),
+                **self._sparsity.total,
                 "training_flops": self.flops,
                 # Of a group the clock also counts what the other runs' records take.
                 **({} if self._replica else {"steps_per_second": len(steps) / elapsed}),
@@ -208,8 +213,8 @@ class Recorder:
         jax.block_until_ready(state)  # so that training is not timed as evaluation
         before = time.perf_counter()
         epoch = done / self._plan.steps_per_epoch
-        of_layers = self._evaluator.layer_metrics(state)
-        self._write("layers", done, {"epoch": epoch, **of_layers})
+        sparsity = self._sparsity if self._counted else self._evaluator.sparsity(state)
+        self._write("layers", done, {"epoch": epoch, **sparsity.layers})
         draws = self._draws_at(done)
         if self._writer and draws:
             self._writer.show_weights(done, self._evaluator.kept_weights(state))
@@ -238,6 +243,16 @@ class Recorder:
         seconds, flops = np.array(self.seconds()), np.array(self.flops)
         if is_first():
             self._checkpoints.save(done, Snapshot(state, self.best, seconds, flops))
+            self._saved = time.perf_counter()
+
+    def _is_early(self) -> bool:
+        """Whether the last checkpoint is younger than the config wants of those at an epoch's end.
+
+        Runs of a group save at the same steps, or they could not go on together.
+        """
+        config = self._plan.config.checkpoint
+        by_steps = config.every or self._replica
+        return not by_steps and time.perf_counter() - self._saved < config.seconds
 
     def seconds(self) -> float:
         """Of training so far, of which a run in a group is booked its share."""
