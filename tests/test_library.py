@@ -87,19 +87,27 @@ print(cka_sr_jax.plot_cka.__module__)
 
 @pytest.mark.slow
 def test_in_an_environment_with_only_the_librarys_dependencies(tmp_path):
-    """`pip install .` in an empty environment: modules import, the pages' blocks run.
+    """The wheel, built from the sdist, in an empty environment: modules import, blocks run.
 
-    Installed from a copy, since setuptools leaves a build folder beside the sources.
+    Built from a copy, since setuptools leaves a build folder beside the sources.
     """
     source = tmp_path / "source"
     shutil.copytree(PACKAGE, source / "cka_sr_jax", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPOSITORY / name, source)
+    build = [sys.executable, "-m", "build", "--outdir", tmp_path / "dist", source]
+    built = subprocess.run(build, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    (wheel,) = (tmp_path / "dist").glob("cka_sr_jax-*.whl")
+    assert list((tmp_path / "dist").glob("cka_sr_jax-*.tar.gz"))
     venv.create(tmp_path / "env", with_pip=True, symlinks=os.name != "nt")
-    python = tmp_path / "env" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    pip = [python, "-m", "pip", "install", "--quiet", "--no-compile", source]
+    scripts = tmp_path / "env" / ("Scripts" if os.name == "nt" else "bin")
+    python = scripts / "python"
+    pip = [python, "-m", "pip", "install", "--quiet", "--no-compile", wheel]
     installed = subprocess.run(pip, capture_output=True, text=True)
     assert installed.returncode == 0, installed.stderr
+    version = subprocess.check_output([scripts / "cka-sr", "--version"], text=True)
+    assert version == f"cka-sr {cka_sr_jax.__version__}\n"
 
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
