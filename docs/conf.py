@@ -16,6 +16,7 @@ html_theme = "furo"
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 nb_execution_mode = "cache"
+nb_execution_in_temp = True  # the tutorials write runs
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600
 
@@ -32,8 +33,16 @@ REPOSITORY = Path(__file__).parents[1]
 # What is below each page; here, since GitHub would show it as code.
 TREES = {
     "index": {
+        "Tutorials": (
+            "tutorials/plug_in", "tutorials/transformer", "tutorials/write_a_rule",
+            "tutorials/paper_table", "tutorials/layer_sparsity", "tutorials/on_a_pod",
+        ),
         "How to": (
             "own_models", "methods", "running", "sweeps", "layer_sparsity", "export", "config",
+        ),
+        "Explanations": (
+            "explanations/why_debiased", "explanations/rules_in_pictures",
+            "explanations/reading_results",
         ),
         "What was measured": ("results/index", "speed"),
         "Reference": (

@@ -1,4 +1,4 @@
-"""What a page of the documentation holds: Python blocks with their output, commands, links."""
+"""What a page of the documentation holds: blocks, cells, commands, links."""
 
 import os
 import re
@@ -13,6 +13,12 @@ def python_blocks(page):
     """(code, output) of every Python block; the output is None if the page shows none."""
     block = r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?"
     return [(code, output or None) for code, output in re.findall(block, page.read_text(), re.S)]
+
+
+def cells(page):
+    """The code of every cell that Sphinx runs when it builds the page."""
+    found = re.findall(r"^```\{code-cell\}[^\n]*\n(.*?)^```", page.read_text(), re.S | re.M)
+    return [re.sub(r"^:.*\n", "", code, flags=re.M) for code in found]  # without its options
 
 
 def launch_commands(page):

@@ -21,6 +21,18 @@ def show(value):
     print(f"shown: {value!r}")
 
 
+def run_cell(source, scope):
+    """Run a cell's code, and show the value that it ends with."""
+    *body, last = ast.parse(source).body
+    if isinstance(last, ast.Expr):
+        exec(compile(ast.Module(body, []), "cell", "exec"), scope)
+        value = eval(compile(ast.Expression(last.value), "cell", "eval"), scope)
+        if value is not None:
+            show(value)
+    else:
+        exec(compile(ast.Module([*body, last], []), "cell", "exec"), scope)
+
+
 def main():
     """Run what the command line says."""
     notebook, settings = Path(sys.argv[1]), sys.argv[2]
@@ -29,14 +41,7 @@ def main():
         tags = cell["metadata"].get("tags", [])
         if cell["cell_type"] != "code" or "install" in tags:
             continue
-        *body, last = ast.parse("".join(cell["source"])).body
-        if isinstance(last, ast.Expr):
-            exec(compile(ast.Module(body, []), "cell", "exec"), scope)
-            value = eval(compile(ast.Expression(last.value), "cell", "eval"), scope)
-            if value is not None:
-                show(value)
-        else:
-            exec(compile(ast.Module([*body, last], []), "cell", "exec"), scope)
+        run_cell("".join(cell["source"]), scope)
         if "parameters" in tags:
             exec(settings, scope)
 
