@@ -17,6 +17,7 @@ myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 4
 nb_execution_mode = "cache"
 nb_execution_in_temp = True  # the tutorials write runs
+nb_merge_streams = True  # what one cell prints is one block
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600
 
