@@ -148,6 +148,7 @@ def test_why_debiased(run):
     assert scope["figures"] == 1
 
 
+@pytest.mark.slow
 def test_rules_in_pictures(run):
     scope, _ = run("explanations/rules_in_pictures")
     kept = {name: masks.sum(axis=(1, 2)) for name, (masks, _) in scope["found"].items()}
