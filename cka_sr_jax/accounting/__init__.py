@@ -9,7 +9,7 @@ from cka_sr_jax.accounting.layers import (
     total_row,
 )
 from cka_sr_jax.accounting.summary import Summary, SummaryRow, summary
-from cka_sr_jax.accounting.timing import interleaved_seconds
+from cka_sr_jax.accounting.timing import interleaved_seconds, interleaved_times
 
 __all__ = [
     "LayerRow",
@@ -17,6 +17,7 @@ __all__ = [
     "SummaryRow",
     "fold_vectors",
     "interleaved_seconds",
+    "interleaved_times",
     "kernel_positions",
     "layer_rows",
     "row_text",

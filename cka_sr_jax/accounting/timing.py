@@ -13,7 +13,15 @@ import jax
 def interleaved_seconds(
     calls: Mapping[str, Callable[[], Any]], repeats: int, inner: Mapping[str, int] | None = None
 ) -> dict[str, float]:
-    """{name: median seconds of one call}, after a warm-up call of each.
+    """{name: median seconds of one call}; see `interleaved_times`."""
+    times = interleaved_times(calls, repeats, inner)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def interleaved_times(
+    calls: Mapping[str, Callable[[], Any]], repeats: int, inner: Mapping[str, int] | None = None
+) -> dict[str, list[float]]:
+    """{name: seconds of one call, in each repeat}, after a warm-up call of each.
 
     Each repeat times every rival once, in alternating order, and waits for the result.
 
@@ -35,4 +43,4 @@ def interleaved_seconds(
                 result = call()
             jax.block_until_ready(result)
             times[name].append((time.perf_counter() - start) / count)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
