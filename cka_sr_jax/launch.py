@@ -11,6 +11,8 @@ import os
 import re
 import signal
 import sys
+import time
+import traceback
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -169,9 +171,17 @@ def _run(note: str, _: list[str]) -> None:
         leave(f"error: {error.filename or workdir}: {error.strerror or error}", 1)
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         lost = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)
-        if not (lost and jax.distributed.is_initialized()):
+        if not jax.distributed.is_initialized():
             raise
+        if not lost:
+            traceback.print_exc()
+            leave("This process failed, and the others end without it", 1)
         leave(f"Lost a process that trains with this one ({str(error).splitlines()[0][:150]})", 1)
+    except Exception:
+        if jax.distributed.is_initialized():
+            traceback.print_exc()
+            leave("This process failed, and the others end without it", 1)
+        raise
 
 
 def leave(why: str, status: int) -> NoReturn:
@@ -193,7 +203,13 @@ def terminate(number: int, _: Any) -> NoReturn:
 
 def fail(message: str) -> NoReturn:
     """End with one line on stderr and status 2."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        # Python's own end would wait for the others, which may wait for this process. The first
+        # one is the last to end, or its end would cut off what the others say.
+        time.sleep(jax.process_index() == 0)
+        os._exit(2)
     raise SystemExit(2)
 
 

@@ -113,7 +113,8 @@ def user_cache() -> Path:
     Raises:
       RuntimeError: the user has no home.
     """
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cka_sr_jax"
+    base = Path(os.environ.get("XDG_CACHE_HOME") or ".")
+    return (base if base.is_absolute() else Path.home() / ".cache") / "cka_sr_jax"
 
 
 def _check_pad(images: Images, pad: int) -> None:

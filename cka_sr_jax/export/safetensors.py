@@ -96,7 +96,7 @@ def save_safetensors(
         else:
             arrays[f"{_MASKS}/{name}"] = kept.mask
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    mark = json.dumps({"version": _VERSION, "shapes": shapes, "digest": _digest(arrays)})
+    mark = json.dumps({"version": _VERSION, "shapes": shapes, "digest": _digest(shapes, arrays)})
     Path(path).write_bytes(library.numpy.save(arrays, metadata={_MARK: mark}))
 
 
@@ -123,7 +123,7 @@ def load_safetensors(path: str | Path) -> Weights:
             f"{path} was not written by save_safetensors: read it with safetensors.numpy.load_file."
         )
     shapes, digest = _header(path, mark)
-    if digest != _digest(arrays):
+    if digest != _digest(shapes, arrays):
         _damaged(path, "its tensors are not what was written")
     masks = {
         name.removeprefix(f"{_MASKS}/"): arrays.pop(name)
@@ -201,8 +201,8 @@ def _header(path: str | Path, mark: str) -> tuple[dict[str, tuple[int, ...]], st
     return found, digest
 
 
-def _digest(arrays: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
+def _digest(shapes: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(json.dumps(shapes, sort_keys=True).encode())
     for name, array in sorted(arrays.items()):
         digest.update(f"{name} {array.dtype} {array.shape} ".encode())
         digest.update(array.tobytes())

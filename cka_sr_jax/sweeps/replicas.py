@@ -100,8 +100,9 @@ def train_together(plans_of: Mapping[Path, RunPlan], console: Console) -> None:
                 indices = np.stack([step_indices(plan, step) for plan in plans])
                 states, metrics = step_function(states, indices, data)
                 stopping = bool(stop)  # for all runs: one that comes later is for the next step
+                save = stopping or recorders[0].save_is_due
                 logged = [
-                    recorder.record(step + 1, metrics, _part(states, i), save=stopping)
+                    recorder.record(step + 1, metrics, _part(states, i), save=save)
                     for i, recorder in enumerate(recorders)
                 ]
                 if logged[0]:

@@ -36,6 +36,7 @@ from cka_sr_jax.sweeps.states import (
     record_failure,
 )
 from cka_sr_jax.training import ConfigError, loop
+from cka_sr_jax.training.compilation import keep_programs, programs_are_kept
 from cka_sr_jax.training.config import check_fields, flatten, validate
 from cka_sr_jax.training.locks import claim
 from cka_sr_jax.training.workdir import local_folder
@@ -174,7 +175,7 @@ def _run_in_turn(grid: _Grid, plans: dict[str, Any]) -> Iterator[tuple[str, str]
     for name, config in grid.points.items():
         plan = plans.pop(name, None)
         yield name, run_point(config, grid.folder(name), grid.options.retry, grid.console, plan)
-        jax.clear_caches()  # each point compiles its own step
+        jax.clear_caches()  # of this process; those on the disk stay
 
 
 def _run_side_by_side(grid: _Grid) -> Iterator[tuple[str, str]]:
@@ -186,7 +187,7 @@ def _run_side_by_side(grid: _Grid) -> Iterator[tuple[str, str]]:
     for _ in in_processes({"check": check}, 1):
         pass
     calls = {
-        name: partial(run_point, config, grid.folder(name), retry)
+        name: partial(_run_in_process, config, grid.folder(name), retry, programs_are_kept())
         for name, config in grid.points.items()
     }
     for name, state in in_processes(calls, jobs):
@@ -196,6 +197,13 @@ def _run_side_by_side(grid: _Grid) -> Iterator[tuple[str, str]]:
                 if claimed:  # else another process has taken over
                     record_failure(grid.folder(name), reason)
         yield name, state
+
+
+def _run_in_process(config: ConfigDict, folder: Path, retry: bool, keeps_programs: bool) -> str:
+    """`run_point` in a process that was started for it."""
+    if keeps_programs:
+        keep_programs()
+    return run_point(config, folder, retry)
 
 
 def _check_side_by_side(remaining: Mapping[str, ConfigDict], jobs: int) -> None:

@@ -76,14 +76,6 @@ class Checkpoints:
         """
         if operator.index(step) < 0:
             raise ValueError(f"step={step} is negative: steps are counted from 0.")
-        # Copies, since the next training step reuses the state's memory during the write.
-        arrays = {path: np.array(leaf) for path, leaf in _flatten(tree).items()}
-        for path, array in arrays.items():
-            if not array.size or array.dtype.kind in "OUSM":
-                raise ValueError(
-                    f"{path!r} has shape {array.shape} and type {array.dtype}: a checkpoint holds "
-                    "numbers, at least one in each array."
-                )
         if self._manager is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             alone = None
@@ -104,7 +96,7 @@ class Checkpoints:
                 "increase, so save a later one or use another folder."
             )
         if step != latest:
-            arrays = sealed(step, arrays, self._config)
+            arrays = sealed(step, _copies(tree), self._config)
             with self._writing():
                 self._manager.save(step, args=ocp.args.StandardSave(arrays))
 
@@ -245,6 +237,18 @@ def _flatten(tree: Any) -> dict[str, Any]:
             raise ValueError(f"two leaves have the path {path!r}: rename one.")
         flat[path] = leaf
     return flat
+
+
+def _copies(tree: Any) -> dict[str, np.ndarray]:
+    """Copies, since the next training step reuses the state's memory during the write."""
+    arrays = {path: np.array(leaf) for path, leaf in _flatten(tree).items()}
+    for path, array in arrays.items():
+        if not array.size or array.dtype.kind in "OUSM":
+            raise ValueError(
+                f"{path!r} has shape {array.shape} and type {array.dtype}: a checkpoint holds "
+                "numbers, at least one in each array."
+            )
+    return arrays
 
 
 @contextlib.contextmanager

@@ -361,12 +361,12 @@ FIELDS = {
     ),
     # Checkpoints.
     "checkpoint.every": Field(
-        0, "Steps between checkpoints; 0: once an epoch.", unit="steps", within="[0, inf)",
+        0, "Steps between checkpoints; 0: by checkpoint.seconds.", unit="steps", within="[0, inf)",
         example=1000, resumable=True,
     ),
     "checkpoint.seconds": Field(
-        10.0, "Least time between two checkpoints where checkpoint.every is 0; the last one is "
-        "written whenever it is due.", unit="seconds", within="[0, inf)", resumable=True,
+        60.0, "Time between checkpoints where checkpoint.every is 0.", unit="seconds",
+        within="[0, inf)", resumable=True,
     ),
     "checkpoint.keep": Field(
         2, "How many of the newest checkpoints to keep.", within="[1, inf)", resumable=True

@@ -145,7 +145,7 @@ def agreed(function: Callable[[], Any]) -> Any:
     try:
         value = function()
     except ConfigError as error:
-        problem = str(error).encode()[:LONGEST_MESSAGE]
+        problem = (str(error) or "it cannot run").encode(errors="replace")[:LONGEST_MESSAGE]
     padded = np.zeros(LONGEST_MESSAGE, np.uint8)
     padded[: len(problem)] = np.frombuffer(problem, np.uint8)
     messages = [bytes(row).rstrip(b"\0") for row in multihost_utils.process_allgather(padded)]
@@ -186,11 +186,12 @@ def arrays_of_first(tree: Any) -> Any:
     return multihost_utils.broadcast_one_to_all(tree)
 
 
-def on_any(flag: bool) -> bool:
-    """Whether the flag is True on any process; all get the same answer."""
+def on_any(*flags: bool) -> tuple[bool, ...]:
+    """Whether each flag is True on any process; all get the same answer."""
     if jax.process_count() == 1:
-        return flag
-    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+        return flags
+    gathered = multihost_utils.process_allgather(np.array(flags))
+    return tuple(bool(flag) for flag in gathered.any(axis=0))
 
 
 def _broadcast_json(content: Any) -> Any:

@@ -16,7 +16,7 @@ from cka_sr_jax.report import say
 from cka_sr_jax.sparsity import density, get_masks, leaf_paths
 from cka_sr_jax.training.build import RunPlan, build_plan, new_state
 from cka_sr_jax.training.evaluation import Evaluator, make_evaluator
-from cka_sr_jax.training.hosts import of_first, on_any
+from cka_sr_jax.training.hosts import agreed, is_first, of_first, on_any
 from cka_sr_jax.training.input import open_feed, own_numbers, train_on_examples, training_data
 from cka_sr_jax.training.parallel import branches_wait, map_devices, replicate
 from cka_sr_jax.training.penalty import PENALTY_NAMES
@@ -56,7 +56,7 @@ def run(plan: RunPlan, workdir: str | Path, console: Console | None = None) -> d
       SystemExit: at SIGTERM or Ctrl-C, once a checkpoint is saved.
     """
     console, workdir = console or Console(soft_wrap=True), Path(workdir)
-    evaluator = make_evaluator(plan)
+    evaluator = agreed(lambda: make_evaluator(plan))
     trained = train(plan, workdir, evaluator, console)
     return report_run(plan, workdir, trained, evaluator, console)
 
@@ -112,12 +112,13 @@ def train(
         recorder.start_clock()
         for step in range(first_step, plan.steps):
             state, metrics = function_of(step)(state, feed.next(metrics), data)
-            stopping = on_any(bool(stop))  # a signal that comes later is for the next step
+            # A signal that comes later is for the next step.
+            stopping, due = on_any(bool(stop), is_first() and recorder.save_is_due)
             values = recorder.record(
                 step + 1,
                 metrics,
                 lambda: state,  # noqa: B023
-                save=stopping,
+                save=stopping or due,
                 waited=feed.waited,
             )
             if values:
@@ -125,7 +126,7 @@ def train(
             if recorder.diverged or stopping:
                 break
         recorder.close()  # here, so that a signal does not end the program as it writes
-        if on_any(bool(stop)) and not recorder.diverged:
+        if any(on_any(bool(stop))) and not recorder.diverged:
             raise SystemExit(
                 f"Stopped at step {step + 1} of {plan.steps}; the same command goes on there."
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -103,7 +102,6 @@ class Recorder:
         self._sparsity = evaluator.sparsity(start.state)
         self._counted = True  # whether that is of the masks as they are now
         self._learning_rate = jax.jit(plan.schedule)
-        self._saved = -math.inf  # when the last checkpoint was written
         self._mask_updates = plan.mask_updates
         self._final_masks = 1 + max(np.flatnonzero(self._mask_updates), default=-1)
         self.start_clock()
@@ -111,6 +109,7 @@ class Recorder:
     def start_clock(self) -> None:
         """Count seconds from now on."""
         self._began = self._logged = time.perf_counter()
+        self._saved = self._began  # when the last checkpoint was written
         self._waited_before = 0.0  # of `_waited`, when the last step was logged
 
     def record(
@@ -140,7 +139,8 @@ class Recorder:
         last = done == plan.steps
         logs = done % config.train.log_every == 0 or last
         evaluates = done % (config.eval.every or plan.steps_per_epoch) == 0 or last
-        saves = done % (config.checkpoint.every or plan.steps_per_epoch) == 0 or last or save
+        every = config.checkpoint.every
+        saves = last or save or (every > 0 and done % every == 0)
         if logs or evaluates or saves:
             self._look_for_divergence(done)
             if self.diverged:
@@ -148,15 +148,17 @@ class Recorder:
         # Three forward passes' worth: the backward pass has two products for each of its one.
         self.flops += 3 * self._sparsity.total["flops"] * config.train.batch_size
         # Counting waits for the device: masks that change in every step are counted at logs.
-        self._counted &= not self._mask_updates[done - 1]
-        if not self._counted and (logs or not self._mask_updates.all()):
+        skips = config.train.not_finite == "skip" and self._mask_updates.any()
+        # A skipped step leaves its change of the masks to a later one.
+        self._counted &= not (self._mask_updates[done - 1] or skips)
+        if self._mask_updates[done - 1] and (logs or not self._mask_updates.all()):
             self._sparsity, self._counted = self._evaluator.sparsity(state()), True
             epoch = done / plan.steps_per_epoch
             self._write("masks", done, {"epoch": epoch, **self._sparsity.total})
-        values = self._log(done) if logs else {}
+        values, best = self._log(done) if logs else {}, self.best
         if evaluates:
             values = values | self._evaluate_at(done, state())
-        if saves and (save or last or not self._is_early()):
+        if saves or self.best is not best:  # the best weights are nowhere else
             self._save(done, state())
         return values
 
@@ -243,16 +245,16 @@ class Recorder:
         seconds, flops = np.array(self.seconds()), np.array(self.flops)
         if is_first():
             self._checkpoints.save(done, Snapshot(state, self.best, seconds, flops))
-            self._saved = time.perf_counter()
+        self._saved = time.perf_counter()
 
-    def _is_early(self) -> bool:
-        """Whether the last checkpoint is younger than the config wants of those at an epoch's end.
+    @property
+    def save_is_due(self) -> bool:
+        """Whether so much time has passed since the last checkpoint that the next step is saved.
 
-        Runs of a group save at the same steps, or they could not go on together.
+        The caller asks, since all that train together, processes or runs, save at the same step.
         """
         config = self._plan.config.checkpoint
-        by_steps = config.every or self._replica
-        return not by_steps and time.perf_counter() - self._saved < config.seconds
+        return not config.every and time.perf_counter() - self._saved >= config.seconds
 
     def seconds(self) -> float:
         """Of training so far, of which a run in a group is booked its share."""

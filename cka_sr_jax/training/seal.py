@@ -18,6 +18,7 @@ class Sealed(NamedTuple):
     Attributes:
       arrays: {path: array}.
       config: of the run that wrote it, as JSON has it; None where none was given.
+      step: after which it was written.
     """
 
     arrays: dict[str, np.ndarray]

@@ -100,11 +100,11 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
     """
     if workdir.exists() and not workdir.is_dir():
         raise ConfigError(f"--workdir={workdir} is a file: name a directory.")
-    for parent in workdir.absolute().parents:
-        if parent.name in RUN_FOLDERS and (parent.parent / "config.json").exists():
+    for folder in (workdir.absolute(), *workdir.absolute().parents):
+        if folder.name in RUN_FOLDERS and _is_run(folder.parent):
             raise ConfigError(
-                f"--workdir={workdir} is inside of {parent}, which belongs to another run: name a "
-                "folder outside."
+                f"--workdir={workdir} is in {folder}, which belongs to another run: name a folder "
+                "outside."
             )
     for name in (*RUN_FOLDERS, *RUN_FILES):
         path = workdir / name
@@ -156,6 +156,13 @@ def check_workdir(config: ConfigDict, workdir: Path) -> None:
         f"--workdir={workdir} belongs to another config: {other} is {before.get(other)!r} there "
         f"and {now.get(other)!r} now; pass another --workdir."
     )
+
+
+def _is_run(folder: Path) -> bool:
+    try:
+        return "sparsity" in parse_stored((folder / "config.json").read_text())
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def _unwritable(workdir: Path, reason: str) -> ConfigError:

@@ -63,8 +63,8 @@ def run(config: ConfigDict, workdir: str | Path, console: Console | None = None)
         another process; nothing is written.
       SystemExit: at SIGTERM, SIGHUP or Ctrl-C, once a checkpoint is saved.
     """
-    folder, console = local_folder(workdir), console or Console(soft_wrap=True)
     check_backend()
+    console = console or Console(soft_wrap=True)
     if not is_first():
         console = Console(quiet=True)
 
@@ -72,6 +72,7 @@ def run(config: ConfigDict, workdir: str | Path, console: Console | None = None)
         check_fields(config)
         validate(config, devices_of(config))
 
+    folder = agreed(lambda: local_folder(workdir))
     agreed(check)
     check_equal({k: v for k, v in flatten(config).items() if k not in OWN})
     workflow = workflow_of(config)

@@ -114,6 +114,11 @@ def run(plan: LotteryPlan, workdir: str | Path, console: Console | None = None) 
             masks = prune_by_magnitude(weights, masks, _kept(config, number, masks))
         folder = workdir / f"round{number:02d}"
         rows.append({"round": number, **_run_round(plan.dense, masks, folder, rewound, console)})
+        if diverged := rows[-1].get("diverged"):
+            raise ConfigError(
+                f"round {number} diverged at step {diverged['step']}, so there is nothing to prune "
+                "by: lower optimizer.learning_rate, and use another --workdir."
+            )
         say(console, _lines({"rounds": rows})[-1])
     result = {"rounds": rows, "test": rows[-1]["test"], "density": rows[-1]["density"]}
     write_json(workdir / "result.json", result)
@@ -161,7 +166,7 @@ def _run_round(
     """The round's result, trained from the rewound state or read from a finished round."""
     finished = loop.show_finished(folder, Console(quiet=True))
     if finished is not None:
-        if newest_intact_step(folder) == dense.steps:
+        if "diverged" in finished or newest_intact_step(folder) == dense.steps:
             return finished
         say(console, f"{folder} lacks its last checkpoint, so its training goes on.")
 

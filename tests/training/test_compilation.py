@@ -40,6 +40,30 @@ def test_the_cache_is_the_users_own(tmp_path):
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
+def test_half_a_program_of_a_killed_process_is_removed(tmp_path):
+    """JAX writes a program and then its time of use; without the latter it would store no other."""
+    where = {"XDG_CACHE_HOME": str(tmp_path)}
+    folder = Path(kept_by(WHERE, **where))
+    (folder / "jit_x-0-cache").write_bytes(b"half of it")
+    script = "import jax\njax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
+    kept_by(script + "jax.jit(lambda x: x + 1)(1.0)", **where)
+    assert not (folder / "jit_x-0-cache").exists()
+    assert list(folder.glob("jit__lambda*-cache"))
+
+
+def test_a_folder_that_others_may_write_is_not_used(tmp_path):
+    """What is in it is run."""
+    where = {"XDG_CACHE_HOME": str(tmp_path)}
+    Path(kept_by(WHERE, **where)).chmod(0o777)
+    assert kept_by(WHERE, **where) == "None"
+
+
+def test_another_number_of_threads_is_another_folder(tmp_path):
+    """The threads are compiled in."""
+    where = {"XDG_CACHE_HOME": str(tmp_path)}
+    assert kept_by(WHERE, NPROC="1", **where) != kept_by(WHERE, NPROC="7", **where)
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
@@ -80,6 +104,8 @@ def test_a_second_run_of_another_seed_and_beta_compiles_nothing(tmp_path):
     for path in (tmp_path / "cache").rglob("*-cache"):
         path.write_bytes(path.read_bytes()[:-50])
     assert launch("damaged", *other) == ""
+    grid = ["--grid", "--jobs=2", "--config.seeds=(0,1)", "--config.grid.penalty.beta=(1e-3,)"]
+    assert launch("grid", *grid) == ""  # its processes say nothing of the damage either
     for name in ("second", "damaged"):
         for path, array in weights("without").items():
             np.testing.assert_array_equal(array, weights(name)[path])

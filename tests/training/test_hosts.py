@@ -63,8 +63,7 @@ def test_a_process_alone_is_the_first():
     join(environment={})
     assert is_first()
     assert of_first(lambda: {"a": 1}) == {"a": 1}
-    assert on_any(True)
-    assert not on_any(False)
+    assert on_any(True, False) == (True, False)
     assert arrays_of_first({"w": 1}) == {"w": 1}
     with pytest.raises(ConfigError, match="no"):
         of_first(lambda: (_ for _ in ()).throw(ConfigError("no")))

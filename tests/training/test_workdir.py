@@ -111,8 +111,11 @@ def test_a_link_works_and_a_dangling_one_is_refused(tmp_path):
 def test_the_folders_of_another_run_are_refused(tmp_path):
     """A run that goes on removes checkpoints that it does not read."""
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"is inside of .*checkpoints, which belongs to another"):
-        check_workdir(config_with(), tmp_path / "checkpoints" / "100")
+    check_workdir(config_with(), tmp_path / "checkpoints" / "100")  # somebody else's project
+    (tmp_path / "config.json").write_text(json.dumps(config_with().to_dict()))
+    for folder in (tmp_path / "checkpoints", tmp_path / "checkpoints" / "100"):
+        with pytest.raises(ConfigError, match=r"is in .*checkpoints, which belongs to another"):
+            check_workdir(config_with(), folder)
     check_workdir(config_with(), tmp_path / "seed=1")  # as a lottery's rounds
 
 
