@@ -46,10 +46,12 @@ clean:
 	rm -rf $(VENV) $(VENV)-oldest $(VENV)-newest docs/_build runs
 
 $(VENV)/installed: $(BIN)/python pyproject.toml
+	@echo "Installing into $(VENV), which takes a minute or two ..."
 	$(BIN)/python -m pip install --quiet --editable ".[train]"
 	@touch $@
 
 $(VENV)/installed-dev: $(BIN)/python pyproject.toml
+	@echo "Installing into $(VENV), which takes a minute or two ..."
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	@touch $@ $(VENV)/installed
 

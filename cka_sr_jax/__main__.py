@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -36,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if command == "--version":
         print(f"cka-sr {__version__}")
     elif command in ("--help", "-h", "help"):
-        print(_help())
+        with contextlib.suppress(BrokenPipeError):
+            print(_help(), flush=True)
     elif command in COMMANDS:
         before = signal.signal(signal.SIGINT, _interrupt)
         try:

@@ -44,7 +44,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("grid_index", None, "Run this point of the grid only, counted from 0.")
     flags.DEFINE_integer("jobs", 1, "Points of the grid that run side by side.")
     flags.DEFINE_integer(
-        "replicas", 1, "Points that train together in one program, on an accelerator."
+        "replicas", 1, "Points that train together in one program, for very small networks."
     )
     flags.DEFINE_string(
         "coordinator", None,

@@ -208,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Path(options.output).write_text(page, encoding="utf-8")
     except (ValueError, OSError) as error:
         sys.exit(error_line(error))
-    print(options.output)
+    print(f"Report: {options.output}")
 
 
 if __name__ == "__main__":

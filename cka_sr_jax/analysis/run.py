@@ -8,8 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import flax.linen as nn
+import jax.numpy as jnp
 import numpy as np
 
+from cka_sr_jax.models import create_model
 from cka_sr_jax.report import cka_heatmap, learning_curves
 from cka_sr_jax.report.figures import Figure
 from cka_sr_jax.training import load_variables
@@ -52,6 +55,25 @@ class Run(NamedTuple):
         if self.folder is None:
             raise ValueError(f"{self.name} holds no weights: name the run's folder instead.")
         return load_variables(self.folder)
+
+    @property
+    def model(self) -> nn.Module:
+        """The run's model, so that `run.model.apply(run.variables, images, train=False)` works.
+
+        The images are normalized as the config says.
+
+        Raises:
+          ValueError: as `variables`.
+        """
+        settings = self.config["model"]
+        classes = len(self.variables["params"]["head"]["bias"])
+        dtype, options = jnp.dtype(settings["dtype"]), settings["options"]
+        return create_model(settings["name"], classes, dtype=dtype, **options)
+
+    def __repr__(self) -> str:
+        """Its name and its test accuracy; all numbers are in `result`."""
+        accuracy = self.result.get("test", {}).get("accuracy")
+        return f"Run({self.name!r}" + (f", test accuracy {accuracy:.4f})" if accuracy else ")")
 
     def columns(self, split: str = "train") -> dict[str, list[float | None]]:
         """The metrics of a split as columns of equal length, such as for `pandas.DataFrame`.

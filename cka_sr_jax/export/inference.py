@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ def export_inference(
     x = jax.ShapeDtypeStruct((batch, *shape[1:]), dtype)
     inference = jax.jit(lambda x: apply(weights, x))
     try:
-        exported = export.export(inference, platforms=tuple(platforms))(x)
+        with _without_source_paths():
+            exported = export.export(inference, platforms=tuple(platforms))(x)
     except TypeError as error:
         if "_DimExpr" not in str(error):  # jax's class of symbols
             raise
@@ -82,6 +84,18 @@ def export_inference(
         ) from error
     content = bytes(exported.serialize())
     Path(path).write_bytes(content + _digest(content))
+
+
+@contextlib.contextmanager
+def _without_source_paths() -> Iterator[None]:
+    """Else the file would name the folders of whoever writes it."""
+    name = "jax_hlo_source_file_canonicalization_regex"
+    before = getattr(jax.config, name)
+    jax.config.update(name, ".*")
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def _digest(content: bytes) -> bytes:
@@ -94,7 +108,24 @@ def _float32(leaf: Any) -> Any:
     return leaf.astype(jnp.float32) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
-def load_inference(path: str | Path) -> Callable[[Any], Any]:
+class Inference:
+    """The function of a file of `export_inference`."""
+
+    def __init__(self, exported: export.Exported) -> None:
+        """Nothing is compiled yet."""
+        self._call = jax.jit(exported.call)
+        self._text = f"{exported.in_avals[0].str_short()} on {', '.join(exported.platforms)}"
+
+    def __call__(self, x: Any) -> Any:
+        """The outputs for x [b, ...]; the first call with each batch size compiles."""
+        return self._call(x)
+
+    def __repr__(self) -> str:
+        """The type and the shape of its inputs, and where it runs."""
+        return f"Inference({self._text})"
+
+
+def load_inference(path: str | Path) -> Inference:
     """The function x [b, ...] -> outputs of a file of `export_inference`.
 
     It is compiled at the first call with each batch size. The file is a program: run those of
@@ -112,4 +143,4 @@ def load_inference(path: str | Path) -> Callable[[Any], Any]:
         raise ValueError(
             f"{path} is damaged or was not written by export_inference: write it with that."
         )
-    return jax.jit(export.deserialize(bytearray(content)).call)
+    return Inference(export.deserialize(bytearray(content)))

@@ -47,7 +47,7 @@ def test_the_curves_of_all_runs_are_in_one_panel_each(runs):
 def test_the_page_has_a_row_and_a_map_for_each_run(runs, tmp_path, capsys):
     page = tmp_path / "page.html"
     report.main([str(STORED), f"--output={page}"])
-    assert capsys.readouterr().out == f"{page}\n"
+    assert capsys.readouterr().out == f"Report: {page}\n"
     text = page.read_text()
     head, *rows = re.findall(r"<tr>(.*?)</tr>", text)
     columns = re.findall(r"<button>(.*?)</button>", head)

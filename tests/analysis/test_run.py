@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from cka_sr_jax.analysis import open_run
 from cka_sr_jax.analysis.runs import load_runs, write_jsonl
+from cka_sr_jax.workflows import run as train
+from tests.training.runs import small_config
 
 
 @pytest.fixture
@@ -22,6 +25,15 @@ def test_its_numbers_weights_and_figures(folder):
     assert [label.get_text() for label in axes.get_xticklabels()] == run.cka_matrix["features"]
     assert [line.get_ydata()[0] for line in axes.lines[::2]] == [1.5]  # stage1 has two
     assert run.curves().axes[0].get_ylabel() == "loss (nats)"
+
+
+def test_its_model_takes_its_variables(tmp_path):
+    config = small_config(train__steps=2, penalty__beta=0.0, model__options__hidden=(8, 9))
+    train(config, tmp_path, Console(quiet=True))
+    run = open_run(tmp_path)
+    logits = run.model.apply(run.variables, np.zeros((3, 8, 8, 1), np.float32), train=False)
+    assert logits.shape == (3, 10)
+    assert repr(run) == f"Run('{tmp_path}', test accuracy {run.result['test']['accuracy']:.4f})"
 
 
 def test_metrics_as_columns(folder):

@@ -135,8 +135,9 @@ def saved(path, sparse=True):
         lambda content: content[:-1] + bytes([content[-1] ^ 1]),  # a bit of a weight
         lambda content: content.replace(b"[2,3]", b"[3,2]").replace(b"params", b"qarams"),
         lambda content: content.replace(b'\\"version\\"', b'\\"versiom\\"'),
+        lambda content: content.replace(b"[2, 3]", b"[3, 2]"),  # in the header alone
     ],
-    ids=["empty", "junk", "short", "bit", "name", "header"],
+    ids=["empty", "junk", "short", "bit", "name", "header", "shape"],
 )
 def test_a_damaged_file_is_named(damage, tmp_path):
     content = saved(tmp_path / "good")
@@ -157,7 +158,7 @@ def test_a_damaged_file_is_named(damage, tmp_path):
 )
 def test_parts_that_do_not_fit_are_named(change, message, tmp_path, monkeypatch):
     """With a digest that fits: somebody else's writer made the mistake."""
-    monkeypatch.setattr("cka_sr_jax.export.safetensors._digest", lambda arrays: "")
+    monkeypatch.setattr("cka_sr_jax.export.safetensors._digest", lambda *_: "")
     saved(tmp_path / "a")
     with safe_open(tmp_path / "a", framework="np") as file:
         metadata = file.metadata()

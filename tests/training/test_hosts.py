@@ -194,31 +194,49 @@ def test_where_one_is_killed_all_end_and_the_same_command_goes_on(victim, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("field", "message"),
+    ("flag", "message"),
     [
-        ("optimizer.learning_rate=0.5", "error: optimizer.learning_rate is 0.1 on process 0 and "
+        ("config.optimizer.learning_rate=0.5", "optimizer.learning_rate is 0.1 on process 0 and "
          "0.5 on process 1: give all processes the same command"),
-        ("penalty.beta=0", "penalty.beta is 0.0001 on process 0 and 0"),
-        ("seed=5", "seed is 0 on process 0 and 5 on process 1"),
-        ("data.dir=/no/such/folder", None),
-        ("train.batch_size=0", "train.batch_size=0: expected"),
+        ("config.penalty.beta=0", "penalty.beta is 0.01 on process 0 and 0.0 on process 1"),
+        ("config.seed=5", "seed is 0 on process 0 and 5 on process 1"),
+        ("config.data.dir=/no/such/folder", "/no/such/folder"),  # a set that one machine lacks
+        ("config.train.batch_size=0", "train.batch_size=0: expected"),
+        ("workdir=", "--workdir='' is empty"),
     ],
 )  # fmt: skip
-def test_processes_that_do_not_agree_are_refused(field, message, tmp_path):
+def test_processes_that_do_not_agree_are_refused(flag, message, tmp_path):
     """A mistake of one ends all in one sentence, before anything is written."""
     arguments = SMALL
-    if message is None:  # a set that one machine lacks
+    if "data.dir" in flag:
         write_photographs(tmp_path / "sets" / "tiny" / "1.0.0", train=57, test=9)
-        arguments = (*SMALL, "--config.data.name=tiny", f"--config.data.dir={tmp_path / 'sets'}")
-        message = "/no/such/folder"
-    group = launch_two(tmp_path / "run", *arguments, second=(f"--config.{field}",))
-    assert finish(*group) == [2, 2]
+        arguments = ("--config.train.steps=10", *SMALL[1:3], *streamed_arguments(tmp_path / "sets"))
+    group = launch_two(tmp_path / "run", *arguments, second=(f"--{flag}",))
+    assert finish(*group, timeout=120) == [2, 2]
     for number in range(2):
         output = (tmp_path / f"run{number}.log").read_text()
         assert len(re.findall("^error: ", output, re.MULTILINE)) == 1
         assert message in output
         assert "Traceback" not in output
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_mistake_that_one_process_meets_later_ends_all(tmp_path):
+    """A record that is damaged on one machine: the other one does not wait for it."""
+    for number in range(2):
+        sets = tmp_path / f"sets{number}"
+        write_photographs(sets / "tiny" / "1.0.0", train=57, test=9)
+        for file in (sets / "tiny" / "1.0.0").glob("*train*") if number else ():
+            content = bytearray(file.read_bytes())
+            content[len(content) // 2] ^= 255
+            file.write_bytes(content)
+    arguments = ("--config.train.steps=10", *SMALL[1:3], *streamed_arguments(tmp_path / "sets0"))
+    group = launch_two(
+        tmp_path / "run", *arguments, second=(f"--config.data.dir={tmp_path / 'sets1'}",)
+    )
+    assert all(finish(*group, timeout=120))
+    assert re.search("^error: .*record", (tmp_path / "run1.log").read_text(), re.MULTILINE)
 
 
 @pytest.mark.slow
