@@ -1,6 +1,6 @@
 """What the models share: layers, the recording of features, and rematerialization."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import flax.linen as nn
@@ -20,6 +20,21 @@ batch_norm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 def at_least_float32(logits: Float[Array, "b k"]) -> Float[Array, "b k"]:
     """The logits in float32, or in float64 where that is what the model computes in."""
     return logits.astype(float32_or_wider(logits.dtype))
+
+
+def check_widths(widths: Sequence[int], layers: str, example: Sequence[int]) -> None:
+    """Raise ValueError unless there is a whole number of 1 or more for each of these layers.
+
+    Args:
+      layers: what the widths are of, as in "the convolutions and dense layers".
+      example: widths that work, one for each layer.
+    """
+    whole = all(isinstance(width, int) and width >= 1 for width in widths)
+    if not whole or len(widths) != len(example):
+        raise ValueError(
+            f"widths={tuple(widths)}: expected {len(example)} whole numbers of 1 or more, for "
+            f"{layers}, such as {tuple(example)}."
+        )
 
 
 def sow_feature(module: nn.Module, stage: str, x: Float[Array, "b ..."]) -> None:

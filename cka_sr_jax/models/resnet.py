@@ -1,5 +1,6 @@
 """ResNets (He et al. 2016, arXiv 1512.03385) for CIFAR-sized images and for ImageNet's."""
 
+import itertools
 from functools import partial
 from typing import Any, Literal
 
@@ -26,48 +27,60 @@ class ResidualBlock(nn.Module):
     """relu(shortcut(x) + bn2(conv2(relu(bn1(conv1(x)))))), with 3x3 convolutions.
 
     The first convolution has the stride. The shortcut is the identity, or a strided 1x1
-    convolution and BatchNorm where the shape changes.
+    convolution and BatchNorm.
+
+    Attributes:
+      widths: output channels of each convolution in order; None: `features`.
+      project: whether the shortcut is a convolution; None: where the shape changes.
     """
 
     features: int
     stride: int = 1
     dtype: DTypeLike = jnp.float32
+    widths: tuple[int, ...] | None = None
+    project: bool | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h2 w2 c2"]:
         """The block's output; `train` normalizes by the batch's own statistics."""
         conv, norm = _layers(self.dtype, train)
         # Padding of 1 on each side, as in PyTorch: "SAME" with stride 2 pads the far side only.
-        y = conv(self.features, (3, 3), strides=self.stride, padding=1, name="conv1")(x)
+        inner, outputs = self.widths or (self.features,) * 2
+        y = conv(inner, (3, 3), strides=self.stride, padding=1, name="conv1")(x)
         y = nn.relu(norm(name="bn1")(y))
-        y = conv(self.features, (3, 3), padding=1, name="conv2")(y)
+        y = conv(outputs, (3, 3), padding=1, name="conv2")(y)
         y = norm(name="bn2")(y)
-        return nn.relu(_shortcut(x, y.shape, self.stride, conv, norm) + y)
+        project = x.shape != y.shape if self.project is None else self.project
+        return nn.relu((_shortcut(x, outputs, self.stride, conv, norm) if project else x) + y)
 
 
 class BottleneckBlock(nn.Module):
     """relu(shortcut(x) + bn3(conv3(relu(bn2(conv2(relu(bn1(conv1(x)))))))).
 
     conv1 is 1x1 to `features` channels, conv2 3x3, conv3 1x1 to four times as many. conv2 has the
-    stride, as in torchvision ("v1.5"); the paper gives it to conv1. The shortcut is that of
-    `ResidualBlock`.
+    stride, as in torchvision ("v1.5"); the paper gives it to conv1. The shortcut and the last two
+    attributes are those of `ResidualBlock`.
     """
 
     features: int
     stride: int = 1
     dtype: DTypeLike = jnp.float32
+    widths: tuple[int, ...] | None = None
+    project: bool | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"], train: bool) -> Float[Array, "b h2 w2 c2"]:
         """The block's output; `train` normalizes by the batch's own statistics."""
         conv, norm = _layers(self.dtype, train)
-        y = conv(self.features, (1, 1), name="conv1")(x)
+        first, second, outputs = self.widths or (self.features, self.features, 4 * self.features)
+        y = conv(first, (1, 1), name="conv1")(x)
         y = nn.relu(norm(name="bn1")(y))
-        y = conv(self.features, (3, 3), strides=self.stride, padding=1, name="conv2")(y)
+        y = conv(second, (3, 3), strides=self.stride, padding=1, name="conv2")(y)
         y = nn.relu(norm(name="bn2")(y))
-        y = conv(4 * self.features, (1, 1), name="conv3")(y)
+        y = conv(outputs, (1, 1), name="conv3")(y)
         y = norm(name="bn3")(y)
-        return nn.relu(_shortcut(x, y.shape, self.stride, conv, norm) + y)
+        project = x.shape != y.shape if self.project is None else self.project
+        return nn.relu((_shortcut(x, outputs, self.stride, conv, norm) if project else x) + y)
 
 
 def _layers(dtype: DTypeLike, train: bool) -> tuple[Any, Any]:
@@ -77,11 +90,9 @@ def _layers(dtype: DTypeLike, train: bool) -> tuple[Any, Any]:
 
 
 def _shortcut(
-    x: Float[Array, "b h w c"], shape: tuple[int, ...], stride: int, conv: Any, norm: Any
+    x: Float[Array, "b h w c"], outputs: int, stride: int, conv: Any, norm: Any
 ) -> Float[Array, "b h2 w2 c2"]:
-    if x.shape == shape:
-        return x
-    x = conv(shape[-1], (1, 1), strides=stride, padding=0, name="shortcut_conv")(x)
+    x = conv(outputs, (1, 1), strides=stride, padding=0, name="shortcut_conv")(x)
     return norm(name="shortcut_bn")(x)
 
 
@@ -110,12 +121,16 @@ class ResNet(nn.Module):
         pooling with stride 2, which the networks of four stages have for large images.
       remat: recompute each block in the backward pass, for which only its input is kept: less
         memory, about a third more operations.
+      widths: output channels of the stem, then of each block's convolutions in order, in place of
+        `width`'s: ((4,), (3, 4), (6, 8), (9, 16)) for depth 8. A block that adds its input keeps
+        its channels, so all blocks of a stage end alike, and those of the first stage like the stem
+        unless they are bottleneck blocks. `compact` makes such networks.
 
     Features: stages "stage1", "stage2", ... of the blocks' outputs (after the final ReLU).
 
     Raises:
-      ValueError: depth is not 6n + 2 with n >= 1, nor one of those above; a width below 1; an
-        unknown stem, or "imagenet" with three stages.
+      ValueError: depth is not 6n + 2 with n >= 1, nor one of those above; a width below 1; widths
+        that do not fit the blocks; an unknown stem, or "imagenet" with three stages.
     """
 
     num_classes: int
@@ -124,6 +139,7 @@ class ResNet(nn.Module):
     dtype: DTypeLike = jnp.float32
     stem: Stem = "cifar"
     remat: bool = False
+    widths: tuple[tuple[int, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         if self.depth not in _FOUR_STAGES and (self.depth < 8 or self.depth % 6 != 2):
@@ -140,29 +156,65 @@ class ResNet(nn.Module):
                 f"stem='imagenet' is for depth 18, 34, 50, 101 and 152 and depth is {self.depth}: "
                 "use stem='cifar'."
             )
+        if self.widths is not None:
+            self._check_widths(self.widths)
         super().__post_init__()
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The number of blocks of each stage."""
+        return _FOUR_STAGES.get(self.depth, ((self.depth - 2) // 6,) * 3)
+
+    @property
+    def bottleneck(self) -> bool:
+        """Whether the blocks are bottleneck blocks."""
+        return self.depth in _FOUR_STAGES and self.depth >= _FIRST_BOTTLENECK
+
+    def projects(self, stage: int, block: int) -> bool:
+        """Whether this block, of a stage counted from 1, has a convolution as its shortcut."""
+        return block == 0 and (stage > 1 or self.bottleneck)
+
+    def _check_widths(self, widths: tuple[tuple[int, ...], ...]) -> None:
+        each = (1, *(3 if self.bottleneck else 2,) * sum(self.blocks))
+        blocks = [block if isinstance(block, tuple | list) else () for block in widths]
+        whole = all(isinstance(width, int) and width >= 1 for block in blocks for width in block)
+        if not whole or tuple(map(len, blocks)) != each:
+            raise ValueError(
+                f"widths={widths}: expected whole numbers of 1 or more, one for the stem and then "
+                f"{each[1]} for each of {len(each) - 1} blocks, such as ((16,), "
+                f"{(16,) * each[1]}, ...)."
+            )
+        names = [(stage, i) for stage, n in enumerate(self.blocks, start=1) for i in range(n)]
+        for (stage, i), before, after in zip(names, widths, widths[1:], strict=False):
+            if not self.projects(stage, i) and before[-1] != after[-1]:
+                raise ValueError(
+                    f"widths={widths}: stage{stage}_block{i} adds its input of {before[-1]} "
+                    f"channels to {after[-1]}; give both the same number."
+                )
 
     @nn.compact
     def __call__(self, x: Float[Array | np.ndarray, "b h w c"], train: bool) -> Float[Array, "b k"]:
         """Logits; `train` normalizes by the batch's own statistics, else by the running ones."""
-        four = self.depth in _FOUR_STAGES
-        blocks = _FOUR_STAGES.get(self.depth, ((self.depth - 2) // 6,) * 3)
-        width = self.width or (64 if four else 16)
-        kind = BottleneckBlock if four and self.depth >= _FIRST_BOTTLENECK else ResidualBlock
+        width = self.width or (64 if self.depth in _FOUR_STAGES else 16)
+        widths = iter(self.widths) if self.widths else itertools.repeat(None)
+        stem = next(widths) or (width,)
+        kind = BottleneckBlock if self.bottleneck else ResidualBlock
         block = rematerialized(kind, self.remat)
         conv, norm = _layers(self.dtype, train)
         large = self.stem == "imagenet"
         size, stride, padding = (7, 2, 3) if large else (3, 1, 1)
-        x = conv(width, (size, size), strides=stride, padding=padding, name="stem")(x)
+        x = conv(*stem, (size, size), strides=stride, padding=padding, name="stem")(x)
         x = nn.relu(norm(name="stem_bn")(x))
         if large:
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        for stage, count in enumerate(blocks, start=1):
+        for stage, count in enumerate(self.blocks, start=1):
             for i in range(count):
                 x = block(
                     features=width * 2 ** (stage - 1),
                     stride=2 if stage > 1 and i == 0 else 1,
                     dtype=self.dtype,
+                    widths=next(widths),
+                    project=self.projects(stage, i),
                     name=f"stage{stage}_block{i}",
                 )(x, train)
                 sow_feature(self, f"stage{stage}", x)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from cka_sr_jax.models.layers import (
     at_least_float32,
     batch_norm,
+    check_widths,
     convolution,
     kaiming_normal,
     rematerialized,
@@ -48,12 +49,13 @@ class VGG(nn.Module):
       depth: 16 or 19 layers with weights, by the paper's count; the single linear layer makes it
         14 or 17.
       width: filters of the first stage.
+      widths: filters of each convolution in order, in place of `width`'s; None: as above.
       remat: as in `ResNet`.
 
     Features: stages "stage1" to "stage5" of the blocks' outputs (after ReLU, before pooling).
 
     Raises:
-      ValueError: another depth; a width below 1.
+      ValueError: another depth; a width below 1; widths that are not one for each convolution.
     """
 
     num_classes: int
@@ -61,13 +63,21 @@ class VGG(nn.Module):
     width: int = 64
     dtype: DTypeLike = jnp.float32
     remat: bool = False
+    widths: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.depth not in _STAGES:
             raise ValueError(f"depth={self.depth} is not that of a VGG here: use 16 or 19.")
         if self.width < 1:
             raise ValueError(f"width={self.width}: expected 1 filter or more, such as 64.")
+        if self.widths is not None:
+            check_widths(self.widths, "the convolutions in order", self._filters())
         super().__post_init__()
+
+    def _filters(self) -> tuple[int, ...]:
+        """The filters of each convolution that `width` gives."""
+        counts = zip(_STAGES[self.depth], _MULTIPLES, strict=True)
+        return tuple(self.width * multiple for count, multiple in counts for _ in range(count))
 
     @nn.compact
     def __call__(self, x: Float[Array | np.ndarray, "b h w c"], train: bool) -> Float[Array, "b k"]:
@@ -79,12 +89,12 @@ class VGG(nn.Module):
         if min(x.shape[1:3]) < 16:
             raise ValueError(f"VGG needs images of 16x16 or more, not {x.shape[1:3]}.")
         block = rematerialized(ConvBlock, self.remat)
+        filters = iter(self.widths or self._filters())
         for stage, count in enumerate(_STAGES[self.depth], start=1):
             if stage > 1:
                 x = nn.max_pool(x, (2, 2), strides=(2, 2))
             for i in range(count):
-                features = self.width * _MULTIPLES[stage - 1]
-                x = block(features, dtype=self.dtype, name=f"stage{stage}_block{i}")(x, train)
+                x = block(next(filters), dtype=self.dtype, name=f"stage{stage}_block{i}")(x, train)
                 sow_feature(self, f"stage{stage}", x)
         x = x.mean(axis=(1, 2))
         x = nn.Dense(self.num_classes, kernel_init=kaiming_normal, dtype=self.dtype, name="head")(x)
