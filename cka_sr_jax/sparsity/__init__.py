@@ -57,6 +57,7 @@ from cka_sr_jax.sparsity.sparsify import sparsify, with_masks
 from cka_sr_jax.sparsity.state import SparseState, get_masks, mask_metrics, sparse_init
 from cka_sr_jax.sparsity.structured import channel_masks, channels, n_m_masks, sr_ste
 from cka_sr_jax.sparsity.tangent_transfer import Transferred, ntt, tangent_kernel
+from cka_sr_jax.sparsity.tied import Tied
 
 __all__ = [
     "DISTRIBUTIONS",
@@ -69,6 +70,7 @@ __all__ = [
     "Rule",
     "Score",
     "SparseState",
+    "Tied",
     "Transferred",
     "adam_correction",
     "apply_masks",

@@ -5,7 +5,7 @@ Long because each function documents its arguments in full.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,10 +21,11 @@ from cka_sr_jax.sparsity.layers import Axes, Layer, Patterns, finder, layers_of
 from cka_sr_jax.sparsity.masks import Masks, Params, map_masked, masks_from_paths
 from cka_sr_jax.sparsity.per_layer import over_stack
 from cka_sr_jax.sparsity.reparametrization import Reparametrization, part
-from cka_sr_jax.sparsity.rule import Rule, map_layers
+from cka_sr_jax.sparsity.rule import Rule, check_prunes, map_layers
 from cka_sr_jax.sparsity.schedules import check_steps, cubic_counts, periodic
 from cka_sr_jax.sparsity.selection import top_k_mask
 from cka_sr_jax.sparsity.starts import start_full
+from cka_sr_jax.sparsity.tied import Tied, channel_squares, check_tied, mask_tied
 
 
 def n_m_masks(
@@ -160,6 +161,7 @@ def channel_masks(
     exclude: Patterns = (),
     stacked: Axes | None = None,
     input_axes: Axes | None = None,
+    tied: Sequence[Tied] = (),
 ) -> Masks:
     """Masks that keep whole output channels: in each layer those with the largest kernels.
 
@@ -168,9 +170,18 @@ def channel_masks(
     so a pruned channel still outputs its bias, or what a normalization after it adds, until the
     model is cut down.
 
+    Layers that `tied` names keep the same channels: those whose slices of all `outputs` have the
+    largest norm together. The weights of `inputs` that take a pruned channel are pruned too, so
+    nothing reads what it still outputs and `models.compact` can remove it.
+
     >>> from cka_sr_jax.sparsity import channel_masks
     >>> channel_masks({"kernel": jnp.array([[1.0, 3.0, 2.0, 0.0]])}, density=0.5)["kernel"].tolist()
     [[False, True, True, False]]
+    >>> from cka_sr_jax.sparsity import Tied
+    >>> params = {"a": jnp.array([[3.0, 0.0]]), "b": jnp.array([[1.0, 2.0]])}
+    >>> masks = channel_masks(params, 0.5, tied=[Tied(("a", "b"))])
+    >>> masks["a"].tolist(), masks["b"].tolist()
+    ([[True, False]], [[True, False]])
 
     Args:
       params: pytree.
@@ -180,17 +191,24 @@ def channel_masks(
       exclude: path patterns (`sparsity.matches`) of parameters that stay dense, such as "head".
       stacked: {path pattern: leading axes that count layers}, for what `nn.scan` or `vmap` stacked.
       input_axes: {path pattern: number of input axes}, for unusual kernels of rank 3 or more.
+      tied: groups of kernels that share their channels.
 
     Raises:
-      ValueError: density outside (0, 1]; a pattern that matches nothing.
+      ValueError: density outside (0, 1]; a pattern that matches nothing; as `tied.check_tied`.
     """
     check_density(density)
+    layers = finder(include, exclude, stacked, input_axes)(params)
+    check_tied(tied, params, layers)
     leaves, masks = dict(leaf_paths(params)), {}
-    for path, layer in finder(include, exclude, stacked, input_axes)(params).items():
-        count = _final_count(layer, density)
-        largest = partial(_largest_channels, layer, count=count)
+    grouped = {path for group in tied for path in group.outputs}
+    for path, layer in layers.items():
+        if path in grouped:
+            masks[path] = jnp.ones_like(leaves[path], bool)
+            continue
+        largest = partial(_largest_channels, layer, count=_final_count(layer, density))
         masks[path] = _wherever(over_stack(largest, layer.stack), leaves[path])
-    return masks_from_paths(params, masks)
+    final = partial(_final_count, density=density)
+    return masks_from_paths(params, mask_tied(tied, layers, leaves, masks, final))
 
 
 def channels(
@@ -204,6 +222,7 @@ def channels(
     stacked: Axes | None = None,
     input_axes: Axes | None = None,
     start: Masks | None = None,
+    tied: Sequence[Tied] = (),
 ) -> Rule:
     """Gradual pruning of whole output channels, along the cubic schedule of `gmp`.
 
@@ -211,8 +230,8 @@ def channels(
 
       n_t = n_f + (C - n_f) (1 - (t - start_step) / (end_step - start_step))^3,   n_f = density C,
 
-    with the largest norms; `channel_masks` says what that means for the classifier and for biases.
-    Pruned channels never return.
+    with the largest norms; `channel_masks` says what that means for the classifier, for biases and
+    for `tied` layers. Pruned channels never return.
 
     >>> import optax
     >>> from cka_sr_jax.sparsity import channels, sparsify
@@ -231,28 +250,48 @@ def channels(
       stacked: {path pattern: leading axes that count layers}, for what `nn.scan` or `vmap` stacked.
       input_axes: {path pattern: number of input axes}, for unusual kernels of rank 3 or more.
       start: masks to start from in place of full ones, as `static` takes them.
+      tied: groups of kernels that share their channels.
 
     Raises:
-      ValueError: a density or step that cannot work; at `init`, a pattern that matches nothing.
+      ValueError: a density or step that cannot work; at `init`, a pattern that matches nothing, or
+        `tied` that does not fit (`tied.check_tied`).
     """
     check_density(density)
     steps = {"start_step": start_step, "end_step": end_step, "update_every": update_every}
     check_steps(**steps, one_shot=True)
 
     find = finder(include, exclude, stacked, input_axes)
+    grouped = {path for group in tied for path in group.outputs}
+    first = start_full(find, start)
+
+    def init(key: Array, params: Params) -> Masks:
+        check_tied(tied, params, find(params))
+        return first(key, params)
 
     def update(
         key: Array, step: Int[Array, ""], masks: Masks, params: Params, grads: Params
     ) -> Masks:
-        def at_layer(layer: Layer, key: Array, mask: Array, param: Array, grad: Array) -> Array:
-            final = _final_count(layer, density)
-            count = cubic_counts(layer.dims[-1], final, **steps)(step)
-            return _largest_channels(layer, param, count, jnp.any(mask, axis=layer.fan_in))
+        def count(layer: Layer) -> Int[Array, ""]:
+            return cubic_counts(layer.dims[-1], _final_count(layer, density), **steps)(step)
 
-        found = map_layers(at_layer, key, find(params), masks, params, grads)
+        def at_layer(layer: Layer, key: Array, mask: Array, param: Array, grad: Array) -> Array:
+            return _largest_channels(layer, param, count(layer), jnp.any(mask, axis=layer.fan_in))
+
+        layers, before = find(params), dict(leaf_paths(masks))
+        check_prunes(layers, masks)
+        alone = {path: mask for path, mask in before.items() if path not in grouped}
+        found = map_layers(
+            at_layer,
+            key,
+            {path: layers[path] for path in alone},
+            masks_from_paths(params, alone),
+            params,
+            grads,
+        )
+        found = mask_tied(tied, layers, dict(leaf_paths(params)), before | found, count)
         return masks_from_paths(params, found)
 
-    return Rule(start_full(find, start), update, periodic(update_every, end_step, start_step))
+    return Rule(init, update, periodic(update_every, end_step, start_step))
 
 
 def _wherever(function: Callable[[Any], Array], kernel: Any) -> Array:
@@ -287,9 +326,7 @@ def _largest_channels(
     where: Bool[Array, "..."] | None = None,
 ) -> Bool[Array, "..."]:
     """Of the channels in `where` the `count` with the largest norm, as a mask of the kernel."""
-    size = jnp.abs(kernel).astype(jnp.float32)  # abs first, for complex weights
-    squares = jnp.sum(jnp.square(size), axis=layer.fan_in)
-    chosen = top_k_mask(squares, count, where=where)
+    chosen = top_k_mask(channel_squares(layer, kernel), count, where=where)
     # Like the kernel, so that the mask has its sharding.
     return jnp.expand_dims(chosen, layer.fan_in) & jnp.ones_like(kernel, bool)
 
