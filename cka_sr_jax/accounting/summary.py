@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -44,15 +44,7 @@ class Summary(NamedTuple):
     rows: tuple[SummaryRow, ...]
 
     def __str__(self) -> str:
-        lines = [HEADER, *self._cells()]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        return "\n".join(
-            "  ".join(
-                cell.rjust(width) if i > 2 else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        )
+        return text_table([HEADER, *self._cells()], left=3)
 
     def _repr_html_(self) -> str:
         def row(cells: tuple[str, ...], tag: str) -> str:
@@ -73,6 +65,23 @@ class Summary(NamedTuple):
         cells.append(_total("pruned together", pruned))
         cells.append(_total("all", self.rows))
         return cells
+
+
+def text_table(lines: Sequence[Sequence[str]], left: int) -> str:
+    """Lines of cells as columns, of which the first `left` are flush left and the others right.
+
+    >>> print(text_table([("layer", "size"), ("a", "12")], left=1))
+    layer  size
+    a        12
+    """
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
 
 
 def summary(

@@ -19,6 +19,7 @@ from typing import Any
 import flax.linen as nn
 
 from cka_sr_jax._errors import unknown
+from cka_sr_jax.models.compact import Compacted, compact, tied_channels
 from cka_sr_jax.models.lenet import LeNet5
 from cka_sr_jax.models.mlp import MLP
 from cka_sr_jax.models.resnet import ResNet
@@ -29,12 +30,15 @@ from cka_sr_jax.models.wide_resnet import WideResNet
 __all__ = [
     "MLP",
     "VGG",
+    "Compacted",
     "LeNet5",
     "ResNet",
     "UnknownOptionError",
     "WideResNet",
+    "compact",
     "create_model",
     "from_torchvision",
+    "tied_channels",
 ]
 
 # Each name as a pattern, whose groups are the numbers for these fields.

@@ -170,9 +170,14 @@ class ResNet(nn.Module):
         """Whether the blocks are bottleneck blocks."""
         return self.depth in _FOUR_STAGES and self.depth >= _FIRST_BOTTLENECK
 
-    def projects(self, stage: int, block: int) -> bool:
-        """Whether this block, of a stage counted from 1, has a convolution as its shortcut."""
-        return block == 0 and (stage > 1 or self.bottleneck)
+    @property
+    def block_names(self) -> dict[str, bool]:
+        """{name: whether its shortcut is a convolution} of each block, in order."""
+        return {
+            f"stage{stage}_block{i}": i == 0 and (stage > 1 or self.bottleneck)
+            for stage, count in enumerate(self.blocks, start=1)
+            for i in range(count)
+        }
 
     def _check_widths(self, widths: tuple[tuple[int, ...], ...]) -> None:
         each = (1, *(3 if self.bottleneck else 2,) * sum(self.blocks))
@@ -184,12 +189,12 @@ class ResNet(nn.Module):
                 f"{each[1]} for each of {len(each) - 1} blocks, such as ((16,), "
                 f"{(16,) * each[1]}, ...)."
             )
-        names = [(stage, i) for stage, n in enumerate(self.blocks, start=1) for i in range(n)]
-        for (stage, i), before, after in zip(names, widths, widths[1:], strict=False):
-            if not self.projects(stage, i) and before[-1] != after[-1]:
+        names = self.block_names.items()
+        for (name, projects), before, after in zip(names, widths[:-1], widths[1:], strict=True):
+            if not projects and before[-1] != after[-1]:
                 raise ValueError(
-                    f"widths={widths}: stage{stage}_block{i} adds its input of {before[-1]} "
-                    f"channels to {after[-1]}; give both the same number."
+                    f"widths={widths}: {name} adds its input of {before[-1]} channels to "
+                    f"{after[-1]}; give both the same number."
                 )
 
     @nn.compact
@@ -209,13 +214,14 @@ class ResNet(nn.Module):
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage, count in enumerate(self.blocks, start=1):
             for i in range(count):
+                name = f"stage{stage}_block{i}"
                 x = block(
                     features=width * 2 ** (stage - 1),
                     stride=2 if stage > 1 and i == 0 else 1,
                     dtype=self.dtype,
                     widths=next(widths),
-                    project=self.projects(stage, i),
-                    name=f"stage{stage}_block{i}",
+                    project=self.block_names[name],
+                    name=name,
                 )(x, train)
                 sow_feature(self, f"stage{stage}", x)
         x = x.mean(axis=(1, 2))

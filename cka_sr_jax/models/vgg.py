@@ -74,6 +74,12 @@ class VGG(nn.Module):
             check_widths(self.widths, "the convolutions in order", self._filters())
         super().__post_init__()
 
+    @property
+    def block_names(self) -> tuple[str, ...]:
+        """The blocks' names, in order."""
+        counts = enumerate(_STAGES[self.depth], start=1)
+        return tuple(f"stage{stage}_block{i}" for stage, count in counts for i in range(count))
+
     def _filters(self) -> tuple[int, ...]:
         """The filters of each convolution that `width` gives."""
         counts = zip(_STAGES[self.depth], _MULTIPLES, strict=True)
