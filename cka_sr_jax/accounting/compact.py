@@ -266,11 +266,11 @@ def _check(arrays: Arrays, wiring: Wiring) -> None:
                 )
         width = _width(arrays, stream)
         for point in stream:
-            made = {writer: arrays[_kernel(writer)].shape[-1] for writer in point.writers}
-            taken = {reader: arrays[_kernel(reader)].shape[-2] for reader in point.readers}
-            for layer, size in (*made.items(), *taken.items()):
-                if size != width and (layer in made or size % width):
-                    does = "makes" if layer in made else "takes"
+            made = [(layer, "makes", -1) for layer in point.writers]
+            taken = [(layer, "takes", -2) for layer in point.readers]
+            for layer, does, axis in made + taken:
+                size = arrays[_kernel(layer)].shape[axis]
+                if size != width and (does == "makes" or size % width):
                     raise ValueError(
                         f"{layer} {does} {size} channels, and its stream has {width}, as many as "
                         f"{stream[0].writers[0]} makes: name layers that share their channels."
