@@ -89,8 +89,8 @@ def compact(model: nn.Module, variables: Mapping[str, Any], masks: Any, x: Any) 
     wiring = _wiring(model)
     variables = {name: variables[name] for name in ("params", "batch_stats") if name in variables}
     _check_variables(model, variables, x)
-    before = layer_rows(variables["params"], masks, kernel_positions(model, variables, x))
     masked = {**variables, "params": apply_masks(variables["params"], masks)}
+    before = layer_rows(variables["params"], masks, kernel_positions(model, variables, x))
     new, new_masks = shrink(masked, masks, wiring)
     small = model
     if jax.tree.map(jnp.shape, new) != jax.tree.map(jnp.shape, variables):

@@ -95,14 +95,15 @@ def _build(config: ConfigDict) -> RunPlan:
     steps_per_epoch = examples // batch_size
     steps = config.train.steps or math.ceil(config.train.epochs * steps_per_epoch)
     schedule = create_schedule(config.optimizer, steps)
+    model = model_of(config, dataset.num_classes)
     return RunPlan(
         config=config,
         devices=jax.devices(),
         dataset=dataset,
         mean=mean,
         std=std,
-        model=model_of(config, dataset.num_classes),
-        method=build_method(config.sparsity, steps),
+        model=model,
+        method=build_method(config.sparsity, steps, model),
         penalty=create_penalty(config.penalty, steps),
         schedule=schedule,
         optimizer=create_optimizer(config.optimizer, schedule),

@@ -215,6 +215,11 @@ FIELDS = {
         None, "When gradual pruning reaches sparsity.density; unset: at sparsity.end.", kind=float,
         unit=RUN, within="(0, 1]", example=0.5,
     ),
+    "sparsity.tied": Field(
+        None, "Whether layers that share channels, as on a residual stream, are pruned together, "
+        "and what takes a pruned channel too, so that compact can remove it.", kind=bool,
+        needs="an MLP, LeNet5, VGG or ResNet",
+    ),
     "sparsity.initial_density": Field(
         None, "Share of the weights that is kept at the start.", kind=float, unit=WEIGHTS,
         within="(0, 1]", example=0.5, needs="to be at least sparsity.density",

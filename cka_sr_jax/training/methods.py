@@ -9,6 +9,8 @@ has what the pruners of its table look at. There are three kinds:
 
 A new rule goes into `sparsity.registry.RULES` and works in configs at once. A new pruner or
 reparametrization gets a line in `PRUNERS` or `LEARNED` here.
+
+Long because it also has the checks of what a config may say of each method.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
+import flax.linen as nn
 import jax
 import numpy as np
 import optax
@@ -24,6 +27,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from cka_sr_jax._paths import leaf_paths, matches
+from cka_sr_jax.models import tied_channels
 from cka_sr_jax.sparsity import (
     RULES,
     Masks,
@@ -89,14 +93,16 @@ class Method(NamedTuple):
     part: Callable[[Any], Any] = _same
 
 
-def build_method(config: Sparsity, steps: int) -> Method:
+def build_method(config: Sparsity, steps: int, model: nn.Module | None = None) -> Method:
     """The method of a run's `config.sparsity`.
 
     Args:
       steps: length of the run. A rule stops changing its masks at the share `config.end` of it.
+      model: what is trained, whose layers share channels as `config.tied` has them pruned.
 
     Raises:
-      ValueError: an option that the method lacks, needs, or cannot work with.
+      ValueError: an option that the method lacks, needs, or cannot work with; `config.tied` for a
+        model whose layers are not known.
     """
     name, start = config["rule"], rescale_kept if config["rescale"] else apply_masks
     if name in LEARNED:
@@ -107,7 +113,7 @@ def build_method(config: Sparsity, steps: int) -> Method:
         method = _of_rule(Rule(init=lambda key, params: all_kept_masks(config, params)))
         return method._replace(start=start, prune=lambda untrained: prune(untrained, options))
     new_weights = adam_correction() if config["new_weights"] == "adam" else None
-    rule = _scheduled_rule(config, steps)
+    rule = _scheduled_rule(config, steps, model)
     return _of_rule(rule, new_weights=new_weights)._replace(start=start)
 
 
@@ -139,8 +145,10 @@ def _learned(learned: Any) -> Method:
     )
 
 
-def _scheduled_rule(config: Sparsity, steps: int) -> Rule:
+def _scheduled_rule(config: Sparsity, steps: int, model: nn.Module | None) -> Rule:
     options = _options(config)
+    if options.pop("tied", False) and model is not None:
+        options["tied"] = tied_channels(model)
     # A weight that grows at the end of a step is first trained in the next one.
     last = max(1, steps - 2)
     for share in ("start", "prune_end"):

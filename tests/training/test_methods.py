@@ -3,13 +3,14 @@
 import io
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from rich.console import Console
 
-from cka_sr_jax.models import create_model
+from cka_sr_jax.models import compact, create_model
 from cka_sr_jax.sparsity import (
     adam_correction,
     dst,
@@ -180,6 +181,33 @@ def test_the_last_change_of_masks_comes_before_the_last_step():
         sparsity__rule="set", sparsity__update_every=30, sparsity__end=1.0, train__steps=100
     )
     assert np.flatnonzero(prepare(config).mask_updates).tolist() == [30, 60, 90, 98]
+
+
+def tied_config(model, **options):
+    config = small_config(
+        sparsity__rule="channels", sparsity__density=0.5, sparsity__exclude=("head/kernel",),
+        sparsity__update_every=10, model__name=model, sparsity__tied=True, penalty__beta=0.0,
+    )  # fmt: skip
+    config.model.options = options
+    return config
+
+
+def test_tied_channels_of_a_run_can_be_removed():
+    plan = prepare(tied_config("resnet8", width=4))
+    tx, x = plan.method.transform(optax.sgd(0.1), 0), jnp.ones((2, 8, 8, 1))
+    variables = plan.model.init(jax.random.key(0), x, train=False)
+    params, state = sparse_init(tx, variables["params"])
+    update = jax.jit(lambda params, state: tx.update(params, state, params)[1])
+    for _ in range(31):
+        state = update(params, state)
+    small = compact(plan.model, {**variables, "params": params}, get_masks(state), x).model
+    assert small.widths == ((2,), (2, 2), (4, 4), (8, 8))
+
+
+def test_tied_channels_need_a_model_that_is_known():
+    with pytest.raises(ConfigError, match="wiring of a WideResNet is not known") as error:
+        prepare(tied_config("wrn10-1"))
+    assert "\n" not in str(error.value)
 
 
 def test_new_weights_of_a_run_are_those_of_the_library():

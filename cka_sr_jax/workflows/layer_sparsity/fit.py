@@ -115,8 +115,8 @@ def make_trainer(
 ) -> Trainer:
     """The trainer of an MLP of these hidden layers; arguments as in `fit`."""
     config, task = plan.config, plan.task
-    method = method or build_method(config.sparsity, plan.steps)
     model = make_model(config, task, hidden=tuple(hidden))
+    method = method or build_method(config.sparsity, plan.steps, model)
     schedule = create_schedule(config.optimizer, plan.steps)
     names = [f"hidden{j}" for j in range(len(hidden))]
     steps = [  # the l1 step before that of the units: together they are the step of the sum
