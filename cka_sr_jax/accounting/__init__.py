@@ -1,6 +1,6 @@
 """What a model has and costs: parameters, densities and FLOPs of each layer, and time."""
 
-from cka_sr_jax.accounting.compact import Point, Stream, Wiring, shrink
+from cka_sr_jax.accounting.compact import Point, Wiring, shrink
 from cka_sr_jax.accounting.flops import kernel_positions
 from cka_sr_jax.accounting.layers import (
     LayerRow,
@@ -15,7 +15,6 @@ from cka_sr_jax.accounting.timing import interleaved_seconds, interleaved_times
 __all__ = [
     "LayerRow",
     "Point",
-    "Stream",
     "Summary",
     "SummaryRow",
     "Wiring",

@@ -14,7 +14,6 @@ from cka_sr_jax._paths import leaf_paths
 from cka_sr_jax.accounting import (
     LayerRow,
     Point,
-    Stream,
     Wiring,
     kernel_positions,
     layer_rows,
@@ -22,6 +21,7 @@ from cka_sr_jax.accounting import (
     text_table,
     total_row,
 )
+from cka_sr_jax.accounting.compact import Stream
 from cka_sr_jax.models.layers import batch_norm
 from cka_sr_jax.models.lenet import LeNet5
 from cka_sr_jax.models.mlp import MLP
@@ -72,10 +72,18 @@ def compact(model: nn.Module, variables: Mapping[str, Any], masks: Any, x: Any) 
     padding reads it: its constant ends at the border of the image. `tied_channels` gives the rule
     `channels` and `channel_masks` the groups whose pruned channels can always go.
 
-      model = MLP(10, (300, 100))
-      small = compact(model, {"params": params}, get_masks(opt_state), images)
-      logits = small.model.apply(small.variables, images, train=False)
-      print(small)
+    >>> from cka_sr_jax.sparsity import channel_masks
+    >>> model, x = MLP(2, (4,)), jnp.ones((1, 3))
+    >>> params = model.init(jax.random.key(0), x, train=False)["params"]
+    >>> masks = channel_masks(params, 0.5, exclude="head")  # or get_masks of an optimizer's state
+    >>> small = compact(model, {"params": params}, masks, x)
+    >>> small.model.apply(small.variables, x, train=False).shape
+    (1, 2)
+    >>> print(small)
+    parameter       before  after  FLOPs before  FLOPs after
+    head/kernel        4x2    2x2            16            8
+    hidden0/kernel     3x4    3x2            24           12
+    all parameters      26     14            40           20
 
     Args:
       model: an MLP, LeNet5, VGG or ResNet.
@@ -104,6 +112,9 @@ def tied_channels(model: nn.Module) -> tuple[Tied, ...]:
 
     Each group has the kernels whose outputs are one layer's channels or, in a ResNet, a stage's,
     and the kernels that take them. Pruned with these groups, channels can be removed by `compact`.
+
+    >>> tied_channels(MLP(2, (4,)))
+    (Tied(outputs=('hidden0/kernel',), inputs=('head/kernel',)),)
 
     Args:
       model: an MLP, LeNet5, VGG or ResNet.

@@ -1,5 +1,7 @@
 """Compacted models compute what the masked ones compute, and have no channel that could go."""
 
+import doctest
+import importlib
 import itertools
 from functools import partial
 
@@ -206,6 +208,12 @@ def test_the_table():
     assert lines[1].split() == ["head/kernel", "7x5", "4x5", "70", "40"]
     assert lines[2].split() == ["hidden0/kernel", "16x12", "16x6", "384", "192"]
     assert lines[-1].split() == ["all", "parameters", "431", "175", "796", "312"]
+
+
+def test_the_docstrings_examples_run():
+    module = importlib.import_module("cka_sr_jax.models.compact")
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        assert doctest.testmod(module).failed == 0
 
 
 def all_kept(variables):

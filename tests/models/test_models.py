@@ -160,6 +160,45 @@ def test_rematerialization_computes_the_same_with_less_memory():
     assert after < 0.7 * before
 
 
+@pytest.mark.parametrize(
+    ("name", "widths", "message"),
+    [
+        ("lenet5", (6, 16, 120), "expected 4 whole numbers .* the two convolutions and the two"),
+        ("lenet5", (6, 0, 120, 84), r"widths=\(6, 0, 120, 84\): expected 4 whole numbers of 1 or"),
+        (
+            "vgg16",
+            (64,) * 12,
+            "expected 13 whole numbers of 1 or more, for the convolutions in ord",
+        ),
+        ("resnet8", (4, 3, 4), "one for the stem and then 2 for each of 3 blocks, such as"),
+        ("resnet8", ((4,), (3, 4), (6, 8)), "one for the stem and then 2 for each of 3 blocks"),
+        (
+            "resnet8",
+            ((4,), (3, 5), (6, 8), (9, 9)),
+            "stage1_block0 adds its input of 4 channels to",
+        ),
+        ("resnet50", ((4,), *((1, 1),) * 16), "one for the stem and then 3 for each of 16 blocks"),
+    ],
+)
+def test_widths_that_do_not_fit_are_one_sentence(name, widths, message):
+    with pytest.raises(ValueError, match=message) as error:
+        create_model(name, 10, widths=widths)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "widths", "options"),
+    [
+        ("lenet5", (6, 16, 120, 84), {}),
+        ("vgg16", (4, 4, 8, 8, *(16,) * 3, *(32,) * 6), {"width": 4}),
+        ("resnet8", ((4,), (4, 4), (8, 8), (16, 16)), {"width": 4}),
+    ],
+)
+def test_the_usual_widths_give_the_usual_model(name, widths, options):
+    usual, same = create_model(name, 10, **options), create_model(name, 10, widths=widths)
+    assert init_shapes(same, IMAGE) == init_shapes(usual, IMAGE)
+
+
 def test_unknown_names_and_options_say_what_is_known():
     with pytest.raises(ValueError, match=r"resnt20.*did you mean 'resnet"):
         create_model("resnt20", 10)
