@@ -147,7 +147,7 @@ class _Network:
                 removed &= known | ~self.live[reader].any(1)
                 folded.append((reader, np.where(known, value, 0)))
         for reader, constants in folded:
-            self.shift[reader] += np.where(removed, constants, 0) @ self.gains[reader]
+            self.shift[reader] += constants[removed] @ self.gains[reader][removed]
             self.live[reader][removed] = False
         for writer in (writer for point in self.wiring.streams[i] for writer in point.writers):
             self.live[writer][:, removed] = False
