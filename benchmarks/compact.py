@@ -2,8 +2,8 @@
 
   python benchmarks/compact.py
 
-An MLP 784-1024-1024-1024-10 at half the units, ResNet-20 at half the channels, and ResNet-20 of
-twice the usual width at half of it: all pruned by `channel_masks`, with random weights. "MLP,
+An MLP 784-1024-1024-1024-10 at half the units, ResNet-20 at half the channels, and "2x
+ResNet-20", of twice the usual width, likewise: all pruned by `channel_masks`, with random weights. "MLP,
 merged" is the MLP with two of its three hidden layers merged, as layer sparsity does it. Times are
 those of one compiled call in evaluation mode, in turns: of the masked model with its zeros, and of
 the one without them. "time" is their ratio, and "FLOPs" what it would be if time followed FLOPs;
@@ -32,7 +32,7 @@ from cka_sr_jax.sparsity import apply_masks, channel_masks, masks_from_paths
 MODELS = {
     "MLP": ("mlp", {"hidden": (1024,) * 3}, (28, 28, 1), {128: 10, 1024: 2}),
     "ResNet-20": ("resnet20", {}, (32, 32, 3), {32: 2, 128: 1}),
-    "ResNet-20 wide": ("resnet20", {"width": 32}, (32, 32, 3), {32: 1}),
+    "2x ResNet-20": ("resnet20", {"width": 32}, (32, 32, 3), {32: 1}),
 }
 REPEATS = 11
 COLUMNS = [
