@@ -2,8 +2,8 @@
 
   python benchmarks/compact.py
 
-An MLP 784-1024-1024-1024-10 at half the units, ResNet-20 at half the channels, and "2x
-ResNet-20", of twice the usual width, likewise: all pruned by `channel_masks`, with random weights. "MLP,
+An MLP 784-1024-1024-1024-10 at half the units, ResNet-20 at half the channels, and "2x ResNet-20",
+of twice the usual width, at half of it: all pruned by `channel_masks`, with random weights. "MLP,
 merged" is the MLP with two of its three hidden layers merged, as layer sparsity does it. Times are
 those of one compiled call in evaluation mode, in turns: of the masked model with its zeros, and of
 the one without them. "time" is their ratio, and "FLOPs" what it would be if time followed FLOPs;

@@ -81,8 +81,8 @@ def compact(model: nn.Module, variables: Mapping[str, Any], masks: Any, x: Any) 
     (1, 2)
     >>> print(small)
     parameter       before  after  FLOPs before  FLOPs after
-    head/kernel        4x2    2x2            16            8
     hidden0/kernel     3x4    3x2            24           12
+    head/kernel        4x2    2x2            16            8
     all parameters      26     14            40           20
 
     Args:
