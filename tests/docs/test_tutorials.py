@@ -134,6 +134,7 @@ def test_on_a_pod(tmp_path):
     assert len(accuracies) == 2
 
 
+@pytest.mark.slow
 def test_why_debiased(run):
     scope, printed = run("explanations/why_debiased")
     ((numpy, library),) = numbers(r"^in NumPy (\S+), by the library (\S+)$", printed)
