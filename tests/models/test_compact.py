@@ -35,9 +35,7 @@ MODELS = {
 SLOW = ("resnet20", "resnet50")
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in MODELS]
 # vgg16 takes long, and lenet5 has no part that the others lack.
-SMALL = [
-    pytest.param(n, marks=pytest.mark.slow) if n in ("vgg16", "lenet5") else n for n in NAMES
-]
+SMALL = [pytest.param(n, marks=pytest.mark.slow) if n in ("vgg16", "lenet5") else n for n in NAMES]
 
 
 def random_network(name, seed=0):
