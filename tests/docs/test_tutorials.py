@@ -173,7 +173,7 @@ def test_reading_results(run):
     scope, printed = run("explanations/reading_results")
     ((_, paired), (_, unpaired)) = numbers(r"paired: *(\S+) ± (\d+\.\d+)", printed)
     assert paired < 0.5 * unpaired
-    ((wrong,),) = numbers(r"^(\d+) of 100 intervals leave out 0", printed)
+    ((wrong,),) = numbers(r"^(\d+) of 100 intervals exclude 0", printed)
     assert 1 <= wrong <= 10
     factors = dict(numbers(r"^ *(\d+) pairs: ± (\S+) deviations", printed))
     assert factors[3] > 2 * factors[30]
