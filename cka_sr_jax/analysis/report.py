@@ -24,9 +24,16 @@ from cka_sr_jax.analysis.runs import Run, load_runs, run_row
 from cka_sr_jax.report.figures import Figure, series, tidy, to_png
 from cka_sr_jax.report.html import STYLE, figure_block
 
-# What the table shows of a run, if any run has it.
-SHOWN = ("test.accuracy", "validation.accuracy", "density", "cka_within_stage", "explored",
-         "training_flops", "wall_seconds")  # fmt: skip
+# What the table shows of a run, if any run has it, and how it is headed.
+SHOWN = {
+    "test.accuracy": "test accuracy",
+    "validation.accuracy": "validation accuracy",
+    "density": "density",
+    "cka_within_stage": "within-stage CKA",
+    "explored": "explored",
+    "training_flops": "training FLOPs",
+    "wall_seconds": "training time (s)",
+}
 # {(split, name in metrics.jsonl): label of the axis}
 CURVES = {
     ("train", "loss"): "training loss (nats)",
@@ -37,6 +44,7 @@ CURVES = {
 BUTTON = """
 .sortable button { font: inherit; color: inherit; background: none; border: 0; padding: 0;
   cursor: pointer; text-align: left; }
+.sortable :is(th, td) { white-space: nowrap; }
 """
 SORT = """
 document.querySelectorAll("table.sortable th").forEach((th, column) => {
@@ -186,7 +194,7 @@ def _table(labeled: Mapping[str, Run]) -> str:
 
 
 def _title(name: str) -> str:
-    return f"{name} (%)" if name in SHARES else name
+    return f"{SHOWN[name]} (%)" if name in SHARES else SHOWN[name]
 
 
 def _value(name: str, value: Any) -> str:

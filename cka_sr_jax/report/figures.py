@@ -74,7 +74,7 @@ def cka_curve(records: Sequence[Record]) -> Figure:
     kinds = {"cka_within_stage": "of one stage", "cka_cross_stage": "of two stages"}
     logged = [k for k in kinds if any(series(records, split, k)[0] for split in SPLITS)]
     first, *second = logged or ["cka_within_stage"]
-    label = "mean CKA of pairs of layers (0 to 1)" if logged else "mean CKA"
+    label = "mean CKA of pairs (0 to 1)" if logged else "mean CKA"
     _plot_splits(axes[0], records, first, label)
     # A legend of the splits would tell when CKA was computed and not on which images.
     if legend := axes[0].get_legend():

@@ -51,7 +51,7 @@ def test_the_page_has_a_row_and_a_map_for_each_run(runs, tmp_path, capsys):
     text = page.read_text()
     head, *rows = re.findall(r"<tr>(.*?)</tr>", text)
     columns = re.findall(r"<button>(.*?)</button>", head)
-    assert columns[:2] == ["penalty.beta", "test.accuracy (%)"]
+    assert columns[:2] == ["penalty.beta", "test accuracy (%)"]
     assert len(rows) == 4
     for row, run in zip(rows, runs, strict=True):
         cells = re.findall(r"<td data-value='(.*?)'>(.*?)</td>", row)

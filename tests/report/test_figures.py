@@ -87,7 +87,7 @@ def test_few_points_have_markers_and_many_do_not():
 
 def test_cka_curve_has_the_penalty_below():
     cka, penalty = cka_curve(records_of()).axes
-    assert cka.get_ylabel() == "mean CKA of pairs of layers (0 to 1)"
+    assert cka.get_ylabel() == "mean CKA of pairs (0 to 1)"
     assert lines_of(cka) == {"of one stage": [[1, 0.8]]}
     assert penalty.get_ylabel() == "CKA penalty before beta"
     assert lines_of(penalty) == {0: [[1, 20.0]]}
