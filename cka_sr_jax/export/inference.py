@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ def export_inference(
 
     Floating-point weights and inputs are float32. Integers keep their type. Pruned weights take as
     much room as all others. JAX promises to read a file for six months at least, so keep the
-    weights too.
+    weights too. It notes the source files, with their folders, that the program was made from.
 
     >>> import tempfile
     >>> apply = lambda variables, x: x @ variables["w"]
@@ -73,8 +72,7 @@ def export_inference(
     x = jax.ShapeDtypeStruct((batch, *shape[1:]), dtype)
     inference = jax.jit(lambda x: apply(weights, x))
     try:
-        with _without_source_paths():
-            exported = export.export(inference, platforms=tuple(platforms))(x)
+        exported = export.export(inference, platforms=tuple(platforms))(x)
     except TypeError as error:
         if "_DimExpr" not in str(error):  # jax's class of symbols
             raise
@@ -84,18 +82,6 @@ def export_inference(
         ) from error
     content = bytes(exported.serialize())
     Path(path).write_bytes(content + _digest(content))
-
-
-@contextlib.contextmanager
-def _without_source_paths() -> Iterator[None]:
-    """Else the file would name the folders of whoever writes it."""
-    name = "jax_hlo_source_file_canonicalization_regex"
-    before = getattr(jax.config, name)
-    jax.config.update(name, ".*")
-    try:
-        yield
-    finally:
-        jax.config.update(name, before)
 
 
 def _digest(content: bytes) -> bytes:
