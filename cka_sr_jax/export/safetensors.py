@@ -10,7 +10,7 @@ for each mask
   takes 1/32 of the dense float32 kernel at any density; indices take less below density 1/32.
 
 The header's entry "cka_sr_jax" is JSON: {"version": 1, "shapes": {path of a sparse kernel: shape},
-"digest": SHA-256 of all tensors}.
+"digest": SHA-256 of the shapes and of all tensors}.
 """
 
 from __future__ import annotations
