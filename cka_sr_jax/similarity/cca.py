@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from cka_sr_jax.similarity.cka import cka_from_hsic
+from cka_sr_jax.similarity.energies import Energy, energy_of
 from cka_sr_jax.similarity.grams import center, centered_grams
 from cka_sr_jax.similarity.pairs import Pairs, Reduction, pair_weights, sum_over_pairs
 
@@ -66,6 +67,8 @@ def cca_penalty(
     *,
     samples: int | None = None,
     pairs: Pairs = "group",
+    decay: float = 1.0,
+    energy: Energy = "none",
     reduction: Reduction = "sum",
     ridge: float = 0.1,
     debiased: bool = True,
@@ -77,12 +80,12 @@ def cca_penalty(
       True
 
     Args:
-      features, samples, pairs, reduction: as in `cka_penalty`.
+      features, samples, pairs, decay, energy, reduction: as in `cka_penalty`.
       ridge, debiased: as in `cca_matrix`.
 
     Raises:
-      ValueError: as `cca_matrix`; no pair; an unknown option.
+      ValueError: as `cca_matrix`; no pair; an unknown option; a decay outside (0, 1].
     """
-    weights = pair_weights(features, pairs)
+    weights = pair_weights(features, pairs, decay)
     matrix = cca_matrix(features, samples=samples, ridge=ridge, debiased=debiased)
-    return sum_over_pairs(matrix, weights, reduction)
+    return sum_over_pairs(energy_of(matrix, energy), weights, reduction)

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from cka_sr_jax.similarity.energies import Energy, energy_of
 from cka_sr_jax.similarity.grams import (
     Kernel,
     center,
@@ -149,6 +150,8 @@ def cka_penalty(
     samples: int | None = None,
     batches: int = 1,
     pairs: Pairs = "group",
+    decay: float = 1.0,
+    energy: Energy = "none",
     reduction: Reduction = "sum",
     kernel: Kernel = "linear",
     debiased: bool = True,
@@ -173,10 +176,14 @@ def cka_penalty(
       samples: use the first `samples` of each batch; None takes all.
       batches: use this many disjoint consecutive sub-batches of `samples` each (of as many samples
         as fit, if None), and average HSIC over them before the ratio.
-      pairs: "group", the pairs inside each group; "all", also across groups; or pairs of indices
-        into the features in order.
-      reduction: "sum" counts each pair twice, as the paper does; "mean" averages over the pairs
-        (AugCKA-SR, appendix eq. 14, with pairs="all").
+      pairs: "group", the pairs inside each group; "neighbors", only those next to each other in a
+        group; "all", also across groups; or pairs of indices into the features in order.
+      decay: a pair with d - 1 features between them counts decay^(d-1); 1 counts all alike, as the
+        paper does.
+      energy: "none" sums CKA itself; "log", "inverse" and "inverse_square" sum an energy of the
+        angle arccos(CKA), which goes on parting layers that are all but equal (`energy_of`).
+      reduction: "sum" counts each pair twice, as the paper does; "mean" averages over the pairs,
+        by their weights (AugCKA-SR, appendix eq. 14, with pairs="all").
       kernel: "linear", K = XX'; or "rbf", K_ij = exp(-d_ij^2 / (2 s^2)) with bandwidth s half the
         median distance.
       debiased: the unbiased HSIC; the biased one is for comparison only.
@@ -184,15 +191,16 @@ def cka_penalty(
         each device its own CKA.
 
     Returns:
-      A scalar without units: for P pairs in [-2P, 2P], or in [-1, 1] with reduction="mean".
+      A scalar without units: without energy, for P pairs in [-2P, 2P], or in [-1, 1] with
+      reduction="mean".
 
     Raises:
       ValueError: no pair to penalize; features of different n; fewer than 4 samples (2 when
-        biased); more samples than the batch has; an unknown option.
+        biased); more samples than the batch has; an unknown option; a decay outside (0, 1].
     """
-    weights = pair_weights(features, pairs)
+    weights = pair_weights(features, pairs, decay)
     hsic, _ = _scaled_hsic(features, samples, batches, kernel, debiased, axis_name)
-    return sum_over_pairs(cka_from_hsic(hsic), weights, reduction)
+    return sum_over_pairs(energy_of(cka_from_hsic(hsic), energy), weights, reduction)
 
 
 def _scaled_hsic(

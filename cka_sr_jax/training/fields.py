@@ -299,8 +299,15 @@ FIELDS = {
         needs="penalty.similarity=cka for more than 1",
     ),
     "penalty.pairs": Field(
-        "group", "Which layers to compare: those of a group (a stage), or all.",
-        choices=("group", "all"),
+        "group", "Which layers to compare: those of a group (a stage), neighbors in it, or all.",
+        choices=("group", "neighbors", "all"),
+    ),
+    "penalty.decay": Field(
+        1.0, "Factor by which a pair counts less for each layer between the two.", within="(0, 1]"
+    ),
+    "penalty.energy": Field(
+        "none", "What a pair counts: its similarity (none), or an energy that goes on parting "
+        "layers that are all but equal.", choices=("none", "log", "inverse", "inverse_square"),
     ),
     "penalty.reduction": Field(
         "sum", "How the pairs' similarities become one number.", choices=("sum", "mean")

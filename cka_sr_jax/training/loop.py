@@ -181,6 +181,8 @@ def describe(plan: RunPlan, state: TrainState, console: Console) -> None:
     masks = get_masks(state.opt_state)
     kept, any_kept = jax.jit(lambda masks: (density(masks), jax.tree.map(jnp.any, masks)))(masks)
     penalty = PENALTY_NAMES[config.penalty.similarity]
+    if config.penalty.energy != "none":
+        penalty += f", {config.penalty.energy} energy,"
     say(
         console,
         f"{data.name}: {len(data.train_labels)} training, {len(data.validation_labels)} validation "

@@ -69,6 +69,8 @@ def _options(config: ConfigDict) -> dict[str, Any]:
     return {
         "samples": None if config.samples == -1 else config.samples,
         "pairs": config.pairs,
+        "decay": config.decay,
+        "energy": config.energy,
         "reduction": config.reduction,
         "debiased": config.debiased,
     }
