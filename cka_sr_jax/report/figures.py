@@ -93,14 +93,26 @@ def cka_curve(records: Sequence[Record]) -> Figure:
     return figure
 
 
+def rank_curves(records: Sequence[Record]) -> Figure:
+    """The effective rank of each feature over epochs, the first layers light, the last dark."""
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    logged = next((record for record in records if record.get("split") == "ranks"), {})
+    names = [name for name in logged if name not in ("split", "step", "epoch")]
+    axes.set_prop_cycle(color=colormaps["viridis_r"](np.linspace(0.1, 1, max(len(names), 1))))
+    for name in names:
+        axes.plot(*series(records, "ranks", name), label=name, marker="o", ms=3)
+    _label(axes, "effective rank of the features")
+    if 0 < len(names) <= 10:  # more names would cover the lines
+        axes.legend(frameon=False)
+    return figure
+
+
 def mask_curves(records: Sequence[Record]) -> Figure:
-    """What a rule did to the masks at each update.
+    """What a rule did to the masks at each update, from the records of metrics.jsonl.
 
     Four panels over epochs: density, share explored (R_s) and churn; the density of each layer;
     FLOPs of one image's forward pass; FLOPs of the training so far.
-
-    Args:
-      records: of metrics.jsonl.
     """
     figure = Figure(figsize=(12, 6.6), layout=ConstrainedLayoutEngine(wspace=0.06, hspace=0.06))
     (shares, layers), (flops, training) = figure.subplots(2, 2, sharex=True)

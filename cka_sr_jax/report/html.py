@@ -56,6 +56,11 @@ _LEARNING = {
     "accuracy_curve": ("Accuracy over epochs", "From metrics.jsonl: accuracy."),
     "learning_rate_curve": ("Learning rate over epochs", "From metrics.jsonl: learning_rate."),
 }
+_RANKS = (
+    "Effective rank of each feature over epochs",
+    "From metrics.jsonl: ranks, the number of directions in which the features of 128 images vary. "
+    "The first features light, the last dark.",
+)
 
 STYLE = """
 :root { color-scheme: light dark; --text: #1c1e21; --back: #fff; --soft: #5b6168; --line: #dcdfe3;
@@ -103,7 +108,8 @@ def render_page(
       result: of result.json, nested. The page leaves out absent keys.
       layers: of `layer_rows`.
       figures: PNG images by name: those of _LEARNING, "cka_curve", "density"; "cka_heatmap" if the
-        model has features to compare; "mask_curves" if the masks changed in training.
+        model has features to compare; "rank_curves" if their rank was logged; "mask_curves" if the
+        masks changed in training.
     """
     title = page_title(config, result)
     return f"""<!doctype html>
@@ -194,7 +200,8 @@ def _selection_warning(result: Mapping[str, Any]) -> str:
 
 
 def _results_table(result: Mapping[str, Any]) -> str:
-    flat = flatten(result)
+    # The ranks have a figure.
+    flat = {k: v for k, v in flatten(result).items() if not k.startswith("effective_rank.")}
     order = [*(key for key in RESULTS if key in flat), *(key for key in flat if key not in RESULTS)]
     missing = "diverged" if has_diverged(result) else "not computed"
     rows = [
@@ -235,7 +242,8 @@ def _similarity(figures: Mapping[str, bytes]) -> str:
         "From cka_matrix.csv: CKA between the features of the trained network, with the same "
         "weights as in the results. Lines separate the stages.",
     )
-    return f'<div class="pair">\n{curve}\n{heatmap}\n</div>'
+    ranks = figure_block(figures["rank_curves"], *_RANKS) if "rank_curves" in figures else ""
+    return f'<div class="pair">\n{curve}\n{heatmap}\n{ranks}\n</div>'
 
 
 def _layers(layers: Sequence[LayerRow], figures: Mapping[str, bytes]) -> str:

@@ -18,6 +18,7 @@ from cka_sr_jax.report.figures import (
     density_bars,
     learning_curves,
     mask_curves,
+    rank_curves,
     series,
     to_png,
 )
@@ -61,6 +62,8 @@ def write_report(
     }
     if series(records, "masks", "density")[0]:
         figures["mask_curves"] = mask_curves(records)
+    if any(record.get("split") == "ranks" for record in records):
+        figures["rank_curves"] = rank_curves(records)
     if cka_matrix is not None:
         figures["cka_heatmap"] = cka_heatmap(cka_matrix, feature_names, feature_groups)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from cka_sr_jax.accounting import LayerRow, kernel_positions, layer_rows, total_row
 from cka_sr_jax.data import Images, Labels, normalize
-from cka_sr_jax.similarity import cka_over_batches, outlier_share
+from cka_sr_jax.similarity import cka_over_batches, effective_rank, outlier_share
 from cka_sr_jax.sparsity import get_masks, leaf_paths, mask_metrics
 from cka_sr_jax.training.build import RunPlan, state_shapes
 from cka_sr_jax.training.config import config_errors
@@ -47,6 +47,7 @@ class Evaluator(NamedTuple):
     Attributes:
       accuracy: `(state, images, labels) -> {"loss", "accuracy"}` over all examples.
       cka: `(state) -> [l, l]`, CKA between all features, or None; see `cka_function`.
+      ranks: `(state) -> {feature: its effective rank}` on images that `cka` looks at.
       features: {stage: number of features} that the model sows.
       positions: {path of each kernel: number of output positions per image}, for FLOPs.
       part: of a tree like the trained one the part that is like the model's parameters.
@@ -55,6 +56,7 @@ class Evaluator(NamedTuple):
 
     accuracy: Callable[[TrainState, Images, Labels], dict[str, float]]
     cka: Callable[[TrainState], np.ndarray | None]
+    ranks: Callable[[TrainState], dict[str, float]]
     features: dict[str, int]
     positions: dict[str, int]
     part: Callable[[Any], Any]
@@ -87,6 +89,11 @@ class Evaluator(NamedTuple):
         return {path: np.asarray(weights[path])[mask] for path, mask in kept}
 
     @property
+    def feature_names(self) -> list[str]:
+        """The features in order: "stage1.0" is the first of stage1."""
+        return names_of(self.features)
+
+    @property
     def feature_groups(self) -> list[str]:
         """The stage of each feature."""
         return [stage for stage, count in self.features.items() for _ in range(count)]
@@ -104,6 +111,7 @@ def make_evaluator(plan: RunPlan) -> Evaluator:
     return Evaluator(
         accuracy=accuracy_function(plan),
         cka=cka,
+        ranks=rank_function(plan, features),
         features=features,
         positions=_kernel_positions(plan),
         part=plan.method.part,
@@ -182,6 +190,29 @@ def cka_function(
         return np.asarray(cka(_on_one_device(state), batches))
 
     return matrix
+
+
+def rank_function(
+    plan: RunPlan, features: dict[str, int]
+) -> Callable[[TrainState], dict[str, float]]:
+    """`state -> {feature: its effective rank}`, on one of `cka_function`'s batches."""
+
+    @jax.jit
+    def found(state: TrainState, images: jax.Array) -> list[jax.Array]:
+        return jax.tree.leaves(effective_rank(_features(plan, state, images)))
+
+    def ranks(state: TrainState) -> dict[str, float]:
+        if not features:
+            return {}
+        values = found(_on_one_device(state), _cka_batches(plan)[0])
+        return dict(zip(names_of(features), map(float, values), strict=True))
+
+    return ranks
+
+
+def names_of(features: dict[str, int]) -> list[str]:
+    """The features in order: "stage1.0" is the first of stage1."""
+    return [f"{stage}.{i}" for stage, count in features.items() for i in range(count)]
 
 
 def mean_outlier_share(plan: RunPlan, state: TrainState) -> float | None:

@@ -229,6 +229,8 @@ class Recorder:
             matrix = self._evaluator.cka(state)
             similarity = stage_means(matrix, self._evaluator.features)
             self._write(split, done, {"epoch": epoch, **values, **similarity})
+            if draws and (ranks := self._evaluator.ranks(state)):
+                self._write("ranks", done, {"epoch": epoch, **ranks})
             if self._writer and draws and matrix is not None:
                 self._writer.show_cka(done, matrix, self._evaluator.feature_groups)
             found = {"selection_accuracy": values["accuracy"], **similarity}

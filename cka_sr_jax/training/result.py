@@ -62,7 +62,7 @@ def report_run(
         result=result,
         layers=rows,
         cka_matrix=matrix,
-        feature_names=[f"{stage}.{i}" for stage, count in features.items() for i in range(count)],
+        feature_names=evaluator.feature_names,
         feature_groups=evaluator.feature_groups,
     )
     write_json(workdir / "result.json", result)  # last: it says that the run has finished
@@ -125,6 +125,7 @@ def _measure(plan: RunPlan, trained: TrainResult, evaluator: Evaluator) -> dict[
         "flops_dense": total.flops_dense,
         "training_flops": trained.flops,
         "outlier_share": mean_outlier_share(plan, state),
+        "effective_rank": evaluator.ranks(state),
         "epsilon_sparsity": jax.tree.map(float, _epsilon_shares(weights)),
         **({"diverged": trained.diverged._asdict()} if trained.diverged else {}),
         **({} if trained.data_wait is None else {"data_wait": trained.data_wait}),

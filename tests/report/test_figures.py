@@ -12,6 +12,7 @@ from cka_sr_jax.report.figures import (
     density_bars,
     learning_curves,
     mask_curves,
+    rank_curves,
     series,
     to_png,
 )
@@ -118,6 +119,16 @@ def test_curves_say_that_nothing_was_logged(records):
     for axes in (*learning_curves(records).axes, *cka_curve(records).axes):
         assert texts_of(axes) == ["not logged"]
     assert all(not line.get_xdata().size for ax in mask_curves(records).axes for line in ax.lines)
+
+
+def test_rank_curves_have_a_line_for_each_feature():
+    records = [
+        {"split": "ranks", "step": 10 * e, "epoch": e, "stage1.0": 9.0 - e, "stage1.1": 4.0}
+        for e in (1.0, 2.0)
+    ]
+    (axes,) = rank_curves([*records_of(), *records]).axes
+    assert lines_of(axes) == {"stage1.0": [[1, 8.0], [2, 7.0]], "stage1.1": [[1, 4.0], [2, 4.0]]}
+    assert axes.get_ylabel() == "effective rank of the features"
 
 
 def test_mask_curves():

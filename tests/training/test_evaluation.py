@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from cka_sr_jax.data import normalize
-from cka_sr_jax.similarity import cka_penalty
+from cka_sr_jax.similarity import cka_penalty, effective_rank
 from cka_sr_jax.training import build as build_module
 from cka_sr_jax.training import (
     new_state,
@@ -55,6 +55,9 @@ def test_stages_keep_their_features_whatever_their_names(monkeypatch):
     matrix = evaluator.cka(replicate(state, jax.local_devices()))
     actual = stage_means(matrix, evaluator.features)
     assert actual["cka_within_stage"] == pytest.approx(float(expected), abs=1e-4)
+    ranks = evaluator.ranks(replicate(state, jax.local_devices()))
+    assert list(ranks) == ["body.0", "body.1", "body.2", "stem.0"]
+    assert ranks["stem.0"] == pytest.approx(float(effective_rank(features["stem"][0])), rel=1e-4)
     cross = [cka_penalty((features["stem"][0], x), reduction="mean") for x in features["body"]]
     assert actual["cka_cross_stage"] == pytest.approx(float(np.mean(cross)), abs=1e-4)
 
@@ -65,3 +68,4 @@ def test_a_model_without_features_runs_without_the_penalty(tmp_path):
     result = run(config, tmp_path / "run")
     assert result["cka_within_stage"] is None
     assert result["outlier_share"] is None
+    assert result["effective_rank"] == {}

@@ -56,6 +56,11 @@ def test_a_run_and_what_it_leaves(finished, capsys):
     assert -1 <= result["cka_within_stage"] <= 1
     assert result["cka_cross_stage"] is None  # an MLP has one stage
     assert 0.01 <= result["outlier_share"] < 0.2
+    assert list(result["effective_rank"]) == ["hidden.0", "hidden.1", "hidden.2"]
+    assert all(1 < rank <= 32 for rank in result["effective_rank"].values())
+    ranks = records(workdir, "ranks")
+    assert [r["step"] for r in ranks] == [20, 40]
+    assert {name: ranks[-1][name] for name in result["effective_rank"]} == result["effective_rank"]
     # Of the 80 % of pruned weights and few others.
     assert 0.8 <= result["epsilon_sparsity"]["0.0001"] <= result["epsilon_sparsity"]["0.01"] < 1
     training = records(workdir, "train")
