@@ -265,7 +265,7 @@ def _shuffled(
     shuffled = {}
     for path, layer in layers.items():
         counts = count_layers(layer, masks[path])
-        shuffled[path] = random_mask(layer_keys(key, path, layer), layer, counts)
+        shuffled[path] = random_mask(layer, layer_keys(key, path, layer), counts)
     return shuffled
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Bool
 
 from cka_sr_jax._paths import leaf_paths
 from cka_sr_jax.sparsity.distributions import check_density, layer_densities
-from cka_sr_jax.sparsity.layers import Axes, Patterns, finder
+from cka_sr_jax.sparsity.layers import Axes, Layer, Patterns, finder
 from cka_sr_jax.sparsity.masks import Masks, Params, masks_from_paths
 from cka_sr_jax.sparsity.per_layer import by_path, layer_names, over_stack
-from cka_sr_jax.sparsity.random_places import layer_keys, placed_like
+from cka_sr_jax.sparsity.random_places import drawn_like, layer_keys
 from cka_sr_jax.sparsity.rule import Distributed, Rule
 from cka_sr_jax.sparsity.starts import given_masks, start_masks
 
@@ -95,14 +95,15 @@ def rst(
         densities = layer_densities(layer_names(layers), density, distribution)
         shares = by_path(layers, densities)
         for path, layer in layers.items():
-            shape = layer.shape[layer.stack :]
-
-            def draw(key: Array, share: Array, shape: tuple[int, ...] = shape) -> Array:
-                return jax.random.bernoulli(key, share, shape)
-
-            drawn = placed_like(over_stack(draw, layer.stack), leaves[path])
-            share = jnp.asarray(shares[path], jnp.float32)
-            masks[path] = drawn(layer_keys(key, path, layer), share)
+            keys, share = layer_keys(key, path, layer), jnp.asarray(shares[path], jnp.float32)
+            masks[path] = drawn_like(leaves[path], _bernoulli, layer, keys, share)
         return masks_from_paths(params, masks)
 
     return Rule(init)
+
+
+def _bernoulli(layer: Layer, keys: Array, shares: Array) -> Bool[Array, "..."]:
+    """A mask that keeps each weight by itself, with its layer's probability in `shares`."""
+    shape = layer.shape[layer.stack :]
+    draw = over_stack(lambda key, share: jax.random.bernoulli(key, share, shape), layer.stack)
+    return draw(keys, shares)

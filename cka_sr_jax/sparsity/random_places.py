@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -42,25 +42,32 @@ def random_places(
     """`random_masks` of layers that are known."""
     leaves = dict(leaf_paths(params))
     masks = {
-        path: _random_mask(layer_keys(key, path, layer), leaves[path], layer, counts[path])
+        path: drawn_like(
+            leaves[path], random_mask, layer, layer_keys(key, path, layer), np.asarray(counts[path])
+        )
         for path, layer in layers.items()
     }
     return masks_from_paths(params, masks)
 
 
-def _random_mask(keys: Array, leaf: Any, layer: Layer, counts: Any) -> Bool[Array, "..."]:
-    """A random mask of the leaf's sharding, drawn where the parameter lies."""
-    return placed_like(partial(random_mask, layer=layer), leaf)(keys, counts=np.asarray(counts))
+def drawn_like(leaf: Any, draw: Callable[..., Array], layer: Layer, *args: Any) -> Array:
+    """`draw(layer, *args)`, made where the parameter lies, by one program for all layers alike.
 
-
-def placed_like(draw: Callable[..., Array], leaf: Any) -> Callable[..., Array]:
-    """The function, compiled so that its result is made where the parameter lies."""
+    Args:
+      draw: a function of a module, since its programs are kept.
+    """
     if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
-        return lambda *args, **kwargs: like(draw(*args, **kwargs), leaf)
+        return like(draw(layer, *args), leaf)
     # On one device a sharding would only tie the mask to it.
     several = len(leaf.sharding.device_set) > 1
-    place: Any = {"out_shardings": leaf.sharding} if several else {}
-    return jax.jit(draw, **place)
+    with wide_counts(layer.size):  # here too, or the counts would be cut to 32 bits on their way in
+        return _compiled(draw, layer, leaf.sharding if several else None)(*args)
+
+
+@lru_cache(maxsize=256)
+def _compiled(draw: Callable[..., Array], layer: Layer, sharding: Any) -> Callable[..., Array]:
+    place: Any = {} if sharding is None else {"out_shardings": sharding}
+    return jax.jit(partial(draw, layer), **place)
 
 
 def like(mask: Array, leaf: Any) -> Array:
@@ -74,7 +81,7 @@ def like(mask: Array, leaf: Any) -> Array:
     return mask
 
 
-def random_mask(keys: Array, layer: Layer, counts: Any) -> Bool[Array, "..."]:
+def random_mask(layer: Layer, keys: Array, counts: Any) -> Bool[Array, "..."]:
     """A mask with exactly so many weights of each layer, at random places.
 
     Args:

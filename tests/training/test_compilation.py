@@ -104,7 +104,7 @@ def test_a_second_run_of_another_seed_and_beta_compiles_nothing(tmp_path):
     for path in (tmp_path / "cache").rglob("*-cache"):
         path.write_bytes(path.read_bytes()[:-50])
     assert launch("damaged", *other) == ""
-    grid = ["--grid", "--jobs=2", "--config.seeds=(0,1)", "--config.grid.penalty.beta=(1e-3,)"]
+    grid = ["--grid", "--jobs=2", "--config.seeds=(0,1)"]
     assert launch("grid", *grid) == ""  # its processes say nothing of the damage either
     for name in ("second", "damaged"):
         for path, array in weights("without").items():

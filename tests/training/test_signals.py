@@ -40,12 +40,19 @@ def test_a_signal_while_a_step_is_recorded_waits_for_the_next(
     checkpoints.close()
 
 
-def small_launch(workdir, **options):
+# Started through another program, since this one has threads: it must not run Python in a fork.
+WITH_HANGUP = """import os, signal, sys
+signal.signal(signal.SIGHUP, getattr(signal, sys.argv[1]))
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])"""
+
+
+def small_launch(workdir, stdout=subprocess.DEVNULL, hangup="SIG_DFL"):
+    """A long run; by default it heeds SIGHUP also where the tests were started by nohup."""
     arguments = ["--config.train.steps=100000", "--config.train.log_every=20"]
+    run = ["launch.py", f"--workdir={workdir}", *arguments]
     return subprocess.Popen(
-        [sys.executable, "launch.py", f"--workdir={workdir}", *arguments],
-        cwd=ROOT, stderr=subprocess.PIPE, text=True,
-        **{"stdout": subprocess.DEVNULL, "preexec_fn": heed_hangups, **options},
+        [sys.executable, "-c", WITH_HANGUP, hangup, *run],
+        cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 
@@ -64,22 +71,13 @@ def test_a_signal_saves_within_a_step_and_ends_in_one_line(name, tmp_path):
 
 @pytest.mark.slow
 def test_a_closed_terminal_does_not_stop_what_nohup_started(tmp_path):
-    process = small_launch(tmp_path, preexec_fn=ignore_hangups)
+    process = small_launch(tmp_path, hangup="SIG_IGN")
     wait_for_step(tmp_path, 20)
     process.send_signal(signal.SIGHUP)
     wait_for_step(tmp_path, 60)
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert "the same command goes on there" in errors
-
-
-def ignore_hangups():
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-
-def heed_hangups():
-    """Also where the tests were started by nohup."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.mark.slow
