@@ -129,10 +129,11 @@ def _run_launch(log: str, arguments: list[str]) -> None:
 
 
 def weights(workdir: Path, tell: Callable[[str], None]) -> dict[str, np.ndarray]:
-    """The arrays of the run's newest intact checkpoint; `tell` gets a line of each damaged one."""
-    from cka_sr_jax.training import Checkpoints
+    """The arrays of the newest intact checkpoint; `tell` gets what `load_variables` warns of."""
+    from cka_sr_jax.training import Checkpoints, load_weights
 
-    arrays = Checkpoints(workdir, tell=tell).arrays()
+    load_weights(workdir, tell)
+    arrays = Checkpoints(workdir, tell=lambda _: None).arrays()
     return {path: array for path, array in arrays.items() if path != "seconds"}
 
 

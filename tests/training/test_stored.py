@@ -1,8 +1,11 @@
 """The weights and masks of a finished run."""
 
+import shutil
+
 import jax
 import numpy as np
 import optax
+import pytest
 
 from cka_sr_jax.sparsity import leaf_paths
 from cka_sr_jax.training import Checkpoints, load_variables, load_weights
@@ -45,3 +48,18 @@ def test_the_best_weights_have_the_masks_of_their_time(tmp_path):
 def test_a_dense_run_has_no_masks(tmp_path):
     made_up(tmp_path, "dense", {"state": {"params": {"head": {"kernel": np.ones((1, 2))}}}})
     assert jax.tree.leaves(load_weights(tmp_path)[1]) == []
+
+
+def test_a_missing_last_checkpoint_of_a_finished_run_is_told(finished, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    told = []
+    load_weights(workdir, told.append)
+    assert told == []
+    steps = Checkpoints(workdir).steps()
+    shutil.rmtree(workdir / "checkpoints" / str(steps[-1]))
+    with pytest.warns(UserWarning, match=rf"no checkpoint of step {steps[-1]}, .* step {steps[0]}"):
+        load_variables(workdir)
+    (workdir / "result.json").write_text("{")  # tells nothing
+    load_weights(workdir, told.append)
+    assert told == []
