@@ -5,7 +5,7 @@ PYTHON313 ?= python3.13
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test coverage test-slow test-library test-oldest test-newest lint docs clean
+.PHONY: demo test coverage test-slow test-library test-oldest test-newest lint bench docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/python launch.py --config=configs/quickstart/digits.py
@@ -37,6 +37,10 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# What docs/speed.md measures, on this machine, in runs/benchmarks.md. DATA names a folder of TFDS sets.
+bench: $(VENV)/installed-dev
+	$(BIN)/python benchmarks/everything.py $(if $(DATA),--data_dir="$(DATA)")
 
 # The site, in docs/_build/html.
 docs: $(VENV)/installed-docs

@@ -2,8 +2,9 @@
 
   python -m cka_sr_jax.analysis.neighbor_cka results/fashion_mnist_mlp_cka_blocks.jsonl
 
-Prints a Markdown table with a row for each rule and beta: over its runs, the range of CKA between
-the least similar two neighboring layers, and between the most similar two.
+Prints a Markdown table with a row for each rule and penalty: over its runs, the range of CKA
+between the least similar two neighboring layers, and between the most similar two. Where the runs
+differ in penalty.pairs or penalty.energy, a column names both.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ from cka_sr_jax.analysis.run import Run, matrix_of
 from cka_sr_jax.analysis.runs import load_runs
 from cka_sr_jax.report import markdown_table
 
-HEADER = ["rule", "beta", "runs", "least similar neighbors", "most similar neighbors"]
+HEADER = [
+    "rule",
+    "pairs, energy",
+    "beta",
+    "runs",
+    "least similar neighbors",
+    "most similar neighbors",
+]
 
 
 def neighbors(run: Run) -> np.ndarray:
@@ -38,13 +46,19 @@ def neighbor_table(runs: Sequence[Run]) -> str:
     found = defaultdict(list)
     for run in runs:
         row = config_row(run.config)
-        found[row["sparsity.rule"], row["penalty.beta"]].append(neighbors(run))
+        kind = f"{row['penalty.pairs']}, {row['penalty.energy']}"
+        found[row["sparsity.rule"], kind, row["penalty.beta"]].append(neighbors(run))
     rows = []
-    for (rule, beta), values in sorted(found.items()):
+    for (rule, kind, beta), values in sorted(found.items()):
         ends = np.min(values, axis=1), np.max(values, axis=1)
         ranges = [f"{end.min():.2f} to {end.max():.2f}" for end in ends]
-        rows.append([rule, f"{beta:g}", str(len(values)), *ranges])
-    return markdown_table(HEADER, rows, "llrrr")
+        rows.append([rule, kind, f"{beta:g}", str(len(values)), *ranges])
+    if len({kind for _, kind, _ in found}) > 1:
+        return markdown_table(HEADER, rows, "lllrrr")
+    others = [i for i, name in enumerate(HEADER) if name != "pairs, energy"]
+    return markdown_table(
+        [HEADER[i] for i in others], [[r[i] for i in others] for r in rows], "llrrr"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

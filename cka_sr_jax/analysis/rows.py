@@ -26,6 +26,7 @@ STORED = (
     "cka_within_stage",
     "cka_cross_stage",
     "outlier_share",
+    "effective_rank",  # mean over the features
     *(f"epsilon_sparsity.{epsilon:g}" for epsilon in EPSILONS),
     "wall_seconds",
 )

@@ -141,6 +141,9 @@ def run_row(run: Run) -> Row:
             "out."
         )
     row = _config_and_devices(run) | {name: results.get(name) for name in STORED}
+    ranks = [rank for name, rank in results.items() if name.startswith("effective_rank.")]
+    if ranks and None not in ranks:
+        row["effective_rank"] = sum(ranks) / len(ranks)
     check_numbers(row, run.result_file)
     return row
 

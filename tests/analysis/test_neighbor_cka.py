@@ -6,10 +6,10 @@ from cka_sr_jax.analysis.neighbor_cka import main
 from cka_sr_jax.analysis.runs import Run, load_runs, write_jsonl
 
 
-def run_of(beta, seed, first, second):
+def run_of(beta, seed, first, second, **penalty):
     """A run of three layers with these CKA between neighbors."""
     values = [[1.0, first, 0.0], [first, 1.0, second], [0.0, second, 1.0]]
-    config = {"seed": seed, "penalty": {"beta": beta}, "sparsity": {"rule": "rst"}}
+    config = {"seed": seed, "penalty": {"beta": beta, **penalty}, "sparsity": {"rule": "rst"}}
     return Run("made up", config, {}, cka_matrix={"features": ["a", "b", "c"], "values": values})
 
 
@@ -22,6 +22,17 @@ def test_ranges_of_the_least_and_the_most_similar_neighbors(tmp_path, capsys):
         "| --- | --- | ---: | ---: | ---: |",
         "| rst | 0 | 2 | 0.70 to 0.80 | 0.90 to 0.95 |",
         "| rst | 0.01 | 1 | 0.25 to 0.25 | 0.50 to 0.50 |",
+    ]
+
+
+def test_kinds_of_penalty_are_rows_of_their_own(tmp_path, capsys):
+    log = {"energy": "log", "pairs": "neighbors"}
+    runs = [run_of(0.01, 0, 0.9, 0.8), run_of(0.01, 0, 0.5, 0.6, **log)]
+    write_jsonl(runs, tmp_path / "runs.jsonl")
+    main([str(tmp_path / "runs.jsonl")])
+    assert [line.split(" | ")[1:5] for line in capsys.readouterr().out.splitlines()[2:]] == [
+        ["group, none", "0.01", "1", "0.80 to 0.80"],
+        ["neighbors, log", "0.01", "1", "0.50 to 0.50"],
     ]
 
 
