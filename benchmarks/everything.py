@@ -35,10 +35,9 @@ def heading() -> str:
     except OSError:  # no git
         commit = "unknown"
     versions = ", ".join(f"{name} {version(name)}" for name in ("jaxlib", "flax", "optax", "numpy"))
-    return (
-        f"# Benchmarks at commit {commit}\n\n{platform.machine()}, {os.cpu_count()} cores, load "
-        f"{os.getloadavg()[0]:.1f} before the start; Python {platform.python_version()}, {versions}\n"
-    )
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    load = f"load {os.getloadavg()[0]:.1f} before the start"
+    return f"# Benchmarks at commit {commit}\n\n{machine}, {versions}; {load}\n"
 
 
 def section(command: list[str]) -> str:

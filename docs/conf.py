@@ -42,7 +42,7 @@ TREES = {
             "own_models", "methods", "running", "sweeps", "layer_sparsity", "export", "config",
         ),
         "Explanations": (
-            "explanations/why_debiased", "explanations/rules_in_pictures",
+            "explanations/why_debiased", "explanations/rules_in_pictures", "taxonomy",
             "explanations/reading_results",
         ),
         "What was measured": ("results/index", "speed"),

@@ -25,6 +25,7 @@ from cka_sr_jax.models.mlp import MLP
 from cka_sr_jax.models.resnet import ResNet
 from cka_sr_jax.models.torchvision import from_torchvision
 from cka_sr_jax.models.vgg import VGG
+from cka_sr_jax.models.vit import ViT
 from cka_sr_jax.models.wide_resnet import WideResNet
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "LeNet5",
     "ResNet",
     "UnknownOptionError",
+    "ViT",
     "WideResNet",
     "compact",
     "create_model",
@@ -41,17 +43,19 @@ __all__ = [
     "tied_channels",
 ]
 
-# Each name as a pattern, whose groups are the numbers for these fields.
+# Each name as a pattern, whose groups are the values of these fields.
 _MODELS: list[tuple[str, type[nn.Module], tuple[str, ...]]] = [
     ("mlp", MLP, ()),
     ("lenet5", LeNet5, ()),
     (r"resnet(\d+)", ResNet, ("depth",)),
     (r"vgg(\d+)", VGG, ("depth",)),
     (r"wrn(\d+)-(\d+)", WideResNet, ("depth", "widening")),
+    (r"vit-(\w+)", ViT, ("size",)),
 ]
 # The usual ones, for the message.
 _USUAL = [
     *("mlp", "lenet5", "vgg16", "vgg19", "wrn16-4", "wrn22-2", "wrn28-10"),
+    *("vit-tiny", "vit-small32"),
     *(f"resnet{depth}" for depth in (18, 20, 32, 34, 44, 50, 56, 101, 110, 152)),
 ]
 
@@ -71,6 +75,7 @@ def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:
     | resnet18, 34, 50, 101, 152 | `ResNet` of four stages | 11,173,962 (resnet18) |
     | vgg16, vgg19 | `VGG` | 14,724,042 (vgg16) |
     | wrnD-K, D = 6n + 4 | `WideResNet` | 36,479,194 (wrn28-10) |
+    | vit-tiny, small, base, small32 | `ViT` | 5,526,346 (vit-tiny, 224x224x3) |
 
     Options are the model's own fields, such as `hidden`, `width` or `dtype`. The ResNets have the
     stem for small images; `create_model("resnet50", 1000, stem="imagenet")` is that for ImageNet.
@@ -97,5 +102,6 @@ def _find(name: str) -> tuple[type[nn.Module], dict[str, Any]]:
     """The class of a model, and the fields that its name says."""
     for pattern, model, numbers in _MODELS:
         if match := re.fullmatch(pattern, name):
-            return model, dict(zip(numbers, map(int, match.groups()), strict=True))
+            given = [int(text) if text.isdigit() else text for text in match.groups()]
+            return model, dict(zip(numbers, given, strict=True))
     raise ValueError(unknown("model", name, _USUAL))

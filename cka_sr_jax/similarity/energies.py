@@ -29,8 +29,8 @@ def energy_of(similarity: Float[Array, "..."], energy: str) -> Float[Array, "...
       "inverse":         (1 + c) / (theta + c)
       "inverse_square":  (1 + c) / (theta^2 + c)
 
-    >>> print(energy_of(jnp.array([0.0, 0.9, 1.0]), "log").round(2))
-    [-0.45  0.79  3.67]
+    >>> [f"{value:.2f}" for value in energy_of(jnp.array([0.0, 0.9, 1.0]), "log")]
+    ['-0.45', '0.79', '3.67']
 
     Args:
       energy: its name.

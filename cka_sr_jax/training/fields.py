@@ -98,7 +98,7 @@ FIELDS = {
     # Model.
     "model.name": Field(
         "mlp", "Model: mlp, lenet5, resnetN (N = 6n + 2, or 18, 34, 50, 101, 152), vgg16, vgg19, "
-        "or wrnD-K (a wide ResNet, D = 6n + 4).",
+        "wrnD-K (a wide ResNet, D = 6n + 4), or vit-tiny, vit-small, vit-base, vit-small32.",
     ),
     "model.dtype": Field(
         "float32", "Type that the model computes in; the weights stay float32.",
