@@ -39,7 +39,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -289,7 +289,8 @@ class Campaign:
         try:
             status, output = launch(log, f"--workdir={workdir}", *RUN)
         finally:
-            path.chmod(old)
+            with suppress(FileNotFoundError):  # an old checkpoint that has gone since
+                path.chmod(old)
         what = f"{what}\n{output}"
         if status is None or "Traceback" in output:
             return "hung" if status is None else "traceback", what

@@ -6,6 +6,7 @@ Both take the records of metrics.jsonl, histograms of the kept weights, and CKA 
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -39,28 +40,47 @@ class Watcher(Protocol):
 
 
 class TensorBoard:
-    """Events in `workdir`/tensorboard."""
+    """Events in `workdir`/tensorboard.
+
+    They are written at once, and not by the thread of tensorboardX's `SummaryWriter`, which would
+    hang at a full disk.
+    """
 
     def __init__(self, workdir: Path, resumed_step: int) -> None:
         """Open the events; TensorBoard hides those of later steps than `resumed_step`."""
-        from tensorboardX import SummaryWriter  # here, as figures of this package need none
+        # Here, as figures of this package need none.
+        from tensorboardX import summary
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto import event_pb2, summary_pb2
 
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=resumed_step + 1)
+        folder = workdir / "tensorboard"
+        folder.mkdir(exist_ok=True)
+        self._summary, self._event, self._value = summary, event_pb2.Event, summary_pb2.Summary
+        self._events = EventsWriter(str(folder / "events"))
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(resumed_step + 1, session_log=start)
+
+    def _write(self, step: int, **what: Any) -> None:
+        self._events.write_event(self._event(wall_time=time.time(), step=step, **what))
 
     def scalars(self, split: str, step: int, values: Values) -> None:
         """A curve for each value."""
-        for name, value in values.items():
-            if value is not None and name != "epoch":
-                self._events.add_scalar(f"{split}/{name}", value, step)
+        shown = [
+            self._value.Value(tag=f"{split}/{name}", simple_value=value)
+            for name, value in values.items()
+            if value is not None and name != "epoch"
+        ]
+        self._write(step, summary=self._value(value=shown))
+        self._events.flush()
 
     def histograms(self, step: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Under the tags weights/PATH."""
         for path, array in arrays.items():
-            self._events.add_histogram(f"weights/{path}", array, step, bins=BINS)
+            self._write(step, summary=self._summary.histogram(f"weights/{path}", array, bins=BINS))
 
     def image(self, step: int, name: str, pixels: np.ndarray) -> None:
         """Under its name as the tag."""
-        self._events.add_image(name, pixels, step, dataformats="HWC")
+        self._write(step, summary=self._summary.image(name, pixels, dataformats="HWC"))
 
     def close(self) -> None:
         """Flush and close the events."""
