@@ -1,13 +1,15 @@
 """TensorBoard's events and the run of Weights & Biases, by a made-up wandb."""
 
+import errno
 import io
 
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboardX.record_writer import RecordWriter
 
 from cka_sr_jax.report.metrics import MetricWriter
-from cka_sr_jax.report.watch import WeightsAndBiases, cka_pixels
+from cka_sr_jax.report.watch import TensorBoard, WeightsAndBiases, cka_pixels
 from tests.report.events import events
 from tests.report.fake_wandb import FakeRun, install
 
@@ -122,3 +124,17 @@ def test_a_failure_is_said_once_and_costs_nothing(fails, tmp_path, wandb, said, 
     told = [line for line in said if line.startswith("W&B failed")]
     assert told == ["W&B failed (gone), so it shows no more of this run; metrics.jsonl and "
                     "TensorBoard have all."]  # fmt: skip
+
+
+def test_a_full_disk_is_an_error_of_the_record_that_meets_it(tmp_path, monkeypatch):
+    """And not one of a thread, after which the next records would wait forever."""
+    board = TensorBoard(tmp_path, 0)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(RecordWriter, "write", full)
+    for _ in range(20):
+        with pytest.raises(OSError, match="No space left"):
+            board.scalars("train", 1, {"loss": 0.5})
+    board.close()
