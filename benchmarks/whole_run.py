@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -27,7 +28,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import config_flags
 from output import print_table
 
 from cka_sr_jax.training import build
@@ -82,9 +82,9 @@ class BareSteps:
 
 def run_row(config_file: str, data_dir: str | None) -> list[str]:
     """A config's whole runs against its bare steps, in turns after one run that fills the cache."""
-    config = config_flags.get_config_from_file(str(HERE / config_file))
+    config = runpy.run_path(str(HERE / config_file))["get_config"]()
     options = [f"--config.data.dir={data_dir}"] if data_dir else []
-    config.data.dir = data_dir
+    config.data.dir = data_dir or ""
     bare = BareSteps(config)
     whole, steps = [], []
     with tempfile.TemporaryDirectory() as folder:

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from cka_sr_jax._dtypes import float32_or_wider
+
 LASSO_SWEEPS, LASSO_TOLERANCE = 10_000, 1e-7
 
 
@@ -37,25 +39,29 @@ def effective_rank(features: Any) -> Any:
     """exp(-sum_i p_i log p_i), p_i = s_i / sum_j s_j, s the singular values of centered features.
 
     It lies between 1 and the smaller of n - 1 and the width d, which it reaches when all directions
-    vary alike; 0 for features that are constant over the samples.
+    vary alike; 0 for features that are constant over the samples, NaN for infinite ones.
 
     >>> x = jnp.array([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]])
     >>> print(effective_rank(x).round(3), effective_rank(x * jnp.array([1.0, 0.0])).round(3))
     2.0 1.0
 
     Args:
-      features: pytree of arrays [n, ...]; axes after the first are flattened.
+      features: pytree of arrays [n, ...]; axes after the first are flattened. NumPy arrays are
+        computed with by NumPy, which compiles nothing.
 
     Returns:
       A pytree of scalars.
     """
 
-    def rank(feature: Array) -> Array:
-        values = _singular_values(feature)
+    def rank(feature: Any) -> Any:
+        xp: Any = np if isinstance(feature, np.ndarray) else jnp
+        if xp is np and not np.isfinite(feature).all():  # NumPy would raise an error
+            return np.float32(np.nan)
+        values = _singular_values(feature, xp)
         total = values.sum()
-        share = values / jnp.where(total > 0, total, 1)
-        entropy = -jnp.sum(share * jnp.log(jnp.where(share > 0, share, 1)))
-        return jnp.where(total > 0, jnp.exp(entropy), 0)
+        share = values / xp.where(total == 0, 1, total)  # and not `> 0`: NaN stays NaN
+        entropy = -xp.sum(share * xp.log(xp.where(share > 0, share, 1)))
+        return xp.where(total == 0, 0, xp.exp(entropy))
 
     return jax.tree.map(rank, features)
 
@@ -235,11 +241,11 @@ def independence_deficit(
     return IndependenceDeficit(*jax.lax.map(fit, jnp.arange(count)))
 
 
-def _singular_values(feature: Array) -> Array:
+def _singular_values(feature: Any, xp: Any = jnp) -> Any:
     """Those of the flattened feature [n, d], centered over the samples."""
     flat = feature.reshape(len(feature), -1)
-    flat = flat.astype(jnp.promote_types(flat.dtype, jnp.float32))
-    return jnp.linalg.svd(flat - flat.mean(axis=0, keepdims=True), compute_uv=False)
+    flat = flat.astype(float32_or_wider(flat.dtype))
+    return xp.linalg.svd(flat - flat.mean(axis=0, keepdims=True), compute_uv=False)
 
 
 def _count(eigenvalues: Array, size: int) -> Array:

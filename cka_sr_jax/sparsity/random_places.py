@@ -56,12 +56,12 @@ def drawn_like(leaf: Any, draw: Callable[..., Array], layer: Layer, *args: Any) 
     Args:
       draw: a function of a module, since its programs are kept.
     """
-    if not isinstance(leaf, jax.Array) or isinstance(leaf, jax.core.Tracer):
-        return like(draw(layer, *args), leaf)
+    concrete = isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer)
     # On one device a sharding would only tie the mask to it.
-    several = len(leaf.sharding.device_set) > 1
+    sharding = leaf.sharding if concrete and len(leaf.sharding.device_set) > 1 else None
     with wide_counts(layer.size):  # here too, or the counts would be cut to 32 bits on their way in
-        return _compiled(draw, layer, leaf.sharding if several else None)(*args)
+        mask = _compiled(draw, layer, sharding)(*args)
+    return mask if concrete else like(mask, leaf)
 
 
 @lru_cache(maxsize=256)

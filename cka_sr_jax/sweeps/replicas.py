@@ -31,6 +31,7 @@ from cka_sr_jax.training.input import (
     train_on_examples,
     training_data,
 )
+from cka_sr_jax.training.metrics import pack
 from cka_sr_jax.training.progress import ProgressReporter
 from cka_sr_jax.training.recorder import Recorder, Replica
 from cka_sr_jax.training.signals import stop_signals
@@ -121,14 +122,15 @@ def replica_function(plans: Sequence[RunPlan]) -> Callable[..., Any]:
 
     Args:
       plans: alike but for seed and beta. `indices` is [runs, batch], `data` is `replica_data`, and
-        the metrics are [runs]. The states passed in are gone afterwards.
+        the metrics are packed, [runs, m]. The states passed in are gone afterwards.
     """
     first = plans[0]
     penalized = any(plan.config.penalty.beta for plan in plans)
 
     def step(state: TrainState, indices: Any, data: Any) -> Any:
         beta = data["beta"] if penalized else 0.0
-        return train_on_examples(first, data["seed"], beta)(state, indices, data, None)
+        state, metrics = train_on_examples(first, data["seed"], beta)(state, indices, data, None)
+        return state, pack(metrics)
 
     axes = jax.tree.map(lambda leaf: None if _is_shared(leaf) else 0, state_shapes(first))
     of_data = dict.fromkeys(training_data(first)) | dict.fromkeys(own_numbers(first), 0)

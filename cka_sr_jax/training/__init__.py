@@ -7,7 +7,7 @@ The way of a run, file by file:
                   penalty.py), and the state of step 0
   checkpoints.py  the newest checkpoint instead, where there is one
   loop.py         the steps (input.py, step.py, parallel.py), with recorder.py, evaluation.py,
-                  selection.py and progress.py beside them
+                  metrics.py, selection.py and progress.py beside them
   result.py       test set, result.json and the report
   stored.py       the weights and masks of a run that has finished
 """

@@ -5,9 +5,11 @@ Nothing here looks at the work directory.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -38,8 +40,9 @@ from cka_sr_jax.training.step import (
 )
 
 
-class RunPlan(NamedTuple):
-    """All that a config names, built and checked.
+@dataclasses.dataclass(frozen=True, eq=False)
+class RunPlan:
+    """All that a config names, built and checked. `dataclasses.replace` makes another one of it.
 
     Attributes:
       devices: those that train.
@@ -60,6 +63,13 @@ class RunPlan(NamedTuple):
     optimizer: optax.GradientTransformation
     steps: int
     steps_per_epoch: int
+    _made: dict[Any, Any] = dataclasses.field(default_factory=dict, init=False, repr=False)
+
+    def once(self, name: Any, make: Callable[[], Any]) -> Any:
+        """`make()`, which is called once for each plan and name: tracing takes long."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
 
     @property
     def mask_updates(self) -> np.ndarray:
@@ -163,11 +173,20 @@ def _trace(plan: RunPlan) -> None:
         state = state_shapes(plan)
     except (TypeError, ArithmeticError) as error:
         raise _bad_options(plan.config, error) from error
-    size = plan.config.train.batch_size // len(plan.devices)
-    image = jax.ShapeDtypeStruct((1, size, *plan.dataset.train_images.shape[1:]), jnp.float32)
-    batch = {"image": image, "label": jax.ShapeDtypeStruct((1, size), jnp.int32)}
-    step = train_step(plan, plan.config.seed, plan.config.penalty.beta)
-    jax.eval_shape(jax.vmap(step, in_axes=(None, 0), axis_name="batch"), state, batch)
+    devices = len(plan.devices)
+    size = plan.config.train.batch_size // devices
+    image = jax.ShapeDtypeStruct((size, *plan.dataset.train_images.shape[1:]), jnp.float32)
+    batch = {"image": image, "label": jax.ShapeDtypeStruct((size,), jnp.int32)}
+    numbers = np.uint32(plan.config.seed), np.float32(plan.config.penalty.beta)
+
+    def step(state: Any, batch: Any, seed: Any, beta: Any) -> Any:
+        beta = beta if plan.config.penalty.beta else 0.0
+        axis_name = "batch" if devices > 1 else None
+        return train_step(plan, seed, beta)(state, batch, axis_name)
+
+    if devices > 1:
+        step = jax.vmap(step, in_axes=None, axis_size=devices, axis_name="batch")
+    jax.eval_shape(step, state, batch, *numbers)
 
 
 def train_step(
@@ -175,25 +194,36 @@ def train_step(
 ) -> Any:
     """The run's step `(state, batch, axis_name) -> (state, metrics)`, with this seed and beta.
 
+    It is traced once for each plan, whatever program it is a part of.
+
     Args:
       may_change: False for a step at which the masks stay.
     """
-    loss = classification_loss(
-        plan.model,
-        plan.penalty._replace(beta=beta),
-        plan.config.train.label_smoothing,
-        plan.method.weights,
-    )
-    skip = plan.config.train.not_finite == "skip"
-    tx = plan.method.transform(plan.optimizer, seed)
-    parts = plan.config.train.accumulate
-    return make_train_step(loss, tx, skip_not_finite=skip, accumulate=parts, may_change=may_change)
+    skip, parts = plan.config.train.not_finite == "skip", plan.config.train.accumulate
+    without = isinstance(beta, int | float) and beta == 0  # then the program has no penalty
+
+    def step(state: TrainState, batch: Any, seed: Any, beta: Any, axis_name: str | None) -> Any:
+        loss = classification_loss(
+            plan.model,
+            plan.penalty._replace(beta=0.0 if without else beta),
+            plan.config.train.label_smoothing,
+            plan.method.weights,
+        )
+        tx = plan.method.transform(plan.optimizer, seed)
+        made = make_train_step(
+            loss, tx, skip_not_finite=skip, accumulate=parts, may_change=may_change
+        )
+        return made(state, batch, axis_name)
+
+    traced = plan.once(("step", without, may_change), lambda: jax.jit(step, static_argnums=4))
+    return lambda state, batch, axis_name: traced(state, batch, seed, beta, axis_name)
 
 
 def state_shapes(plan: RunPlan) -> TrainState:
     """The shapes and types of the run's states, as `jax.ShapeDtypeStruct`."""
     seed, images = jax.ShapeDtypeStruct((), jnp.uint32), _first_images(plan)
-    return jax.eval_shape(partial(_initial_state, plan, plan.method), seed, images)
+    init = partial(_initial_state, plan, plan.method)
+    return plan.once("state_shapes", lambda: jax.eval_shape(init, seed, images))
 
 
 def new_state(plan: RunPlan) -> TrainState:

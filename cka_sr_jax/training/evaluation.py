@@ -199,13 +199,14 @@ def rank_function(
 
     @jax.jit
     def found(state: TrainState, images: jax.Array) -> list[jax.Array]:
-        return jax.tree.leaves(effective_rank(_features(plan, state, images)))
+        return jax.tree.leaves(_features(plan, state, images))
 
     def ranks(state: TrainState) -> dict[str, float]:
         if not features:
             return {}
-        values = found(_on_one_device(state), _cka_batches(plan)[0])
-        return dict(zip(names_of(features), map(float, values), strict=True))
+        # Singular values by NumPy: XLA's need as long to compile as many of these.
+        arrays = jax.device_get(found(_on_one_device(state), _cka_batches(plan)[0]))
+        return dict(zip(names_of(features), map(float, effective_rank(arrays)), strict=True))
 
     return ranks
 

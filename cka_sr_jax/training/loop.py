@@ -18,6 +18,7 @@ from cka_sr_jax.training.build import RunPlan, build_plan, new_state
 from cka_sr_jax.training.evaluation import Evaluator, make_evaluator
 from cka_sr_jax.training.hosts import agreed, is_first, of_first, on_any
 from cka_sr_jax.training.input import open_feed, own_numbers, train_on_examples, training_data
+from cka_sr_jax.training.metrics import pack
 from cka_sr_jax.training.parallel import branches_wait, map_devices, replicate
 from cka_sr_jax.training.penalty import PENALTY_NAMES
 from cka_sr_jax.training.progress import ProgressReporter
@@ -155,7 +156,8 @@ def step_functions(plan: RunPlan) -> Callable[[int], Callable[..., Any]]:
             # Arguments rather than constants, so that the points of a sweep share this program.
             beta = data["beta"] if config.penalty.beta else 0.0
             train_on = train_on_examples(plan, data["seed"], beta, may_change)
-            return train_on(state, shard, data, axis_name)
+            state, metrics = train_on(state, shard, data, axis_name)
+            return state, pack(metrics)
 
         return map_devices(
             take_step,

@@ -20,6 +20,7 @@ from cka_sr_jax.training.build import RunPlan
 from cka_sr_jax.training.checkpoints import Checkpoints
 from cka_sr_jax.training.evaluation import Evaluator, stage_means
 from cka_sr_jax.training.hosts import is_first
+from cka_sr_jax.training.metrics import PackedMetrics
 from cka_sr_jax.training.selection import better_of, selection_images
 from cka_sr_jax.training.snapshot import Snapshot
 from cka_sr_jax.training.step import TrainState
@@ -96,7 +97,7 @@ class Recorder:
                 f"{workdir / 'metrics.jsonl'} had {self._writer.damaged} damaged {lines}, which "
                 "are dropped; the curves of the report have a gap there.",
             )
-        self._pending: list[dict[str, jax.Array]] = []  # of steps that may still be running
+        self._pending: list[PackedMetrics] = []  # of steps that may still be running
         self._finished: list[dict[str, float]] = []  # of later steps than the last that was logged
         self._before: dict[str, float] | None = None
         self._sparsity = evaluator.sparsity(start.state)
@@ -115,7 +116,7 @@ class Recorder:
     def record(
         self,
         done: int,
-        metrics: dict[str, jax.Array],
+        metrics: PackedMetrics,
         state: Callable[[], TrainState],
         save: bool = False,
         waited: float | None = None,
@@ -168,9 +169,8 @@ class Recorder:
 
     def _look_for_divergence(self, done: int) -> None:
         """Find the first step whose numbers were not finite, unless such steps are skipped."""
-        steps = jax.device_get(self._pending)  # waits for the device
-        if self._replica is not None:
-            steps = [{k: v[self._replica.number] for k, v in step.items()} for step in steps]
+        run = None if self._replica is None else self._replica.number
+        steps = [step.unpack(run) for step in jax.device_get(self._pending)]  # waits for the device
         self._pending = []
         if self._plan.config.train.not_finite == "stop":
             for number, step in enumerate(steps):
@@ -178,7 +178,7 @@ class Recorder:
                     first = done - len(steps) + number + 1
                     self.diverged = Divergence(first, self._before, self._checkpoints.latest_step())
                     return
-                self._before = {k: float(v) for k, v in step.items() if k != "finite"}
+                self._before = {k: v for k, v in step.items() if k != "finite"}
         self._finished += steps
 
     def _log(self, done: int) -> dict[str, float]:

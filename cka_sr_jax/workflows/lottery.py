@@ -87,7 +87,7 @@ def prepare(config: ConfigDict) -> LotteryPlan:
             f"lottery.rewind={config.lottery.rewind} leaves no step of the run's {plan.steps} to "
             "train after rewinding: use a smaller share, such as 0.02."
         )
-    return LotteryPlan(plan._replace(method=fixed_masks(masks)), rewind_step)
+    return LotteryPlan(dataclasses.replace(plan, method=fixed_masks(masks)), rewind_step)
 
 
 def run(plan: LotteryPlan, workdir: str | Path, console: Console | None = None) -> dict[str, Any]:
@@ -155,7 +155,7 @@ def _train_to_rewind_step(plan: LotteryPlan, folder: Path, console: Console) -> 
     config = copy.deepcopy(plan.dense.config)
     config.eval.select = "last"
     config.report.wandb = ""  # W&B has a run for each round
-    short = plan.dense._replace(config=config, steps=plan.rewind_step)
+    short = dataclasses.replace(plan.dense, config=config, steps=plan.rewind_step)
     trained = loop.train(short, folder, make_evaluator(short), console)
     return jax.tree.map(lambda leaf: leaf.addressable_data(0), trained.last)  # of one device
 
@@ -170,7 +170,7 @@ def _run_round(
             return finished
         say(console, f"{folder} lacks its last checkpoint, so its training goes on.")
 
-    plan = dense._replace(method=fixed_masks(masks))
+    plan = dataclasses.replace(dense, method=fixed_masks(masks))
 
     def pruned(plan: RunPlan) -> TrainState:
         return dataclasses.replace(

@@ -97,6 +97,7 @@ def test_effective_rank_is_the_exponential_of_the_entropy(samples, width):
     shares = values[values > 1e-12] / values.sum()
     expected = np.exp(-(shares * np.log(shares)).sum())
     np.testing.assert_allclose(effective_rank(jnp.asarray(x, jnp.float32)), expected, rtol=1e-3)
+    np.testing.assert_allclose(effective_rank(x), expected, rtol=1e-6)
     assert expected <= min(samples - 1, width) * (1 + 1e-6)
 
 
@@ -105,6 +106,14 @@ def test_effective_rank_of_a_tree_flattens_each_feature():
     ranks = effective_rank({"a": x, "b": (x.reshape(9, 6), jnp.ones((9, 4)))})
     np.testing.assert_allclose(ranks["a"], ranks["b"][0], rtol=1e-6)
     assert ranks["b"][1] == 0
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+def test_effective_rank_of_infinite_features_is_not_a_number(bad):
+    x = RNG.normal(size=(6, 3)).astype(np.float32)
+    x[2, 1] = bad
+    assert np.isnan(effective_rank(x))
+    assert np.isnan(effective_rank(jnp.asarray(x)))
 
 
 def test_the_classes_need_the_directions_that_tell_them_apart():

@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ ROOT = Path(__file__).parents[2]
 def environment(**changes):
     """The variables of this process, with one device and without what JAX is told about caches."""
     kept = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS" and "COMPILATION" not in k}
-    return {**kept, "PYTHONPATH": str(ROOT), **changes}
+    # Matplotlib warns of a cache folder that it cannot write.
+    return {**kept, "PYTHONPATH": str(ROOT), "MPLCONFIGDIR": tempfile.gettempdir(), **changes}
 
 
 def kept_by(script, **changes):

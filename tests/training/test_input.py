@@ -1,5 +1,6 @@
 """Each step's examples are a function of the plan's seed and the step, in memory and streamed."""
 
+import dataclasses
 import functools
 import time
 
@@ -57,7 +58,7 @@ def test_an_epoch_has_no_example_twice_and_another_seed_another_order():
     assert len(np.unique(np.concatenate(epoch))) == plan.steps_per_epoch * config.train.batch_size
     np.testing.assert_array_equal(step_indices(plan, 1), epoch[1])
     config.seed += 1
-    assert (step_indices(plan._replace(config=config), 1) != epoch[1]).any()
+    assert (step_indices(dataclasses.replace(plan, config=config), 1) != epoch[1]).any()
 
 
 def test_a_feed_in_memory_gives_the_indices_from_its_first_step_on():
@@ -92,7 +93,7 @@ def test_a_streamed_step_is_that_of_its_images_in_memory(sets):
     labels = np.zeros(50, np.int32)
     images[batch["index"]], labels[batch["index"]] = batch["image"], batch["label"]
     dataset = plan.dataset._replace(train_images=images, train_labels=labels)
-    in_memory = on_one_device(plan._replace(dataset=dataset))
+    in_memory = on_one_device(dataclasses.replace(plan, dataset=dataset))
     expected, others = in_memory(state, batch["index"], {"image": images, "label": labels})
     jax.tree.map(np.testing.assert_array_equal, (actual, metrics), (expected, others))
 

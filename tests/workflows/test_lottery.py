@@ -1,5 +1,6 @@
 """Lottery rounds: densities, nested masks, where each round starts, and resuming."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -142,7 +143,7 @@ def test_an_interrupted_experiment_ends_as_an_uninterrupted_one(finished, tmp_pa
 
     def stop_early(plan, workdir, *rest):
         if workdir.name == "round01":
-            train(plan._replace(steps=8), workdir, *rest)
+            train(dataclasses.replace(plan, steps=8), workdir, *rest)
             raise KeyboardInterrupt
         return train(plan, workdir, *rest)
 
