@@ -38,11 +38,17 @@ def test_each_call_has_an_outcome_even_if_its_process_dies(monkeypatch):
         "exits": "ended with status 3",
         "stops": STOPPED,
     }
-    assert [name for name, outcome in outcomes.items() if isinstance(outcome, Died)] == [
-        "killed",
-        "exits",
-    ]
+    died = {name for name, outcome in outcomes.items() if isinstance(outcome, Died)}
+    assert died == {"killed", "exits"}
     assert os.environ["NPROC"] == "5"
+
+
+@pytest.mark.parametrize("value", ["one", "two"])
+def test_a_process_has_the_environment_of_its_start(value, monkeypatch):
+    monkeypatch.setenv("CKA_SR_JAX_TEST", value)
+    assert dict(in_processes({"value": partial(os.getenv, "CKA_SR_JAX_TEST")}, 1)) == {
+        "value": value
+    }
 
 
 def test_a_mistake_in_the_config_ends_the_others():

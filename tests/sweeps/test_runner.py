@@ -269,7 +269,7 @@ def test_if_no_point_can_run_none_is_begun(tmp_path, hidden, message):
     assert not (tmp_path / "grid").exists()
 
 
-def die_at_seed_3(config, folder, retry):
+def die_at_seed_3(config, folder, retry, keeps_programs):
     if config.seed == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return "finished"
@@ -279,7 +279,7 @@ def die_at_seed_3(config, folder, retry):
 @pytest.mark.usefixtures("one_device")
 def test_a_process_that_dies_is_a_failure_and_the_others_go_on(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "run_point", die_at_seed_3)
+        patch.setattr(runner, "_run_in_process", die_at_seed_3)
         states = run_grid(two_points(), tmp_path, GridOptions(jobs=2), quiet())
     name = "beta=0.0,seed=3"
     assert states == {name: "failed: killed by signal 9", "beta=0.0,seed=4": "finished"}
