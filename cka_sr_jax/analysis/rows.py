@@ -25,6 +25,8 @@ STORED = (
     "training_flops",
     "cka_within_stage",
     "cka_cross_stage",
+    "cka_least_neighbors",  # of two features of a stage that are next to each other
+    "cka_most_neighbors",
     "outlier_share",
     "effective_rank",  # mean over the features
     *(f"epsilon_sparsity.{epsilon:g}" for epsilon in EPSILONS),

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +145,25 @@ def run_row(run: Run) -> Row:
     ranks = [rank for name, rank in results.items() if name.startswith("effective_rank.")]
     if ranks and None not in ranks:
         row["effective_rank"] = sum(ranks) / len(ranks)
+    matrix = run.cka_matrix
+    if matrix is None and run.folder:
+        matrix = _read_matrix(run.folder / "report" / "cka_matrix.csv")
+    if near := _of_neighbors(matrix):
+        row["cka_least_neighbors"], row["cka_most_neighbors"] = min(near), max(near)
     check_numbers(row, run.result_file)
     return row
+
+
+def _of_neighbors(matrix: Mapping[str, Any] | None) -> list[float]:
+    """The CKA of each two features of one stage that are next to each other."""
+    if matrix is None:
+        return []
+    stages = [name.rpartition(".")[0] for name in matrix["features"]]
+    return [
+        matrix["values"][i][i + 1]
+        for i, (one, two) in enumerate(itertools.pairwise(stages))
+        if one == two
+    ]
 
 
 def _config_and_devices(run: Run) -> Row:

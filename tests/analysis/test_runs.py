@@ -8,9 +8,11 @@ import pytest
 from cka_sr_jax.analysis.commands import check_alike
 from cka_sr_jax.analysis.rows import config_row, write_csv
 from cka_sr_jax.analysis.runs import (
+    Run,
     load_runs,
     main,
     read_runs,
+    run_row,
     write_jsonl,
 )
 
@@ -182,3 +184,15 @@ def test_small_weights_among_the_kept(grid, tmp_path):
     for other in ({"sparsity.exclude": ("head/kernel",)}, {"test.loss": None}):
         write_csv([row | other], tmp_path / "runs.csv")
         assert read_runs([tmp_path / "runs.csv"])[0]["kept_below.0.01"] is None
+
+
+def test_a_row_has_the_mean_rank_and_the_cka_of_neighbors_in_a_stage():
+    names = ["one.0", "one.1", "one.2", "two.0"]
+    values = [[1, 0.9, 0.1, 0], [0.9, 1, 0.4, 0], [0.1, 0.4, 1, 0.99], [0, 0, 0.99, 1]]
+    result = {"test": {"loss": 1.0}, "effective_rank": {"one.0": 4.0, "one.1": 2.0}}
+    matrix = {"features": names, "values": values}
+    row = run_row(Run("made up", {"seed": 0}, result, cka_matrix=matrix))
+    assert row["effective_rank"] == 3
+    assert (row["cka_least_neighbors"], row["cka_most_neighbors"]) == (0.4, 0.9)
+    row = run_row(Run("made up", {"seed": 0}, {"test": {"loss": 1.0}}))
+    assert row["effective_rank"] is row["cka_least_neighbors"] is None
