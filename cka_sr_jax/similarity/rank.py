@@ -244,8 +244,13 @@ def independence_deficit(
 def _singular_values(feature: Any, xp: Any = jnp) -> Any:
     """Those of the flattened feature [n, d], centered over the samples."""
     flat = feature.reshape(len(feature), -1)
-    flat = flat.astype(float32_or_wider(flat.dtype))
-    return xp.linalg.svd(flat - flat.mean(axis=0, keepdims=True), compute_uv=False)
+    flat = flat.astype(float32_or_wider(flat.dtype) if xp is jnp else np.float64)
+    flat = flat - flat.mean(axis=0, keepdims=True)
+    if xp is jnp:
+        return jnp.linalg.svd(flat, compute_uv=False)
+    # Much faster, and in float64 exact beyond what features in float32 can show.
+    gram = flat @ flat.T if flat.shape[0] <= flat.shape[1] else flat.T @ flat
+    return np.sqrt(np.linalg.eigvalsh(gram).clip(0))
 
 
 def _count(eigenvalues: Array, size: int) -> Array:

@@ -215,7 +215,9 @@ def train_step(
         )
         return made(state, batch, axis_name)
 
-    traced = plan.once(("step", without, may_change), lambda: jax.jit(step, static_argnums=4))
+    # Inlined, since XLA makes slower programs of calls.
+    jitted = partial(jax.jit, static_argnums=4, inline=True)
+    traced = plan.once(("step", without, may_change), lambda: jitted(step))
     return lambda state, batch, axis_name: traced(state, batch, seed, beta, axis_name)
 
 
