@@ -54,7 +54,7 @@ TREES = {
     },
     "results/index": {
         "Studies": (
-            "paper_tables", "mlp", "lenet", "resnet", "dense", "other_rules", "early", "prune_once",
+            "paper_tables", "mlp", "energies", "lenet", "resnet", "dense", "other_rules", "early", "prune_once",
             "outliers", "few_images", "rules", "new_weights", "transformers", "paper_commands",
         ),
     },
