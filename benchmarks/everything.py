@@ -70,7 +70,7 @@ def main() -> None:
     args = parser.parse_args()
     commands = [[name] for name in SCRIPTS]
     if args.data_dir:
-        commands.append(["whole_run.py", f"--data_dir={args.data_dir}"])
+        commands.append(["whole_run.py", f"--data_dir={Path(args.data_dir).resolve()}"])
     parts = [heading()]
     args.output.parent.mkdir(parents=True, exist_ok=True)
     for command in commands:

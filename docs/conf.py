@@ -54,8 +54,9 @@ TREES = {
     },
     "results/index": {
         "Studies": (
-            "paper_tables", "mlp", "energies", "lenet", "resnet", "dense", "other_rules", "early", "prune_once",
-            "outliers", "few_images", "rules", "new_weights", "transformers", "paper_commands",
+            "paper_tables", "mlp", "energies", "lenet", "resnet", "dense", "other_rules", "early",
+            "prune_once", "outliers", "few_images", "rules", "new_weights", "transformers",
+            "paper_commands",
         ),
     },
 }  # fmt: skip

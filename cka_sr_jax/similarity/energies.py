@@ -1,9 +1,10 @@
 """How much a penalty charges a pair of layers: its similarity, or an energy of the angle between.
 
 The plain similarity s charges little more for layers that are all but equal than for layers that
-are alike, and its gradient vanishes where two layers are equal. The energies grow the faster the
-closer two layers are, as charges that repel each other. They are those of HE-CKA (arXiv 2411.00259,
-with the offsets of its code), which pushes the members of an ensemble apart.
+are alike, and its gradient falls with the distance of two layers. The energies grow the faster the
+closer two layers are, as charges that repel each other; where two layers are exactly equal their
+gradient is 0 too. They are those of HE-CKA (arXiv 2411.00259, with the offsets of its code), which
+pushes the members of an ensemble apart.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ def energy_of(similarity: Float[Array, "..."], energy: str) -> Float[Array, "...
     """
     if energy == "none":
         return similarity
-    theta = jnp.arccos(similarity / (1 + SIMILARITY_MARGIN))
+    # Beyond 1 lies rounding alone, and what imprecise products make: it has no angle.
+    largest = 1 + SIMILARITY_MARGIN / 2
+    theta = jnp.arccos(jnp.clip(similarity, -largest, largest) / (1 + SIMILARITY_MARGIN))
     if energy == "log":
         return -jnp.log(theta + ANGLE_MARGIN)
     if energy in POWERS:

@@ -58,13 +58,14 @@ def pair_weights(features: Any, pairs: Any, decay: float = 1.0) -> Float[np.ndar
                     f"indices run from 0 to {count - 1}."
                 )
             weights[i, j] = weights[j, i] = True
+    weights = (weights * float(decay) ** np.maximum(distance - 1, 0)).astype(np.float32)
     if not weights.any():
         raise ValueError(
             f"no pair of features to penalize among {count} feature(s): pass at least two features "
             "in one group, for example {'stage1': (x0, x1)} (stage_features makes such groups of "
             "what blocks sow inside), or pairs='all'."
         )
-    return (weights * float(decay) ** np.maximum(distance - 1, 0)).astype(np.float32)
+    return weights
 
 
 def sum_over_pairs(

@@ -10,6 +10,7 @@ but `classification_dimension` are pure and work under `jit`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from cka_sr_jax._dtypes import float32_or_wider
 
-LASSO_SWEEPS, LASSO_TOLERANCE = 10_000, 1e-7
+LASSO_SWEEPS, LASSO_TOLERANCE = 10_000, 2.0**-23
 
 
 class IndependenceDeficit(NamedTuple):
@@ -58,10 +59,12 @@ def effective_rank(features: Any) -> Any:
         if xp is np and not np.isfinite(feature).all():  # NumPy would raise an error
             return np.float32(np.nan)
         values = _singular_values(feature, xp)
-        total = values.sum()
-        share = values / xp.where(total == 0, 1, total)  # and not `> 0`: NaN stays NaN
+        # A constant leaves rounding of its mean. `constant` is False for NaN, which stays NaN.
+        eps = jnp.finfo(float32_or_wider(feature.dtype)).eps
+        constant = values.max() <= 64 * eps * feature.size**0.5 * xp.abs(feature).max()
+        share = values / xp.where(constant, 1, values.sum())
         entropy = -xp.sum(share * xp.log(xp.where(share > 0, share, 1)))
-        return xp.where(total == 0, 0, xp.exp(entropy))
+        return xp.where(constant, 0, xp.exp(entropy))
 
     return jax.tree.map(rank, features)
 
@@ -94,7 +97,7 @@ def perturbed_pca_rank(
         images.
 
     Returns:
-      A pytree of int32 scalars.
+      A pytree of int32 scalars; -1 for features that are not finite.
     """
     noise = scale * jax.random.normal(key, (copies, *x.shape), x.dtype)
 
@@ -124,7 +127,7 @@ def partial_rank(function: Callable[[Any], Any], x: Float[Array, "..."], patch: 
         which takes the mean over 10 images. By default all of x.
 
     Returns:
-      A pytree of int32 scalars.
+      A pytree of int32 scalars; -1 for Jacobians that are not finite.
     """
     part = x[patch]
 
@@ -165,7 +168,8 @@ def classification_dimension(
       share: of the full accuracy, in (0, 1].
 
     Raises:
-      ValueError: shapes that do not fit; a share outside (0, 1].
+      ValueError: shapes that do not fit; a share outside (0, 1]; too few examples to span what the
+        head looks at.
     """
     if features.ndim != 2 or labels.shape != features.shape[:1]:
         raise ValueError(
@@ -185,10 +189,13 @@ def classification_dimension(
 
     least = share * int(jnp.sum(jnp.argmax(head(features), axis=-1) == labels))
     count = len(directions)
-    for k in range(count):
+    for k in range(count + 1):
         if int(correct((jnp.arange(count) < k).astype(features.dtype))) >= least:
             return k
-    return count
+    raise ValueError(
+        f"all {count} principal directions of {len(features)} features give less than "
+        f"share={share} of the accuracy: pass more examples than the features are wide."
+    )
 
 
 def independence_deficit(
@@ -215,12 +222,13 @@ def independence_deficit(
     if strength < 0:
         raise ValueError(f"strength={strength} is negative: the paper takes 20.")
     count = logits.shape[1]
-    gram = jnp.matmul(logits.T, logits, precision=jax.lax.Precision.HIGHEST) / len(logits)
+    product = partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    gram = product(logits.T, logits) / len(logits)
     power = jnp.diagonal(gram)
 
     def fit(i: Array) -> tuple[Array, Array]:
         def visit(j: Array, w: Array) -> Array:
-            rest = gram[j, i] - gram[j] @ w + power[j] * w[j]
+            rest = gram[j, i] - product(gram[j], w) + power[j] * w[j]
             shrunk = jnp.sign(rest) * jnp.maximum(jnp.abs(rest) - strength / 2, 0)
             usable = (power[j] > 0) & (j != i)
             return w.at[j].set(jnp.where(usable, shrunk / jnp.where(usable, power[j], 1), 0))
@@ -228,14 +236,15 @@ def independence_deficit(
         def sweep(carry: Any) -> Any:
             w, _, sweeps = carry
             new = jax.lax.fori_loop(0, count, visit, w)
-            return new, jnp.max(jnp.abs(new - w)), sweeps + 1
+            change = jnp.max(jnp.abs(new - w)) / jnp.maximum(jnp.max(jnp.abs(new)), 1)
+            return new, change, sweeps + 1
 
         def goes_on(carry: Any) -> Array:
             return (carry[1] > LASSO_TOLERANCE) & (carry[2] < LASSO_SWEEPS)
 
         start = jnp.zeros(count, gram.dtype)
         w, _, _ = jax.lax.while_loop(goes_on, sweep, (start, jnp.asarray(jnp.inf), 0))
-        left = w @ gram @ w - 2 * w @ gram[i] + power[i]
+        left = product(product(w, gram), w) - 2 * product(w, gram[i]) + power[i]
         return w, jnp.maximum(left, 0) / jnp.where(power[i] > 0, power[i], 1)
 
     return IndependenceDeficit(*jax.lax.map(fit, jnp.arange(count)))
@@ -257,4 +266,5 @@ def _count(eigenvalues: Array, size: int) -> Array:
     """How many are above rounding, for a matrix [size, size]; none, where all are 0."""
     largest = eigenvalues.max(initial=0)
     threshold = largest * size * np.finfo(np.float32).eps
-    return jnp.sum((eigenvalues >= threshold) & (eigenvalues > 0)).astype(jnp.int32)
+    count = jnp.sum((eigenvalues >= threshold) & (eigenvalues > 0)).astype(jnp.int32)
+    return jnp.where(jnp.all(jnp.isfinite(eigenvalues)), count, jnp.int32(-1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -101,7 +102,7 @@ class _Child(NamedTuple):
 
 def _start(call: Callable[[], Any]) -> _Child:
     context: Any = multiprocessing.get_context("spawn")  # JAX in use does not survive a fork
-    if "forkserver" in multiprocessing.get_all_start_methods():
+    if sys.platform == "linux":  # elsewhere a fork is not safe once system libraries are loaded
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
     receiver, sender = context.Pipe(duplex=False)
@@ -129,6 +130,8 @@ def _send_outcome(
     sender: Connection, environment: Mapping[str, str], call: Callable[[], Any]
 ) -> None:
     """In the new process: make the call and send its outcome to the parent."""
+    if hasattr(signal, "pthread_sigmask"):  # what it was forked from may have let them through
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     os.environ.clear()
     os.environ.update(environment)
     threading.Thread(target=_end_with_parent, daemon=True).start()

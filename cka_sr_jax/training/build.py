@@ -218,7 +218,9 @@ def train_step(
     # Inlined, since XLA makes slower programs of calls.
     jitted = partial(jax.jit, static_argnums=4, inline=True)
     traced = plan.once(("step", without, may_change), lambda: jitted(step))
-    return lambda state, batch, axis_name: traced(state, batch, seed, beta, axis_name)
+    # As arrays: a number would be traced as another type.
+    numbers = (jnp.asarray(seed, jnp.uint32), jnp.asarray(beta, jnp.float32))
+    return lambda state, batch, axis_name: traced(state, batch, *numbers, axis_name)
 
 
 def state_shapes(plan: RunPlan) -> TrainState:

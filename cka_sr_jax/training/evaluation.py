@@ -205,8 +205,9 @@ def rank_function(
         if not features:
             return {}
         # Singular values by NumPy: XLA's need as long to compile as many of these.
-        arrays = jax.device_get(found(_on_one_device(state), _cka_batches(plan)[0]))
-        return dict(zip(names_of(features), map(float, effective_rank(arrays)), strict=True))
+        arrays = found(_on_one_device(state), _cka_batches(plan)[0])
+        values = (float(effective_rank(np.asarray(array))) for array in arrays)
+        return dict(zip(names_of(features), values, strict=True))
 
     return ranks
 

@@ -37,6 +37,7 @@ def test_energies_rise_with_the_similarity_and_stay_finite(energy):
     assert energy == "none" or slopes[-1] > 100 * slopes[100]  # at 1 against at 0
     # A similarity a rounding beyond 1 is that of equal layers.
     assert np.isfinite(energy_of(jnp.float32(1 + 1e-6), energy))
+    assert np.isfinite(energy_of(jnp.float32([-1.01, 1.01]), energy)).all()
 
 
 @pytest.mark.parametrize("energy", ["log", "inverse", "inverse_square"])
@@ -54,7 +55,7 @@ def test_a_penalty_sums_the_energy_over_its_pairs(energy):
 
 
 def test_the_gradient_parts_layers_that_are_all_but_equal():
-    """The plain sum hardly pushes there: its gradient falls with the distance, the energy's not."""
+    """The plain sum hardly pushes there: its gradient falls with the distance, an energy's less."""
     x, noise = jax.random.normal(jax.random.key(0), (2, 32, 8))
 
     def push(energy, distance):

@@ -106,6 +106,9 @@ def test_effective_rank_of_a_tree_flattens_each_feature():
     ranks = effective_rank({"a": x, "b": (x.reshape(9, 6), jnp.ones((9, 4)))})
     np.testing.assert_allclose(ranks["a"], ranks["b"][0], rtol=1e-6)
     assert ranks["b"][1] == 0
+    for constant in (0.1, 1 / 3, -7e8):  # whose mean is rounded
+        for x in (np.full((100, 64), constant), np.full((7, 3), constant, np.float32)):
+            assert effective_rank(x) == effective_rank(jnp.asarray(x, jnp.float32)) == 0
 
 
 @pytest.mark.parametrize("bad", [np.inf, np.nan])
@@ -159,6 +162,23 @@ def test_the_lasso_is_scikit_learns(strength):
         left = logits[:, i] - logits[:, others] @ expected
         unexplained = (left**2).mean() / (logits[:, i] ** 2).mean()
         np.testing.assert_allclose(found.unexplained[i], unexplained, atol=1e-3)
+
+
+def test_infinite_features_have_no_rank():
+    x = jnp.ones(3)
+    for scale in (jnp.nan, jnp.inf):
+        bad = perturbed_pca_rank(lambda x, s=scale: s * x, x, jax.random.key(0), copies=10)
+        assert int(bad) == int(partial_rank(lambda x, s=scale: s * x, x)) == -1
+
+
+def test_too_few_examples_for_the_head_are_refused():
+    features = jnp.eye(4, 6) + 5
+    with pytest.raises(ValueError, match="all 4 principal directions of 4 features give less than"):
+        classification_dimension(
+            features,
+            jnp.zeros(4, jnp.int32),
+            lambda f: jnp.stack([f[:, 5] - 4, 1 - f[:, 5]], axis=1),
+        )
 
 
 def test_bad_input_is_refused():

@@ -43,12 +43,19 @@ def test_each_call_has_an_outcome_even_if_its_process_dies(monkeypatch):
     assert os.environ["NPROC"] == "5"
 
 
-@pytest.mark.parametrize("value", ["one", "two"])
-def test_a_process_has_the_environment_of_its_start(value, monkeypatch):
-    monkeypatch.setenv("CKA_SR_JAX_TEST", value)
-    assert dict(in_processes({"value": partial(os.getenv, "CKA_SR_JAX_TEST")}, 1)) == {
-        "value": value
-    }
+def test_a_process_has_the_environment_of_its_start(monkeypatch):
+    for value in ("one", "two"):
+        monkeypatch.setenv("CKA_SR_JAX_TEST", value)
+        outcomes = dict(in_processes({"value": partial(os.getenv, "CKA_SR_JAX_TEST")}, 1))
+        assert outcomes == {"value": value}
+
+
+def blocks_ctrl_c():
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_no_process_gets_ctrl_c():
+    assert dict(in_processes(dict.fromkeys("ab", blocks_ctrl_c), 1)) == {"a": True, "b": True}
 
 
 def test_a_mistake_in_the_config_ends_the_others():
