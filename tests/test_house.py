@@ -18,6 +18,7 @@ NAMES = {*RULES, *METHOD_NAMES}
 OTHER_MEANINGS = {
     "__init__.py": ("static",),  # exported
     "models/lenet.py": ("dense",),  # the name of a stage of features
+    "models/tokens.py": ("channels",),  # the samples of CKA
 }
 
 

@@ -1,17 +1,39 @@
 """Vision transformers (Dosovitskiy et al. 2021, arXiv 2010.11929; Touvron et al. 2021 for DeiT)."""
 
+import itertools
 from functools import partial
+from typing import Any, Literal
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from cka_sr_jax._dtypes import float32_or_wider
+from cka_sr_jax._errors import unknown
 from cka_sr_jax.models.layers import at_least_float32, rematerialized, sow_feature
+from cka_sr_jax.models.tokens import (
+    attention_among_kept,
+    cka_with_other_tokens,
+    gather_tokens,
+    keep_rate_loss,
+    kept_count,
+    sampled_keep,
+    top_tokens,
+)
 
-# {name: (width, depth, heads)}; "small32" is for images of 32x32 and less.
-SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "small32": (192, 6, 3)}
+KeepBy = Literal["score", "score-cka"]
+
+# {name: (width, depth, heads)}; "small32" is for images of 32x32 and less, "micro" for a CPU.
+SIZES = {
+    "tiny": (192, 12, 3),
+    "small": (384, 12, 6),
+    "base": (768, 12, 12),
+    "small32": (192, 6, 3),
+    "micro": (64, 4, 2),
+}
 
 _small_normal = nn.initializers.truncated_normal(0.02)
 _xavier = nn.initializers.xavier_uniform()
@@ -19,23 +41,60 @@ _norm = partial(nn.LayerNorm, epsilon=1e-6)
 
 
 class TransformerBlock(nn.Module):
-    """x + attention(norm(x)), then x + MLP(norm(x)) with GELU and four times the width."""
+    """x + attention(norm(x)), then x + MLP(norm(x)) with GELU and four times the width.
+
+    With `kept`, 1 or 0 for each token, no token attends to dropped ones but themselves.
+    """
 
     heads: int
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "b t d"], train: bool) -> Float[Array, "b t d"]:
+    def __call__(
+        self, x: Float[Array, "b t d"], train: bool, kept: Float[Array, "b t"] | None = None
+    ) -> Float[Array, "b t d"]:
         """The tokens after the block; `train` changes nothing."""
         width = x.shape[-1]
         dense = partial(nn.Dense, kernel_init=_xavier, dtype=self.dtype)
         y = _norm(dtype=self.dtype, name="attention_norm")(x)
+        attend = nn.dot_product_attention if kept is None else partial(_attend, kept)
         x = x + nn.MultiHeadDotProductAttention(
-            self.heads, kernel_init=_xavier, dtype=self.dtype, deterministic=True, name="attention"
-        )(y)
+            self.heads, kernel_init=_xavier, dtype=self.dtype, deterministic=True,
+            attention_fn=attend, name="attention",
+        )(y)  # fmt: skip
         y = _norm(dtype=self.dtype, name="mlp_norm")(x)
         y = nn.gelu(dense(4 * width, name="up")(y), approximate=False)
         return x + dense(width, name="down")(y)
+
+
+def _attend(kept: Array, query: Array, key: Array, value: Array, **_: Any) -> Array:
+    return attention_among_kept(query, key, value, kept)
+
+
+class KeepScores(nn.Module):
+    """log P(keep) and log P(drop) of each token (DynamicViT's predictor).
+
+    Of the tokens after a LayerNorm and a dense layer with GELU, one half of the channels stays and
+    the other is averaged over the kept tokens; three dense layers follow, with GELU between them.
+    """
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b t d"], kept: Float[Array, "b t"]
+    ) -> Float[Array, "b t 2"]:
+        """Log-probabilities, in float32 or wider."""
+        width = x.shape[-1]
+        dense = partial(nn.Dense, kernel_init=_xavier, dtype=self.dtype)
+        x = nn.gelu(dense(width, name="in")(_norm(dtype=self.dtype, name="norm")(x)), False)
+        own, shared = jnp.split(x, 2, axis=-1)
+        share = (kept / kept.sum(-1, keepdims=True)).astype(x.dtype)
+        shared = jnp.einsum("bt,btd->bd", share, shared)[:, None]
+        x = jnp.concatenate([own, jnp.broadcast_to(shared, own.shape)], axis=-1)
+        x = nn.gelu(dense(width // 2, name="middle1")(x), False)
+        x = nn.gelu(dense(width // 4, name="middle2")(x), False)
+        return jax.nn.log_softmax(dense(2, name="out")(x).astype(float32_or_wider(x.dtype)))
 
 
 class ViT(nn.Module):
@@ -44,27 +103,53 @@ class ViT(nn.Module):
     Features: one stage "blocks" of each block's tokens [b, 1 + patches, width], with the class
     token first. CKA compares them flattened, as it does images.
 
+    With `keep_rates` it is a DynamicViT: patches are dropped before some blocks, equally many
+    blocks apart, by `KeepScores` "keep0", "keep1", ... In training the decisions are random
+    (`sampled_keep`), so `apply` needs rngs={"gumbel": key}, and "losses" has `keep_loss` times the
+    mean of `keep_rate_loss` over the stages, to be added to the loss. In inference the patches of
+    the highest scores stay: the first rate times the number of patches, rounded down.
+
     Args:
       size: "tiny" (DeiT-Tiny), "small", "base", or "small32" for small images.
       patch: side of a patch in pixels, which must divide the image's.
       remat: keep each block's input alone for the gradient.
+      keep_rates: shares of all patches that are left after each stage of dropping, falling, such as
+        (0.7, 0.49, 0.343), DynamicViT's; (): no token is dropped.
+      keep_by: how inference ranks: "score", or "score-cka" for the CKA-SR paper's score'_i, over
+        the channels of each image's patches, with the log-probability of keeping as the score.
+      keep_loss: the weight of the keep rates in the loss.
+      remove: False leaves dropped patches in the arrays in inference too, masked as in training.
 
     Raises:
-      ValueError: an unknown size; patches that do not divide the image.
+      ValueError: an unknown size or keep_by; patches that do not divide the image; keep_rates that
+        do not fall, are not in (0, 1), or have as many stages as there are blocks; no "gumbel" key.
     """
 
     num_classes: int
     size: str = "tiny"
     patch: int = 16
     remat: bool = False
+    keep_rates: tuple[float, ...] = ()
+    keep_by: KeepBy = "score"
+    keep_loss: float = 2.0
+    remove: bool = True
     dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:
-        """Refuse an unknown size."""
+        """Refuse what cannot be."""
         if self.size not in SIZES:
             raise ValueError(f"size={self.size!r} is unknown: use {', '.join(map(repr, SIZES))}.")
         if self.patch < 1:
             raise ValueError(f"patch={self.patch}: expected 1 pixel or more, such as 4 or 16.")
+        if self.keep_by not in ("score", "score-cka"):
+            raise ValueError(unknown("keep_by", self.keep_by, ("score", "score-cka")))
+        rates, depth = tuple(self.keep_rates), SIZES[self.size][1]
+        falling = all(0 < late < early for early, late in itertools.pairwise((1.0, *rates)))
+        if not falling or len(rates) >= depth:
+            raise ValueError(
+                f"keep_rates={rates}: expected falling shares between 0 and 1, less than {depth} "
+                f"of them for {depth} blocks, such as (0.7, 0.49, 0.343)."
+            )
         super().__post_init__()
 
     @nn.compact
@@ -86,11 +171,51 @@ class ViT(nn.Module):
         x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, channels)), x], axis=1)
         x = x + self.param("positions", _small_normal, (1, x.shape[1], channels)).astype(x.dtype)
         block = rematerialized(TransformerBlock, self.remat)
+        kept: Array | None = None  # of all tokens, where some are masked
+        patches, losses = x.shape[1] - 1, []
+        starts = [
+            (i + 1) * depth // (len(self.keep_rates) + 1) for i in range(len(self.keep_rates))
+        ]
         for i in range(depth):
-            x = block(heads=heads, dtype=self.dtype, name=f"block{i}")(x, train)
+            if i in starts:
+                x, kept, rate_loss = self._dropped(x, kept, starts.index(i), patches, train)
+                losses.append(rate_loss)
+            x = block(heads=heads, dtype=self.dtype, name=f"block{i}")(x, train, kept)
             sow_feature(self, "blocks", x)
+        if losses and train and not self.is_initializing():
+            self.sow("losses", "keep_rates", self.keep_loss * jnp.mean(jnp.stack(losses)))
         x = _norm(dtype=self.dtype, name="norm")(x)[:, 0]
         return at_least_float32(nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x))
+
+    def _dropped(
+        self, x: Array, kept: Array | None, stage: int, patches: int, train: bool
+    ) -> tuple[Array, Array | None, Array]:
+        """(tokens, which of them are kept or None for all, loss of the rate) after a stage."""
+        there = jnp.ones(x.shape[:2], float32_or_wider(x.dtype)) if kept is None else kept
+        there = there[:, 1:]  # of the patches; the class token always stays
+        scores = KeepScores(self.dtype, name=f"keep{stage}")(x[:, 1:], there)
+        rate = self.keep_rates[stage]
+        if train and not self.is_initializing():
+            if not self.has_rng("gumbel"):
+                raise ValueError(
+                    "keep_rates drops random tokens in training: pass "
+                    "rngs={'gumbel': jax.random.key(step)} to apply."
+                )
+            new = there * sampled_keep(scores, self.make_rng("gumbel"))
+            return x, _with_class_token(new), keep_rate_loss(new, rate)
+        ranking = scores[..., 0]
+        if self.keep_by == "score-cka":
+            ranking = ranking - cka_with_other_tokens(x[:, 1:], there)
+        places = top_tokens(ranking, kept_count(rate, patches), there)
+        nothing = jnp.zeros(())
+        if self.remove:
+            return jnp.concatenate([x[:, :1], gather_tokens(x[:, 1:], places)], 1), None, nothing
+        new = jax.nn.one_hot(places, there.shape[1], dtype=there.dtype).sum(1)
+        return x, _with_class_token(new), nothing
+
+
+def _with_class_token(kept: Array) -> Array:
+    return jnp.pad(kept, ((0, 0), (1, 0)), constant_values=1)
 
 
 def _divisor(height: int, width: int) -> int:

@@ -18,9 +18,8 @@ from cka_sr_jax.training.config import ConfigError, default_config, validate
 from cka_sr_jax.training.methods import Method, build_method
 from cka_sr_jax.training.optimizer import create_optimizer, create_schedule
 from cka_sr_jax.training.parallel import map_devices, replicate
-from cka_sr_jax.training.penalty import cka_sr, create_penalty
+from cka_sr_jax.training.penalty import Penalty, cka_sr, create_penalty
 from cka_sr_jax.training.step import (
-    Penalty,
     TrainState,
     classification_loss,
     create_state,

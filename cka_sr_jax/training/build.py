@@ -30,9 +30,8 @@ from cka_sr_jax.models import UnknownOptionError, create_model
 from cka_sr_jax.training.config import ConfigError, config_errors
 from cka_sr_jax.training.methods import Method, Untrained, build_method, fixed_masks
 from cka_sr_jax.training.optimizer import create_optimizer, create_schedule
-from cka_sr_jax.training.penalty import create_penalty
+from cka_sr_jax.training.penalty import Penalty, create_penalty
 from cka_sr_jax.training.step import (
-    Penalty,
     TrainState,
     classification_loss,
     create_state,
@@ -208,6 +207,7 @@ def train_step(
             plan.penalty._replace(beta=0.0 if without else beta),
             plan.config.train.label_smoothing,
             plan.method.weights,
+            seed,
         )
         tx = plan.method.transform(plan.optimizer, seed)
         made = make_train_step(

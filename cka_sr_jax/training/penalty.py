@@ -1,4 +1,4 @@
-"""The penalty on the features that a config describes: which similarity, and when it is on.
+"""The penalty on features as a term of the loss, and the one that a config describes.
 
 A new similarity gets a line in `SIMILARITIES` and one in `PENALTY_NAMES`; what it cannot do is
 refused in `config.py`.
@@ -7,13 +7,67 @@ refused in `config.py`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-from jaxtyping import Array
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from cka_sr_jax.similarity import cca_penalty, cka_penalty
-from cka_sr_jax.training.step import Penalty
+from cka_sr_jax.similarity import cca_penalty, cka_penalty, first_samples
+
+
+class Penalty(NamedTuple):
+    """A term of the loss that looks at the model's features: beta * value(features).
+
+    Attributes:
+      value: `(features, axis_name) -> scalar`.
+      beta: its weight. The number 0 switches the penalty off; an array may hold any number.
+      every: added in every `every`-th step only, without rescaling (the CKA-SR paper's
+        batches_to_cal).
+      end: the first step without it; None: it stays to the last.
+      samples: the first examples of each feature, which are all that `value` looks at; None: all.
+        Gradients of the others need no memory then.
+    """
+
+    value: Callable[[Any, str | None], Array]
+    beta: float | Array
+    every: int = 1
+    end: int | None = None
+    samples: int | None = None
+
+    @property
+    def is_off(self) -> bool:
+        """Whether it can be left out of the program."""
+        return isinstance(self.beta, int | float) and self.beta == 0
+
+    def term(
+        self, features: Any, step: Int[Array, ""], axis_name: str | None
+    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        """What to add to the loss at this step, and the value to log: NaN where it is off."""
+        features = _first(self.samples, features)
+        if self.every == 1 and self.end is None:  # a `cond` holds the gradients of all at once
+            value = self.value(features, axis_name)
+            return self.beta * value, value
+        due = step % self.every == 0
+        if self.end is not None:
+            due &= step < self.end
+        value = jax.lax.cond(
+            due,
+            lambda features: self.value(features, axis_name),
+            lambda features: jnp.zeros(()),
+            features,
+        )
+        return self.beta * value, jnp.where(due, value, jnp.nan)
+
+
+def _first(samples: int | None, features: Any) -> Any:
+    """The features' first samples; other lengths than one are left for `value` to refuse."""
+    lengths = {jnp.shape(x)[:1] for x in jax.tree.leaves(features)}
+    if samples is None or len(lengths) > 1 or () in lengths:
+        return features
+    leaves, structure = jax.tree.flatten(features)
+    return jax.tree.unflatten(structure, first_samples(leaves, samples))
 
 
 def create_penalty(config: ConfigDict, steps: int) -> Penalty:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from cka_sr_jax.similarity import first_samples
 from cka_sr_jax.sparsity import apply_masks, get_masks, sparse_init
 from cka_sr_jax.training.accumulation import accumulated_value_and_grad
+from cka_sr_jax.training.penalty import Penalty
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -39,59 +39,6 @@ class TrainState:
 
 # `(params, batch_stats, batch, step, axis_name) -> (loss, (metrics, new batch_stats))`
 Loss = Callable[[Any, Any, Any, Int[Array, ""], str | None], tuple[Array, tuple[Metrics, Any]]]
-
-
-class Penalty(NamedTuple):
-    """A term of the loss that looks at the model's features: beta * value(features).
-
-    Attributes:
-      value: `(features, axis_name) -> scalar`.
-      beta: its weight. The number 0 switches the penalty off; an array may hold any number.
-      every: added in every `every`-th step only, without rescaling (the CKA-SR paper's
-        batches_to_cal).
-      end: the first step without it; None: it stays to the last.
-      samples: the first examples of each feature, which are all that `value` looks at; None: all.
-        Gradients of the others need no memory then.
-    """
-
-    value: Callable[[Any, str | None], Array]
-    beta: float | Array
-    every: int = 1
-    end: int | None = None
-    samples: int | None = None
-
-    @property
-    def is_off(self) -> bool:
-        """Whether it can be left out of the program."""
-        return isinstance(self.beta, int | float) and self.beta == 0
-
-    def term(
-        self, features: Any, step: Int[Array, ""], axis_name: str | None
-    ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        """What to add to the loss at this step, and the value to log: NaN where it is off."""
-        features = _first(self.samples, features)
-        if self.every == 1 and self.end is None:  # a `cond` holds the gradients of all at once
-            value = self.value(features, axis_name)
-            return self.beta * value, value
-        due = step % self.every == 0
-        if self.end is not None:
-            due &= step < self.end
-        value = jax.lax.cond(
-            due,
-            lambda features: self.value(features, axis_name),
-            lambda features: jnp.zeros(()),
-            features,
-        )
-        return self.beta * value, jnp.where(due, value, jnp.nan)
-
-
-def _first(samples: int | None, features: Any) -> Any:
-    """The features' first samples; other lengths than one are left for `value` to refuse."""
-    lengths = {jnp.shape(x)[:1] for x in jax.tree.leaves(features)}
-    if samples is None or len(lengths) > 1 or () in lengths:
-        return features
-    leaves, structure = jax.tree.flatten(features)
-    return jax.tree.unflatten(structure, first_samples(leaves, samples))
 
 
 def create_state(
@@ -131,23 +78,27 @@ def classification_loss(
     penalty: Penalty | None = None,
     label_smoothing: float = 0.0,
     weights: Callable[[Any], Any] = lambda params: params,
+    seed: int | Array = 0,
 ) -> Loss:
     """Mean cross-entropy + beta * penalty(features), for `make_train_step`.
 
     The batch is {"image": [b, h, w, c] floats, "label": [b] integers}. The metrics are scalars:
     loss, task_loss, accuracy, and penalty, its value before beta (NaN in steps that leave it out).
+    What the model sows into "losses" is added to the loss; the metric model_loss is its sum.
 
     Args:
       model: Linen module called as `model.apply(variables, images, train=True)` that sows its
-        features; see `cka_sr_jax.models`.
+        features; see `cka_sr_jax.models`. It is given the keys "dropout" and "gumbel", new ones in
+        each step and on each device; the parts of an accumulated batch share them.
       weights: `(trained) -> params`, for methods that train a tree of their own.
+      seed: of these keys.
     """
 
     def task(logits: Array, labels: Array) -> tuple[Array, Metrics]:
         accuracy = jnp.mean(jnp.argmax(logits, -1) == labels)
         return cross_entropy(logits, labels, label_smoothing).mean(), {"accuracy": accuracy}
 
-    return penalized_loss(model, task, penalty, weights)
+    return penalized_loss(model, task, penalty, weights, seed)
 
 
 def penalized_loss(
@@ -155,6 +106,7 @@ def penalized_loss(
     task: Callable[[Array, Array], tuple[Array, Metrics]],
     penalty: Penalty | None = None,
     weights: Callable[[Any], Any] = lambda params: params,
+    seed: int | Array = 0,
 ) -> Loss:
     """`task(outputs, labels)` + beta * penalty(features), as `classification_loss` in all else.
 
@@ -173,16 +125,28 @@ def penalized_loss(
             {"params": weights(params), "batch_stats": batch_stats},
             batch["image"],
             train=True,
-            mutable=["batch_stats", "features"],
+            mutable=["batch_stats", "features", "losses"],
+            rngs=_keys(seed, step, axis_name),
         )
         task_loss, metrics = task(outputs, batch["label"])
         metrics = {**metrics, "loss": task_loss, "task_loss": task_loss}
+        if own := jax.tree.leaves(updated.get("losses", {})):
+            metrics["model_loss"] = sum(own, start=jnp.zeros(()))
+            metrics["loss"] = metrics["loss"] + metrics["model_loss"]
         if penalty is not None and not penalty.is_off:
             term, metrics["penalty"] = penalty.term(updated.get("features", {}), step, axis_name)
-            metrics["loss"] = task_loss + term
+            metrics["loss"] = metrics["loss"] + term
         return metrics["loss"], (metrics, updated.get("batch_stats", {}))
 
     return loss
+
+
+def _keys(seed: int | Array, step: Array, axis_name: str | None) -> dict[str, Array]:
+    """Keys for the model's own random numbers; unused ones are not in the compiled program."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    if axis_name is not None:
+        key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
+    return {"dropout": key, "gumbel": jax.random.fold_in(key, 1)}
 
 
 def make_train_step(
