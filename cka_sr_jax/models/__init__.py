@@ -20,15 +20,18 @@ import flax.linen as nn
 
 from cka_sr_jax._errors import unknown
 from cka_sr_jax.models.compact import Compacted, compact, tied_channels
+from cka_sr_jax.models.dag import DAG, edge_matrices, live_nodes, remove_edges
 from cka_sr_jax.models.lenet import LeNet5
 from cka_sr_jax.models.mlp import MLP
 from cka_sr_jax.models.resnet import ResNet
+from cka_sr_jax.models.tokens import cka_with_other_tokens
 from cka_sr_jax.models.torchvision import from_torchvision
 from cka_sr_jax.models.vgg import VGG
 from cka_sr_jax.models.vit import ViT
 from cka_sr_jax.models.wide_resnet import WideResNet
 
 __all__ = [
+    "DAG",
     "MLP",
     "VGG",
     "Compacted",
@@ -37,9 +40,13 @@ __all__ = [
     "UnknownOptionError",
     "ViT",
     "WideResNet",
+    "cka_with_other_tokens",
     "compact",
     "create_model",
+    "edge_matrices",
     "from_torchvision",
+    "live_nodes",
+    "remove_edges",
     "tied_channels",
 ]
 
@@ -51,11 +58,12 @@ _MODELS: list[tuple[str, type[nn.Module], tuple[str, ...]]] = [
     (r"vgg(\d+)", VGG, ("depth",)),
     (r"wrn(\d+)-(\d+)", WideResNet, ("depth", "widening")),
     (r"vit-(\w+)", ViT, ("size",)),
+    (r"dag(\d+)", DAG, ("nodes",)),
 ]
 # The usual ones, for the message.
 _USUAL = [
     *("mlp", "lenet5", "vgg16", "vgg19", "wrn16-4", "wrn22-2", "wrn28-10"),
-    *("vit-tiny", "vit-small32"),
+    *("vit-tiny", "vit-small32", "dag4"),
     *(f"resnet{depth}" for depth in (18, 20, 32, 34, 44, 50, 56, 101, 110, 152)),
 ]
 
@@ -75,7 +83,8 @@ def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:
     | resnet18, 34, 50, 101, 152 | `ResNet` of four stages | 11,173,962 (resnet18) |
     | vgg16, vgg19 | `VGG` | 14,724,042 (vgg16) |
     | wrnD-K, D = 6n + 4 | `WideResNet` | 36,479,194 (wrn28-10) |
-    | vit-tiny, small, base, small32 | `ViT` | 5,526,346 (vit-tiny, 224x224x3) |
+    | vit-tiny, small, base, small32, micro | `ViT` | 5,526,346 (vit-tiny, 224x224x3) |
+    | dagN, N nodes a stage | `DAG` | 218,823 (dag4) |
 
     Options are the model's own fields, such as `hidden`, `width` or `dtype`. The ResNets have the
     stem for small images; `create_model("resnet50", 1000, stem="imagenet")` is that for ImageNet.

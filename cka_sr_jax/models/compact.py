@@ -1,4 +1,4 @@
-"""Narrower models: pruned channels and dead units really removed."""
+"""Narrower and shallower models: pruned channels, dead units and dead blocks really removed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cka_sr_jax._paths import leaf_paths
 from cka_sr_jax.accounting import (
@@ -31,10 +32,10 @@ from cka_sr_jax.sparsity import Tied, apply_masks
 
 
 class Compacted(NamedTuple):
-    """A narrower model, and what it has and costs; `print` shows it as a table.
+    """A smaller model, and what it has and costs; `print` shows it as a table.
 
     Attributes:
-      model: of the same class as the old one, with the widths that are left.
+      model: of the same class as the old one, with the widths and blocks that are left.
       variables: its "params" and, with BatchNorm, "batch_stats".
       masks: those of the old model, cut to the same channels.
       before: the rows of the old model's arrays (`accounting.layer_rows`).
@@ -48,9 +49,10 @@ class Compacted(NamedTuple):
     after: list[LayerRow]
 
     def __str__(self) -> str:
+        left = {row.path: row for row in self.after}
         kernels = [
             (old.path, *(_size(row) for row in (old, new)), *_flops(old, new))
-            for old, new in zip(self.before, self.after, strict=True)
+            for old, new in ((row, left.get(row.path)) for row in self.before)
             if len(old.shape) > 1
         ]
         totals = total_row(self.before), total_row(self.after)
@@ -65,8 +67,9 @@ def compact(model: nn.Module, variables: Mapping[str, Any], masks: Any, x: Any) 
     A unit goes where nothing reads it (all its outgoing weights are 0). It also goes where it is
     constant (all its incoming weights are 0) and what reads it can take the constant;
     `accounting.shrink` has the formula. In a ResNet the layers that add to one stream lose a
-    channel together, once all of them can. In evaluation mode (`train=False`) the outputs stay the
-    same up to rounding.
+    channel together, once all of them can. A block that adds its input drops out where its branch
+    adds exactly 0, as after `layer_sparsity.branch_prox`: its last BatchNorm has scale and bias 0,
+    or a constant of 0. In evaluation mode (`train=False`) the outputs stay the same up to rounding.
 
     A pruned channel whose bias or BatchNorm puts out more than 0 stays if a convolution with zero
     padding reads it: its constant ends at the border of the image. `tied_channels` gives the rule
@@ -100,6 +103,11 @@ def compact(model: nn.Module, variables: Mapping[str, Any], masks: Any, x: Any) 
     masked = {**variables, "params": apply_masks(variables["params"], masks)}
     before = layer_rows(variables["params"], masks, kernel_positions(model, variables, x))
     new, new_masks = shrink(masked, masks, wiring)
+    while dead := _dead_blocks(model, new):
+        new = {kind: _without(tree, dead) for kind, tree in new.items()}
+        new_masks = _without(new_masks, dead)
+        small = model.clone(**_widths(model, new["params"]))
+        new, new_masks = shrink(new, new_masks, _wiring(small))  # what read the block alone
     small = model
     if jax.tree.map(jnp.shape, new) != jax.tree.map(jnp.shape, variables):
         small = model.clone(**_widths(model, new["params"]))
@@ -190,8 +198,44 @@ def _widths(model: nn.Module, params: Mapping[str, Any]) -> dict[str, Any]:
         return {"widths": tuple(width(f"{block}/conv") for block in model.block_names)}
     assert isinstance(model, ResNet)
     convolutions = range(1, 4 if model.bottleneck else 3)
-    blocks = [tuple(width(f"{block}/conv{i}") for i in convolutions) for block in model.block_names]
+    blocks = [
+        tuple(width(f"{block}/conv{i}") for i in convolutions) if block in params else ()
+        for block in model.all_block_names
+    ]
     return {"widths": ((width("stem"),), *blocks)}
+
+
+def _dead_blocks(model: nn.Module, variables: Mapping[str, Any]) -> set[str]:
+    """The blocks of a ResNet that add their input, and to it exactly 0."""
+    if not isinstance(model, ResNet):
+        return set()
+    last = 3 if model.bottleneck else 2
+    epsilon = batch_norm.keywords["epsilon"]
+
+    def is_dead(block: str) -> bool:
+        layers, stats = variables["params"][block], variables["batch_stats"][block][f"bn{last}"]
+        kernel = np.asarray(layers[f"conv{last}"]["kernel"])
+        scale, bias, mean, variance = (
+            np.asarray(array, np.float64)
+            for array in (
+                *(layers[f"bn{last}"][k] for k in ("scale", "bias")),
+                stats["mean"],
+                stats["var"],
+            )
+        )
+        silent = (scale == 0) | ~kernel.any(axis=(0, 1, 2))
+        constant = np.where(scale == 0, 0, -mean / np.sqrt(variance + epsilon) * scale) + bias
+        return bool(np.all(silent & (constant == 0)))
+
+    there = [name for name, projects in model.block_names.items() if not projects]
+    return {name for name in there if name in variables["params"] and is_dead(name)}
+
+
+def _without(tree: Any, modules: set[str]) -> Any:
+    """The tree without these modules, which are at its top."""
+    if not isinstance(tree, Mapping):
+        return tree
+    return {name: below for name, below in tree.items() if name not in modules}
 
 
 def _check_variables(model: nn.Module, variables: Mapping[str, Any], x: Any) -> None:
@@ -213,9 +257,9 @@ def _shape_text(shapes: Mapping[str, tuple[int, ...]], path: str) -> str:
     return f"an array {shapes[path]}" if path in shapes else "nothing"
 
 
-def _size(row: LayerRow) -> str:
-    return "x".join(map(str, row.shape))
+def _size(row: LayerRow | None) -> str:
+    return "x".join(map(str, row.shape)) if row else "none"
 
 
-def _flops(old: LayerRow, new: LayerRow) -> tuple[str, str]:
-    return f"{old.flops_dense:,}", f"{new.flops_dense:,}"
+def _flops(old: LayerRow, new: LayerRow | None) -> tuple[str, str]:
+    return f"{old.flops_dense:,}", f"{new.flops_dense if new else 0:,}"

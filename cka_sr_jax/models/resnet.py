@@ -124,7 +124,8 @@ class ResNet(nn.Module):
       widths: output channels of the stem, then of each block's convolutions in order, in place of
         `width`'s: ((4,), (3, 4), (6, 8), (9, 16)) for depth 8. A block that adds its input keeps
         its channels, so all blocks of a stage end alike, and those of the first stage like the stem
-        unless they are bottleneck blocks. `compact` makes such networks.
+        unless they are bottleneck blocks. () in place of a block that adds its input leaves the
+        block out. `compact` makes such networks.
 
     Features: stages "stage1", "stage2", ... of the blocks' outputs (after the final ReLU).
 
@@ -172,7 +173,14 @@ class ResNet(nn.Module):
 
     @property
     def block_names(self) -> dict[str, bool]:
-        """{name: whether its shortcut is a convolution} of each block, in order."""
+        """{name: whether its shortcut is a convolution} of each block that is there, in order."""
+        widths = self.widths[1:] if self.widths else itertools.repeat(None)
+        named = zip(self.all_block_names.items(), widths, strict=False)
+        return {name: projects for (name, projects), block in named if block != ()}
+
+    @property
+    def all_block_names(self) -> dict[str, bool]:
+        """`block_names` with the blocks that widths leave out."""
         return {
             f"stage{stage}_block{i}": i == 0 and (stage > 1 or self.bottleneck)
             for stage, count in enumerate(self.blocks, start=1)
@@ -183,15 +191,22 @@ class ResNet(nn.Module):
         each = (1, *(3 if self.bottleneck else 2,) * sum(self.blocks))
         blocks = [block if isinstance(block, tuple | list) else () for block in widths]
         whole = all(isinstance(width, int) and width >= 1 for block in blocks for width in block)
-        if not whole or tuple(map(len, blocks)) != each:
+        needed = (True, *self.all_block_names.values())  # and the stem, which no one may miss
+        sizes = tuple(map(len, blocks))
+        fit = len(sizes) == len(each) and all(
+            size == right or (size == 0 and not must)
+            for size, right, must in zip(sizes, each, needed, strict=True)
+        )
+        if not whole or not fit:
             raise ValueError(
                 f"widths={widths}: expected whole numbers of 1 or more, one for the stem and then "
                 f"{each[1]} for each of {len(each) - 1} blocks, such as ((16,), "
-                f"{(16,) * each[1]}, ...)."
+                f"{(16,) * each[1]}, ...), or () for a block that adds its input and is left out."
             )
+        there = [block for block in widths if block]
         names = self.block_names.items()
-        for (name, projects), before, after in zip(names, widths[:-1], widths[1:], strict=True):
-            if not projects and before[-1] != after[-1]:
+        for (name, projected), before, after in zip(names, there[:-1], there[1:], strict=True):
+            if not projected and before[-1] != after[-1]:
                 raise ValueError(
                     f"widths={widths}: {name} adds its input of {before[-1]} channels to "
                     f"{after[-1]}; give both the same number."
@@ -202,6 +217,7 @@ class ResNet(nn.Module):
         """Logits; `train` normalizes by the batch's own statistics, else by the running ones."""
         width = self.width or (64 if self.depth in _FOUR_STAGES else 16)
         widths = iter(self.widths) if self.widths else itertools.repeat(None)
+        names = self.block_names
         stem = next(widths) or (width,)
         kind = BottleneckBlock if self.bottleneck else ResidualBlock
         block = rematerialized(kind, self.remat)
@@ -214,13 +230,15 @@ class ResNet(nn.Module):
             x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
         for stage, count in enumerate(self.blocks, start=1):
             for i in range(count):
-                name = f"stage{stage}_block{i}"
+                name, block_widths = f"stage{stage}_block{i}", next(widths)
+                if name not in names:
+                    continue
                 x = block(
                     features=width * 2 ** (stage - 1),
                     stride=2 if stage > 1 and i == 0 else 1,
                     dtype=self.dtype,
-                    widths=next(widths),
-                    project=self.block_names[name],
+                    widths=block_widths,
+                    project=names[name],
                     name=name,
                 )(x, train)
                 sow_feature(self, f"stage{stage}", x)

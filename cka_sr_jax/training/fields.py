@@ -98,7 +98,8 @@ FIELDS = {
     # Model.
     "model.name": Field(
         "mlp", "Model: mlp, lenet5, resnetN (N = 6n + 2, or 18, 34, 50, 101, 152), vgg16, vgg19, "
-        "wrnD-K (a wide ResNet, D = 6n + 4), or vit-tiny, vit-small, vit-base, vit-small32.",
+        "wrnD-K (a wide ResNet, D = 6n + 4), vit-tiny, vit-small, vit-base, vit-small32, "
+        "vit-micro, or dagN (N nodes a stage).",
     ),
     "model.dtype": Field(
         "float32", "Type that the model computes in; the weights stay float32.",
@@ -340,10 +341,14 @@ FIELDS = {
         0.0, "The point to which each round goes back; 0: the initial weights.", unit=RUN,
         within="[0, 1)", example=0.02,
     ),
-    # Layer sparsity: fit along a path of strengths, merge layers, refit.
+    # Layer sparsity: fit along a path of strengths, merge layers, refit; or remove by a score.
     "layer_sparsity.strengths": Field(
-        (), "Strengths of the layer penalty, from weak to strong; empty: no layer sparsity.",
+        (), "Strengths of the layer penalty, from weak to strong; empty: no layer penalty.",
         within="(0, inf)", increasing=True, example=(0.01, 0.1),
+    ),
+    "layer_sparsity.score": Field(
+        "none", "In place of the penalty: the score by which ReLU layers go, one after the other.",
+        choices=("none", "entropy", "cka"),
     ),
     "layer_sparsity.standard_errors": Field(
         1.0, "Standard errors by which a shallower network's validation error may exceed the best.",

@@ -201,6 +201,47 @@ def test_any_mlp_with_any_masks(seed, hidden, data):
         assert width == 1 or (np.any(own, axis=0) & np.any(above, axis=1)).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "dead"),
+    [
+        ("resnet8", ("stage1_block0",)),
+        pytest.param("resnet20", ("stage1_block0", "stage2_block2"), marks=pytest.mark.slow),
+        pytest.param("resnet50", ("stage2_block1", "stage4_block2"), marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("how", ["scale", "kernel"])
+def test_a_block_whose_branch_adds_0_drops_out(name, dead, how):
+    model, variables, x = random_network(name)
+    last = 3 if model.bottleneck else 2
+    for block in dead:
+        norm, stats = variables["params"][block][f"bn{last}"], variables["batch_stats"][block]
+        norm["bias"] = 0 * norm["bias"]
+        if how == "scale":
+            norm["scale"] = 0 * norm["scale"]
+        else:
+            layer = variables["params"][block][f"conv{last}"]
+            layer["kernel"] = 0 * layer["kernel"]
+            stats[f"bn{last}"]["mean"] = 0 * stats[f"bn{last}"]["mean"]
+    masks = all_kept(variables)
+    found = check_same(model, variables, masks, x)
+    assert set(variables["params"]) - set(found.variables["params"]) == set(dead)
+    assert set(variables["batch_stats"]) - set(found.variables["batch_stats"]) == set(dead)
+    assert list(found.model.block_names) == [b for b in model.block_names if b not in dead]
+    assert " none " in str(found)
+    assert total_row(found.after).flops_dense < total_row(found.before).flops_dense
+
+
+def test_a_block_that_adds_a_constant_or_projects_stays():
+    model, variables, x = random_network("resnet8")
+    for block in ("stage1_block0", "stage2_block0"):
+        norm = variables["params"][block]["bn2"]
+        norm["scale"] = 0 * norm["scale"]
+    projecting = variables["params"]["stage2_block0"]["bn2"]
+    projecting["bias"] = 0 * projecting["bias"]
+    found = check_same(model, variables, all_kept(variables), x)
+    assert set(found.variables["params"]) == set(variables["params"])
+
+
 def test_the_table():
     model, variables, x = random_network("mlp")
     masks = channel_masks(variables["params"], 0.5, exclude="head")

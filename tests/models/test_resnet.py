@@ -3,6 +3,7 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -175,3 +176,31 @@ def test_a_stem_that_a_resnet_lacks_is_refused(name, stem, message):
 def test_a_stage_without_filters_is_refused():
     with pytest.raises(ValueError, match=r"^width=0: expected 1 filter or more, such as 16\.$"):
         create_model("resnet8", 10, width=0)
+
+
+def test_a_block_of_no_widths_is_left_out():
+    widths = ((4,), (), (8, 8), (16, 16))
+    model = create_model("resnet8", 3, widths=widths)
+    assert list(model.block_names) == ["stage2_block0", "stage3_block0"]
+    x = jnp.ones((2, 8, 8, 3))
+    _, sown = model.apply(
+        jax.jit(lambda: model.init(jax.random.key(0), x, train=False))(),
+        x,
+        train=False,
+        mutable=["features"],
+    )
+    assert list(sown["features"]) == ["stage2", "stage3"]
+
+
+@pytest.mark.parametrize(
+    "widths",
+    [
+        ((), (4, 4), (8, 8), (16, 16)),
+        ((4,), (4, 4), (), (16, 16)),
+        ((4,), (), (8, 8)),
+        ((4,), (4,), (8, 8), (16, 16)),
+    ],
+)
+def test_the_stem_and_blocks_that_project_are_never_left_out(widths):
+    with pytest.raises(ValueError, match=r"widths=.* or \(\) for a block that adds its input"):
+        create_model("resnet8", 3, widths=widths)
