@@ -23,8 +23,10 @@ from cka_sr_jax.layer_sparsity.parts import fold_batch_norm
 from cka_sr_jax.layer_sparsity.penalty import layer_penalty, negative_norm
 from cka_sr_jax.layer_sparsity.prox import (
     LayerProxState,
+    branch_prox,
     l1_prox,
     layer_prox,
+    shrink_group,
     shrink_negative_part,
     shrink_units,
     shrink_weights,
@@ -36,6 +38,12 @@ from cka_sr_jax.layer_sparsity.refit import (
     random_like,
     row_group_penalty,
 )
+from cka_sr_jax.layer_sparsity.removal import (
+    cka_without_blocks,
+    cka_without_layers,
+    layer_entropies,
+    remove_activation,
+)
 
 __all__ = [
     "Affine",
@@ -43,9 +51,12 @@ __all__ = [
     "LayerProxState",
     "active_layers",
     "apply_chain",
+    "branch_prox",
     "candidate_layers",
     "check_activation",
     "check_chain",
+    "cka_without_blocks",
+    "cka_without_layers",
     "compose",
     "drop_dead_units",
     "drop_negative_parts",
@@ -56,14 +67,17 @@ __all__ = [
     "from_params",
     "l1_penalty",
     "l1_prox",
+    "layer_entropies",
     "layer_penalty",
     "layer_prox",
     "load_mlp",
     "merge_layers",
     "negative_norm",
     "random_like",
+    "remove_activation",
     "row_group_penalty",
     "save_mlp",
+    "shrink_group",
     "shrink_negative_part",
     "shrink_units",
     "shrink_weights",

@@ -6,13 +6,14 @@ A gradient step on a norm only shrinks it; the proximal step of the same norm re
   layer_penalty              shrink_negative_part        layer_prox
   l1_penalty, connections    shrink_weights              l1_prox
   row_group_penalty, units   shrink_units                unit_prox
+  a residual branch's norm   shrink_group                branch_prox
 
 A map `shrink_*(w, t)` is a pure function of weights. A transform `*_prox(strength, learning_rate,
 layers)` goes after the optimizer in `optax.chain` and applies its map to the new parameters.
 
-`shrink_weights` and `shrink_units` are the soft thresholds of the lasso and the group lasso (Parikh
-and Boyd 2014, "Proximal Algorithms", section 6.5). `shrink_negative_part` is derived here: it is
-the group lasso's on the negative part alone.
+`shrink_weights` is the soft threshold of the lasso, and `shrink_units` and `shrink_group` are those
+of the group lasso (Parikh and Boyd 2014, "Proximal Algorithms", section 6.5).
+`shrink_negative_part` is derived here: it is the group lasso's on the negative part alone.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -97,13 +98,32 @@ def shrink_units(
     return (kernel.astype(factors.dtype) * factors).astype(kernel.dtype)
 
 
+def shrink_group(group: Any, t: float | Float[ArrayLike, ""]) -> Any:
+    """argmin_v 1/2 ||v - w||_F^2 + t ||v||_F, for an array or a pytree as one group.
+
+    All entries are multiplied by max(0, 1 - t / ||w||_F); they become exactly 0 where the norm is
+    at most t.
+
+      >>> print(shrink_group(jnp.array([3.0, -4.0]), 2.5))
+      [ 1.5 -2. ]
+
+    Raises:
+      ValueError: t is negative or NaN.
+    """
+    _check_threshold(t)
+    norm = safe_norm(group)
+    keep = norm > t
+    factor = jnp.where(keep, 1 - t / jnp.where(keep, norm, 1), 0)
+    return jax.tree.map(lambda w: (w.astype(factor.dtype) * factor).astype(w.dtype), group)
+
+
 def _check_threshold(t: Any) -> None:
     if not isinstance(t, jax.core.Tracer) and (np.ndim(t) or not t >= 0):
         raise ValueError(f"t={t} is not one number >= 0: pass strength * learning_rate.")
 
 
 class LayerProxState(NamedTuple):
-    """State of `layer_prox`, `l1_prox` and `unit_prox`.
+    """State of `layer_prox`, `l1_prox`, `unit_prox` and `branch_prox`.
 
     Attributes:
       step: number of updates so far, for a schedule of the learning rate.
@@ -158,8 +178,8 @@ def l1_prox(
 ) -> optax.GradientTransformation:
     """As `layer_prox`, for connection sparsity: `shrink_weights` of the layers' kernels.
 
-    Kernels get weights of exactly 0; biases stay as they are. Followed by a `unit_prox` of the same
-    layers it makes the proximal step of the sum of both penalties.
+    Kernels get weights of exactly 0; biases stay. Before a `unit_prox` of the same layers it makes
+    the proximal step of the sum of both penalties.
 
     Args and Raises: as `layer_prox`, with the strength of `l1_penalty`.
     """
@@ -171,12 +191,34 @@ def unit_prox(
 ) -> optax.GradientTransformation:
     """As `layer_prox`, for node sparsity: `shrink_units` of the layers' kernels.
 
-    All incoming weights of a unit become exactly 0 at once; `drop_dead_units` then removes the
-    unit. Name hidden layers only: the output layer's units are the network's outputs.
+    All incoming weights of a unit become exactly 0 at once; `drop_dead_units` removes the unit.
+    Name hidden layers only: the output layer's units are the network's outputs.
 
     Args and Raises: as `layer_prox`, with the strength of `row_group_penalty`.
     """
     return _proximal(partial(_on_kernels, shrink_units), strength, learning_rate, layers)
+
+
+def branch_prox(
+    strength: float, learning_rate: float | Callable[[Any], Any], branches: str | Sequence[str]
+) -> optax.GradientTransformation:
+    """As `layer_prox`, for residual networks: `shrink_group` of what ends each branch.
+
+    Where scale and bias at a branch's end are 0, x + branch(x) is x, and so is relu(x + branch(x))
+    for x >= 0: the block drops out exactly (`models.compact`). Name the last BatchNorm of each
+    branch whose shortcut is the identity:
+
+      branch_prox(1.0, schedule, "stage*_block[1-9]/bn2")
+
+    Args:
+      strength: r of r sum_b ||w_b||_F over the branches b; leave this penalty out of the loss.
+      learning_rate: as in `layer_prox`.
+      branches: path patterns of modules. The arrays of each that matches are one group.
+
+    Raises:
+      ValueError: as `layer_prox`.
+    """
+    return _proximal(shrink_group, strength, learning_rate, branches, of="branches")
 
 
 def _on_kernels(shrink: Callable[[Array, Any], Array], group: list[Array], t: Any) -> list[Array]:
@@ -188,6 +230,7 @@ def _proximal(
     strength: float,
     learning_rate: float | Callable[[Any], Any],
     layers: str | Sequence[str],
+    of: Literal["layers", "branches"] = "layers",
 ) -> optax.GradientTransformation:
     """The transform whose updates lead to shrink(params + updates, strength * learning_rate)."""
     numbers = {"strength": strength}
@@ -198,11 +241,11 @@ def _proximal(
             raise ValueError(f"{name}={number} is not a number >= 0: pass one finite number.")
     patterns = (layers,) if isinstance(layers, str) else tuple(layers)
     if not patterns:
-        raise ValueError("layers is empty: name the layers to penalize, such as 'hidden[1-9]*'.")
+        raise ValueError(f"{of} is empty: name the modules to penalize, such as 'hidden[1-9]*'.")
 
     def init(params: Any) -> LayerProxState:
         if jax.tree.leaves(params):  # none: `optax.tree_map_params` asks for the state's structure
-            _find_layers(params, patterns)
+            _find_groups(params, patterns, of)
         return LayerProxState(jnp.zeros((), jnp.int32))
 
     def update(
@@ -216,7 +259,7 @@ def _proximal(
         old = jax.tree.leaves(params)
         treedef: Any = jax.tree.structure(params)
         new = treedef.flatten_up_to(updates)
-        for places in _find_layers(params, patterns).values():
+        for places in _find_groups(params, patterns, of).values():
             wanted = [old[i] + new[i] for i in places]
             shrunk = shrink(wanted, strength * step_size)
             for i, aim, target in zip(places, wanted, shrunk, strict=True):
@@ -227,29 +270,29 @@ def _proximal(
     return optax.GradientTransformation(init, update)
 
 
-def _find_layers(params: Any, patterns: Sequence[str]) -> dict[str, list[int]]:
-    """path of each layer that matches -> the places of its arrays among the leaves of `params`.
+def _find_groups(params: Any, patterns: Sequence[str], of: str) -> dict[str, list[int]]:
+    """path of each module that matches -> the places of its arrays among the leaves of `params`.
 
-    Raises:
-      ValueError: a pattern matches no layer with a kernel.
+    Of "layers", modules with a kernel; of "branches", any. A pattern that matches none is refused.
     """
     found: dict[str, list[int]] = {}
     leaves = leaf_paths(params)
     for i, (path, _) in enumerate(leaves):
         found.setdefault(path.rpartition("/")[0], []).append(i)
-    found = {
-        layer: places
-        for layer, places in found.items()
-        if any(jnp.ndim(leaves[i][1]) >= 2 for i in places)
-    }
+    if of == "layers":
+        found = {
+            layer: places
+            for layer, places in found.items()
+            if any(jnp.ndim(leaves[i][1]) >= 2 for i in places)
+        }
     for pattern in patterns:
-        if not any(matches(pattern, layer) for layer in found):
+        if not any(matches(pattern, module) for module in found):
             raise ValueError(
-                f"layers pattern {pattern!r} matches no layer: the parameters have "
-                f"{', '.join(found) or 'none'}."
+                f"{of} pattern {pattern!r} matches no {'layer' if of == 'layers' else 'module'}: "
+                f"the parameters have {', '.join(found) or 'none'}."
             )
     return {
-        layer: places
-        for layer, places in found.items()
-        if any(matches(pattern, layer) for pattern in patterns)
+        module: places
+        for module, places in found.items()
+        if any(matches(pattern, module) for pattern in patterns)
     }

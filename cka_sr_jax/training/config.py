@@ -72,6 +72,11 @@ def difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     return next((field for field in fields if before.get(field) != now.get(field)), None)
 
 
+def is_layer_sparsity(config: ConfigDict) -> bool:
+    """Whether a config asks for an experiment of layer sparsity in place of a run."""
+    return bool(config.layer_sparsity.strengths) or config.layer_sparsity.score != "none"
+
+
 def is_free(name: str) -> bool:
     """Whether a field is the config's own: an axis of a grid, or an option of the model."""
     return name.startswith(tuple(f"{group}." for group in FREE_GROUPS))
@@ -128,10 +133,15 @@ def _check_shares(config: ConfigDict) -> None:
 def _check_pairs(config: ConfigDict) -> None:
     """Fields that have to fit one another."""
     data, sparsity = config.data, config.sparsity
-    if data.name == "relu_teacher" and not config.layer_sparsity.strengths:
+    if data.name == "relu_teacher" and not is_layer_sparsity(config):
         raise ConfigError(
             "data.name='relu_teacher' is for layer sparsity: set layer_sparsity.strengths, such as "
             "(0.01, 0.1), or choose images, such as data.name='digits'."
+        )
+    if config.layer_sparsity.strengths and config.layer_sparsity.score != "none":
+        raise ConfigError(
+            f"layer_sparsity.score={config.layer_sparsity.score!r} removes layers without the "
+            "penalty of layer_sparsity.strengths: set the strengths to (), or the score to 'none'."
         )
     if len(data.mean) != len(data.std):
         raise ConfigError(
@@ -181,9 +191,9 @@ def _check_stream(config: ConfigDict) -> None:
             "stay on the disk: set one of each for every channel, such as (0.485, 0.456, 0.406) "
             "and (0.229, 0.224, 0.225)."
         )
-    if config.layer_sparsity.strengths:
+    if is_layer_sparsity(config):
         raise ConfigError(
-            "layer_sparsity.strengths trains on all images at once and data.stream=True leaves "
+            "layer sparsity trains on all images at once and data.stream=True leaves "
             "them on the disk: set data.stream=False and data.crop=0."
         )
 
@@ -227,10 +237,10 @@ def _check_wandb(config: ConfigDict) -> None:
             f"report.wandb={project!r} needs the package wandb, which is not installed: "
             "pip install 'cka_sr_jax[wandb]', or leave report.wandb empty."
         )
-    if config.layer_sparsity.strengths:
+    if is_layer_sparsity(config):
         raise ConfigError(
-            f"report.wandb={project!r} shows runs with metrics, and layer_sparsity.strengths makes "
-            "an experiment without: leave report.wandb empty."
+            f"report.wandb={project!r} shows runs with metrics, and layer sparsity is an "
+            "experiment without: leave report.wandb empty."
         )
 
 

@@ -17,7 +17,13 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from cka_sr_jax.training import loop
-from cka_sr_jax.training.config import ConfigError, check_fields, flatten, validate
+from cka_sr_jax.training.config import (
+    ConfigError,
+    check_fields,
+    flatten,
+    is_layer_sparsity,
+    validate,
+)
 from cka_sr_jax.training.hosts import agreed, check_backend, check_equal, is_first, of_first
 from cka_sr_jax.training.locks import claim
 from cka_sr_jax.training.workdir import check_workdir, local_folder
@@ -36,7 +42,7 @@ def workflow_of(config: ConfigDict) -> ModuleType:
     run(plan, workdir, console) -> result        does it
     show_finished(workdir, console) -> result    prints a finished one; None for any other
     """
-    if config.layer_sparsity.strengths:
+    if is_layer_sparsity(config):
         return layer_sparsity
     return lottery if config.lottery.rounds else loop
 

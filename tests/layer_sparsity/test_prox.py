@@ -15,11 +15,13 @@ from scipy.optimize import minimize
 from cka_sr_jax.layer_sparsity import (
     Affine,
     active_layers,
+    branch_prox,
     candidate_layers,
     from_mlp,
     l1_prox,
     layer_prox,
     negative_norm,
+    shrink_group,
     shrink_negative_part,
     shrink_units,
     shrink_weights,
@@ -50,6 +52,7 @@ def units_norm(v):
         (shrink_negative_part, negative_part_norm),
         (shrink_weights, l1_norm),
         (shrink_units, units_norm),
+        (shrink_group, np.linalg.norm),
     ],
 )
 def test_prox_minimizes_its_objective(prox, norm):
@@ -218,18 +221,22 @@ def test_one_step_of_both_refit_penalties_is_the_prox_of_their_sum():
 def test_layer_prox_refuses_bad_arguments_with_a_sentence():
     params = init_params()
     for number in (-1.0, float("nan"), np.ones(2)):
-        for transform in (layer_prox, l1_prox, unit_prox):
+        for transform in (layer_prox, l1_prox, unit_prox, branch_prox):
             with pytest.raises(ValueError, match=r"strength=.* is not a number >= 0"):
                 transform(number, 0.1, "hidden1")
         with pytest.raises(ValueError, match=r"learning_rate=.* is not a number >= 0"):
             layer_prox(1.0, number, "hidden1")
-        for prox in (shrink_negative_part, shrink_weights, shrink_units):
+        for prox in (shrink_negative_part, shrink_weights, shrink_units, shrink_group):
             with pytest.raises(ValueError, match="is not one number >= 0"):
                 prox(np.ones((2, 3)), number)
-    with pytest.raises(ValueError, match="layers is empty: name the layers"):
+    with pytest.raises(ValueError, match="layers is empty: name the modules"):
         layer_prox(1.0, 0.1, layers=[])
     with pytest.raises(ValueError, match="'hiden' matches no layer: the parameters have head, hid"):
         layer_prox(1.0, 0.1, ["hidden1", "hiden"]).init(params)
+    with pytest.raises(ValueError, match="branches is empty: name the modules"):
+        branch_prox(1.0, 0.1, [])
+    with pytest.raises(ValueError, match="branches pattern 'bn2' matches no module: the parameter"):
+        branch_prox(1.0, 0.1, "bn2").init(params)
     tx = layer_prox(1.0, 0.1, "hidden1")
     with pytest.raises(ValueError, match="a proximal step needs the parameters"):
         tx.update(params, tx.init(params))
@@ -257,3 +264,32 @@ def test_prox_with_a_rule_that_changes_its_masks():
         assert not kernel[~mask].any()
     assert (params["hidden1"]["kernel"] >= 0).all()
     assert (params["hidden0"]["kernel"] < 0).any()
+
+
+def test_branches_of_a_residual_network_end_at_exactly_0():
+    """One step of each branch is the group's prox, and what no pattern names stays."""
+    rng = np.random.default_rng(0)
+
+    def random(*shape):
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+    blocks = {
+        f"block{i}": {
+            "conv": {"kernel": random(2, 2)},
+            "bn2": {"scale": random(2), "bias": random(2)},
+        }
+        for i in range(3)
+    }
+    size = {name: np.sqrt(sum(np.sum(np.square(a)) for a in block["bn2"].values()))
+            for name, block in blocks.items()}  # fmt: skip
+    between = float(np.mean(sorted(size.values())[:2]))
+    tx = branch_prox(between, 1.0, "block*/bn2")
+    updates, _ = tx.update(jax.tree.map(jnp.zeros_like, blocks), tx.init(blocks), blocks)
+    new = optax.apply_updates(blocks, updates)
+    for name, block in blocks.items():
+        np.testing.assert_array_equal(new[name]["conv"]["kernel"], block["conv"]["kernel"])
+        factor = max(0.0, 1 - between / size[name])
+        for key, old in block["bn2"].items():
+            np.testing.assert_allclose(new[name]["bn2"][key], old * factor, rtol=1e-5)
+        assert (factor == 0) == (not np.any(new[name]["bn2"]["scale"]))
+    assert sum(not np.any(block["bn2"]["scale"]) for block in new.values()) == 1

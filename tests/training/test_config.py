@@ -50,7 +50,7 @@ from tests.training.runs import config_with
                 "data__std": (0.2,),
                 "layer_sparsity__strengths": (0.1,),
             },
-            "layer_sparsity.strengths trains on all images at once and data.stream=True leaves",
+            "layer sparsity trains on all images at once and data.stream=True leaves",
         ),
         ({"data__pad_mode": "wrap"}, "Unknown data.pad_mode 'wrap'"),
         ({"sparsity__density": 1.1}, r"sparsity.density=1.1: expected a share of the weights in"),

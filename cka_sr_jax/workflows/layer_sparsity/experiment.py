@@ -5,6 +5,8 @@
   2. Refit each merged network: train it again without the layer penalty, once from its weights
      (warm start) and once from fresh ones (cold start); the better on validation data counts.
      Where no layer merged there is no second training: the fitted network itself counts.
+     With `layer_sparsity.score` there is no penalty: the ReLU layer of the lowest score merges, the
+     network is refitted, and so on from the warm refit.
   3. Choose on validation data: the shallowest refitted network whose error is within
      `standard_errors` standard errors of the best.
   4. Compare: depth, parameters, multiply-adds, validation and test error, inference time.
@@ -24,7 +26,7 @@ import jax
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from cka_sr_jax.layer_sparsity import active_layers, save_mlp
+from cka_sr_jax.layer_sparsity import save_mlp
 from cka_sr_jax.report import say
 from cka_sr_jax.training.config import config_errors
 from cka_sr_jax.training.workdir import check_workdir, read_result, start_workdir, write_json
@@ -81,11 +83,12 @@ def run(plan: PathPlan, workdir: str | Path, console: Console | None = None) -> 
     chosen = choose(path, plan.config.layer_sparsity.standard_errors)
     networks = compare(plan, path[0], chosen)
     result = {
+        "score": plan.config.layer_sparsity.score,
         "chosen_strength": chosen.strength,
         "chosen_merged": chosen.has_merged,
         "chosen_start": chosen.start,
         "error": plan.task.error_name,
-        "path": [_path_row(plan, point) for point in path],
+        "path": [_path_row(point, chosen) for point in path],
         "networks": [network._asdict() for network in networks],
         "inference_batch": min(plan.config.eval.batch_size, len(plan.task.test.inputs)),
         "scaling": plan.task.scaling,
@@ -113,12 +116,13 @@ def show_finished(workdir: Path, console: Console) -> dict[str, Any] | None:
     return result
 
 
-def _path_row(plan: PathPlan, point: Point) -> dict[str, Any]:
+def _path_row(point: Point, chosen: Point) -> dict[str, Any]:
     """The errors of the refit are None where no layer merged."""
     warm, cold = point.warm_error.mean, point.cold_error.mean
     return {
         "strength": point.strength,
-        "active": list(active_layers(point.fitted, nonnegative_input=plan.task.nonnegative_input)),
+        "chosen": point is chosen,
+        "active": list(point.active),
         "depth": len(point.merged),
         "multiply_adds": multiply_adds(point.merged),
         "validation_error": point.fitted_error.mean,
@@ -141,7 +145,7 @@ def _print(result: Mapping[str, Any], workdir: Path, console: Console) -> None:
         say(
             console,
             "No layer of the chosen network merged, so the three networks are one: raise "
-            "layer_sparsity.strengths, train longer, or allow a larger validation error with "
-            "layer_sparsity.standard_errors.",
+            "layer_sparsity.strengths if it has any, train longer, or allow a larger validation "
+            "error with layer_sparsity.standard_errors.",
         )
     say(console, f"Tables, networks and result.json: {workdir}")

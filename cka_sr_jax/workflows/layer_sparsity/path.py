@@ -1,17 +1,27 @@
-"""The path of a layer-sparsity experiment: fit at each strength, merge, refit, and choose."""
+"""The path of a layer-sparsity experiment: networks of less and less layers, and the choice."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from rich.console import Console
 
-from cka_sr_jax.layer_sparsity import drop_dead_units, merge_layers, random_like, to_mlp_params
+from cka_sr_jax.layer_sparsity import (
+    active_layers,
+    cka_without_layers,
+    drop_dead_units,
+    layer_entropies,
+    merge_layers,
+    random_like,
+    remove_activation,
+    to_mlp_params,
+)
 from cka_sr_jax.report import say
 from cka_sr_jax.training.config import ConfigError
 from cka_sr_jax.training.methods import fixed_masks
@@ -26,15 +36,24 @@ from cka_sr_jax.workflows.layer_sparsity.fit import (
 from cka_sr_jax.workflows.layer_sparsity.plan import PathPlan
 from cka_sr_jax.workflows.layer_sparsity.tasks import Task
 
+SCORED_EXAMPLES = 1000  # on which layers are scored
+
 
 class Point(NamedTuple):
-    """One strength of the path: its networks, and their errors on validation data.
+    """One point of the path: its networks, and their errors on validation data.
 
-    The merged network is the fitted one as a function, so they share an error. Where no layer
-    merged, `warm` and `cold` are the fitted network too.
+    Where no layer merged, `merged`, `warm` and `cold` are the fitted network too.
+
+    Attributes:
+      strength: of the layer penalty; 0 with a score.
+      active: the hidden layers of the whole network whose ReLU counts in the merged one.
+      fitted: the network before layers merged; with a score, the last point's warm refit.
+      merged: the same function with a penalty, another with a score, as a ReLU is gone.
+      fitted_error: of the merged network, before its refits.
     """
 
     strength: float
+    active: tuple[int, ...]
     fitted: Layers
     merged: Layers
     warm: Layers
@@ -66,47 +85,92 @@ class Point(NamedTuple):
 
 
 def fit_path(plan: PathPlan, console: Console) -> list[Point]:
-    """A point for strength 0 and for each of the config, all from the same initial weights.
-
-    Strength 0 is the network without the penalty. Where no layer merges there is nothing to refit.
-    A path ends at the first strength with which training diverges.
+    """The network as it is, and then with less and less layers, by the penalty or by a score.
 
     Raises:
       ConfigError: training diverges without the penalty.
     """
     path: list[Point] = []
-    for strength in (0.0, *plan.config.layer_sparsity.strengths):
-        fitted = fit(plan, plan.hidden, strengths=Strengths(layer=strength))
-        if not is_finite(fitted):
-            if not path:
-                raise ConfigError(
-                    "training diverges without any layer penalty: lower optimizer.learning_rate."
-                )
-            say(console, f"strength {strength:g}: training diverged, so the path ends before it.")
-            break
-        path.append(_refitted_point(plan, strength, fitted, path))
+    fitted = fit(plan, plan.hidden)
+    if not is_finite(fitted):
+        raise ConfigError(
+            "training diverges without any layer penalty: lower optimizer.learning_rate."
+        )
+    by_penalty = plan.config.layer_sparsity.score == "none"
+    for step in _by_penalty(plan, fitted, console) if by_penalty else _by_score(plan, fitted, path):
+        path.append(_refitted_point(plan, *step, path))
         say(console, _describe(plan.task, path[-1]))
     return path
 
 
+class _Step(NamedTuple):
+    """What a point starts from; the fields are those of `Point`."""
+
+    strength: float
+    active: tuple[int, ...]
+    fitted: Layers
+    merged: Layers
+
+
+def _by_penalty(plan: PathPlan, fitted: Layers, console: Console) -> Iterator[_Step]:
+    """Strength 0 and each of the config, all from the same initial weights.
+
+    Where no layer merges there is nothing to refit. The path ends at the first strength with which
+    training diverges.
+    """
+    nonnegative = plan.task.nonnegative_input
+    for strength in (0.0, *plan.config.layer_sparsity.strengths):
+        if strength:
+            fitted = fit(plan, plan.hidden, strengths=Strengths(layer=strength))
+        if not is_finite(fitted):
+            say(console, f"strength {strength:g}: training diverged, so the path ends before it.")
+            return
+        active = active_layers(fitted, nonnegative_input=nonnegative)
+        yield _Step(strength, active, fitted, merge_layers(fitted, nonnegative))
+
+
+def _by_score(plan: PathPlan, fitted: Layers, path: Sequence[Point]) -> Iterator[_Step]:
+    """The whole network, and with one ReLU layer less each time, down to one hidden layer.
+
+    The layer of the lowest score in the last point's warm refit goes; it is scored on training
+    examples.
+    """
+    score = {"entropy": layer_entropies, "cka": cka_without_layers}[
+        plan.config.layer_sparsity.score
+    ]
+    active = list(range(len(fitted) - 1))
+    yield _Step(0.0, tuple(active), fitted, fitted)
+    inputs = plan.task.train.inputs[:SCORED_EXAMPLES]
+    while len(active) > 1:
+        chain = path[-1].warm
+        layer = int(np.argmin(score(chain, inputs)))
+        del active[layer]
+        yield _Step(0.0, tuple(active), chain, remove_activation(chain, layer))
+
+
 def _refitted_point(
-    plan: PathPlan, strength: float, fitted: Layers, path: Sequence[Point]
+    plan: PathPlan,
+    strength: float,
+    active: tuple[int, ...],
+    fitted: Layers,
+    merged: Layers,
+    path: Sequence[Point],
 ) -> Point:
-    """Merge and refit; the cold start is taken from a point of the same architecture, if any."""
-    merged = merge_layers(fitted, plan.task.nonnegative_input)
+    """The refits; the cold start is taken from a point of the same architecture, if any."""
     warm = cold = fitted
     if len(merged) < len(fitted):
         warm = refit(plan, merged)
         same = [point.cold for point in path if _shapes(point.merged) == _shapes(merged)]
         reusable = same and not plan.config.layer_sparsity.refit_keep_zeros
         cold = same[0] if reusable else refit(plan, merged, cold=True)
-    errors = [estimate(plan.task, c, plan.task.validation) for c in (fitted, warm, cold)]
-    return Point(strength, fitted, merged, warm, cold, *errors)
+    errors = [estimate(plan.task, c, plan.task.validation) for c in (merged, warm, cold)]
+    return Point(strength, active, fitted, merged, warm, cold, *errors)
 
 
 def _describe(task: Task, point: Point) -> str:
     fitted, warm, cold = (e.mean for e in (point.fitted_error, point.warm_error, point.cold_error))
-    start = f"strength {point.strength:g}: {len(point.fitted)} layers"
+    start = f"strength {point.strength:g}: " if point.strength else ""
+    start += f"{len(point.fitted)} layers"
     error = f"validation {task.error_name} {fitted:.4f}"
     if not point.has_merged:
         return f"{start}, of which none merges; {error}, no refit"

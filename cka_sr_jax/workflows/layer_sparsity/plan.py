@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from cka_sr_jax.models import create_model
-from cka_sr_jax.training.config import ConfigError
+from cka_sr_jax.training.config import ConfigError, is_layer_sparsity
 from cka_sr_jax.training.methods import RULE_NAMES, keeps_given_masks
 from cka_sr_jax.workflows.layer_sparsity.tasks import Task, load_task
 
@@ -66,10 +66,10 @@ def make_model(config: ConfigDict, task: Task, **options: Any) -> Any:
 
 
 def _check(config: ConfigDict) -> None:
-    if not config.layer_sparsity.strengths:
+    if not is_layer_sparsity(config):
         raise ConfigError(
             "layer_sparsity.strengths is empty, which is an ordinary run: give the path of the "
-            "penalty's strengths, for example (0.01, 0.1)."
+            "penalty's strengths, for example (0.01, 0.1), or a layer_sparsity.score."
         )
     if config.model.name != "mlp":
         raise ConfigError(
@@ -90,8 +90,8 @@ def _check(config: ConfigDict) -> None:
         )
     if config.lottery.rounds:
         raise ConfigError(
-            f"layer_sparsity.strengths and lottery.rounds={config.lottery.rounds} are two "
-            "experiments: set lottery.rounds to 0, or the strengths to ()."
+            f"layer_sparsity and lottery.rounds={config.lottery.rounds} are two experiments: set "
+            "lottery.rounds to 0, or layer_sparsity.strengths to () and its score to 'none'."
         )
     if config.data.flip or config.data.pad:
         raise ConfigError(

@@ -61,13 +61,15 @@ def inference_seconds(
 
 
 def path_table(result: Mapping[str, Any]) -> TextTable:
-    """The path of strengths; a star marks the chosen one."""
-    columns = [
-        "strength", "depth", "active", "MACs", "fitted", "warm", "cold", "s.e.",
-    ]  # fmt: skip
+    """The path of strengths, or of layers removed by a score; a star marks the chosen point."""
+    by_score = _score(result) != "none"
+    first = "removed" if by_score else "strength"
+    columns = [first, "depth", "active", "MACs", "fitted", "warm", "cold", "s.e."]
     rows = [
         [
-            f"{row['strength']:g}" + (" *" if row["strength"] == result["chosen_strength"] else ""),
+            (str(removed) if by_score else f"{row['strength']:g}")
+            # Results of before there were scores do not say "chosen".
+            + (" *" if row.get("chosen", row["strength"] == result["chosen_strength"]) else ""),
             str(row["depth"]),
             " ".join(map(str, row["active"])) or "none",
             f"{row['multiply_adds']:,}",
@@ -78,7 +80,7 @@ def path_table(result: Mapping[str, Any]) -> TextTable:
             ),
             f"{row['standard_error']:.4f}",
         ]
-        for row in result["path"]
+        for removed, row in enumerate(result["path"])
     ]
     title = f"Path: validation {result['error']}, fitted and refitted (warm, cold start)"
     return TextTable(title, columns, rows)
@@ -104,11 +106,18 @@ def networks_table(result: Mapping[str, Any]) -> TextTable:
         for row in result["networks"]
     ]
     merged = "" if result["chosen_merged"] else ", no layer merged"
+    score = _score(result)
+    how = f"Strength {result['chosen_strength']:g}" if score == "none" else f"By score {score!r}"
     title = (
-        f"Strength {result['chosen_strength']:g}{merged}: {result['error']}, and time for a "
+        f"{how}{merged}: {result['error']}, and time for a "
         f"batch of {result['inference_batch']} on {result['device']}"
     )
     return TextTable(title, columns, rows)
+
+
+def _score(result: Mapping[str, Any]) -> str:
+    """By which layers were removed; results of before there were scores have none."""
+    return str(result.get("score", "none"))
 
 
 def print_table(text: TextTable, console: Console) -> None:

@@ -14,7 +14,7 @@ ERROR = Estimate(0.5, 0.1)
 
 
 def point(fitted, merged, warm=None, cold=None):
-    return Point(1.0, fitted, merged, warm or fitted, cold or fitted, ERROR, ERROR, ERROR)
+    return Point(1.0, (), fitted, merged, warm or fitted, cold or fitted, ERROR, ERROR, ERROR)
 
 
 def test_each_network_is_counted_and_measured_on_test_data():

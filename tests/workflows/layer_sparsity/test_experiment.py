@@ -68,6 +68,23 @@ def test_digits_end_to_end(tmp_path, capsys):
     assert (workdir / "result.json").stat().st_mtime_ns == before
 
 
+def test_layers_removed_by_a_score_end_to_end(tmp_path, capsys):
+    config = small_config(layer_sparsity__strengths=(), layer_sparsity__score="entropy")
+    config.layer_sparsity.standard_errors = 1000.0  # any error will do, so the shallowest
+    result = workflows.run(config, tmp_path, Console(width=80))
+    assert [row["depth"] for row in result["path"]] == [4, 3, 2]
+    assert [row["chosen"] for row in result["path"]] == [False, False, True]
+    assert len(result["path"][2]["active"]) == 1
+    tables = (tmp_path / "tables.md").read_text()
+    assert "| removed | depth |" in tables
+    assert "| 2 * | 2 |" in tables
+    assert "By score 'entropy': error rate" in tables
+    merged = load_mlp(tmp_path / "merged.npz")
+    assert len(merged[0]) == 1
+    workflows.run(config, tmp_path, Console(width=80))
+    assert "This experiment is complete" in capsys.readouterr().out
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("content", ["", "{}", "[]"])
 def test_a_damaged_result_is_made_again(content, tmp_path, capsys):
@@ -99,6 +116,8 @@ def test_where_nothing_merges_nothing_is_called_refitted(tmp_path):
     [
         ({"layer_sparsity__strengths": (2.0, 1.0)}, "expected numbers above 0, increasing"),
         ({"layer_sparsity__strengths": (0.0, 1.0)}, "expected numbers above 0, increasing"),
+        ({"layer_sparsity__score": "entropi"}, "Unknown layer_sparsity.score 'entropi'"),
+        ({"layer_sparsity__score": "cka"}, "removes layers without the penalty"),
         ({"layer_sparsity__refit_l1": -1.0}, "layer_sparsity.refit_l1=-1.0: expected a number, at"),
         ({"layer_sparsity__teacher__active": 0}, "teacher.active=0: expected a whole"),
         ({"model__name": "lenet5"}, "merges the layers of an MLP and model.name is 'lenet5'"),

@@ -1,10 +1,19 @@
 """The path of strengths: where it ends, its refits, and the choice among them."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from rich.console import Console
 
+from cka_sr_jax.layer_sparsity import (
+    apply_chain,
+    cka_without_layers,
+    layer_entropies,
+    remove_activation,
+)
 from cka_sr_jax.workflows import layer_sparsity
 from cka_sr_jax.workflows.layer_sparsity import path as path_module
 from cka_sr_jax.workflows.layer_sparsity.fit import Estimate, Strengths
@@ -61,7 +70,8 @@ def test_choice_is_the_shallowest_within_standard_errors():
     def point(strength, depth, error):
         chain = random_chain([3] * (depth + 1))
         warm = Estimate(error, 0.01)
-        return Point(strength, *[chain] * 4, Estimate(1.0, 0.0), warm, Estimate(0.5, 0.01))
+        errors = Estimate(1.0, 0.0), warm, Estimate(0.5, 0.01)
+        return Point(strength, (), *[chain] * 4, *errors)
 
     path = [point(0, 5, 0.105), point(1, 4, 0.10), point(2, 3, 0.108), point(3, 2, 0.2)]
     assert choose(path, 1.0).strength == 2
@@ -79,3 +89,27 @@ def test_a_path_ends_where_training_diverges(tmp_path, monkeypatch):
     monkeypatch.setattr(path_module, "fit", diverging)
     path = path_module.fit_path(plan, Console(quiet=True))
     assert [point.strength for point in path] == [0]
+
+
+@pytest.mark.parametrize(
+    ("score", "scores"), [("entropy", layer_entropies), ("cka", cka_without_layers)]
+)
+def test_a_score_removes_the_lowest_layer_of_the_last_refit(score, scores):
+    config = small_config(layer_sparsity__strengths=(), layer_sparsity__score=score)
+    config.train.steps = 10
+    plan = layer_sparsity.prepare(config)
+    path = path_module.fit_path(plan, Console(quiet=True))
+    assert [len(point.merged) for point in path] == [4, 3, 2]
+    assert [len(point.active) for point in path] == [3, 2, 1]
+    assert not path[0].has_merged
+    for before, after in itertools.pairwise(path):
+        values = scores(before.warm, plan.task.train.inputs[:1000])
+        lowest = int(np.argmin(values))
+        assert after.active == tuple(np.delete(before.active, lowest))
+        expected = remove_activation(before.warm, lowest)
+        jax.tree.map(np.testing.assert_array_equal, after.merged, expected)
+        assert after.fitted is before.warm
+        # The error before the refit is that of the network without the ReLU.
+        outputs = apply_chain(expected, plan.task.validation.inputs)
+        wrong = np.argmax(outputs, -1) != plan.task.validation.targets
+        assert after.fitted_error.mean == pytest.approx(float(np.mean(wrong)))
