@@ -89,7 +89,8 @@ class KeepScores(nn.Module):
         dense = partial(nn.Dense, kernel_init=_xavier, dtype=self.dtype)
         x = nn.gelu(dense(width, name="in")(_norm(dtype=self.dtype, name="norm")(x)), False)
         own, shared = jnp.split(x, 2, axis=-1)
-        share = (kept / kept.sum(-1, keepdims=True)).astype(x.dtype)
+        # Of an image all of whose tokens are dropped the mean is 0.
+        share = (kept / jnp.maximum(kept.sum(-1, keepdims=True), 1)).astype(x.dtype)
         shared = jnp.einsum("bt,btd->bd", share, shared)[:, None]
         x = jnp.concatenate([own, jnp.broadcast_to(shared, own.shape)], axis=-1)
         x = nn.gelu(dense(width // 2, name="middle1")(x), False)

@@ -84,7 +84,8 @@ def test_the_fields_that_a_docstring_names_exist(path):
     text, _ = load(path)
     known = flatten(default_config())
     for name in re.findall(r"--config\.([\w.]*\w)", text):
-        assert name.removeprefix("grid.") in known or name.startswith(FREE_GROUPS[1]), name
+        name = name.removeprefix("grid.")
+        assert name in known or name.startswith(FREE_GROUPS[1]), name
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -210,9 +210,7 @@ def test_unknown_names_and_options_say_what_is_known():
         create_model("mlp", 10, width=16)
     with pytest.raises(ValueError, match=r"vgg16.*'stem'"):
         create_model("vgg16", 10, stem="imagenet")
-    with pytest.raises(
-        ValueError, match=r"transformer.*expected one of dag4, lenet5, mlp, res"
-    ):
+    with pytest.raises(ValueError, match=r"transformer.*expected one of dag4, lenet5, mlp, res"):
         create_model("transformer", 10)
     with pytest.raises(ValueError, match="option of resnet20 'depth'"):
         create_model("resnet20", 10, depth=32)

@@ -198,6 +198,23 @@ def test_scores_equal_naive_numpy():
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
+def test_an_image_may_lose_all_its_patches(small):
+    images = random(5, 3, *IMAGE)
+    params = with_random_weights(small)["params"]
+    for stage in ("keep0", "keep1"):  # "drop" is nearly certain
+        params[stage]["out"]["bias"] = np.array([-50, 50], np.float32)
+    batch = {"image": images, "label": jnp.arange(3)}
+
+    @jax.jit
+    def value_and_grad(params):
+        loss = classification_loss(small)
+        return jax.value_and_grad(loss, has_aux=True)(params, {}, batch, jnp.int32(0), None)
+
+    (value, _), grads = value_and_grad(params)
+    assert np.isfinite(value)
+    assert all(np.isfinite(grad).all() for grad in jax.tree.leaves(grads))
+
+
 def test_without_keep_rates_nothing_changes(small):
     plain = small.clone(keep_rates=())
     variables = with_random_weights(small)
