@@ -8,6 +8,7 @@ Where things are:
   channels and N:M (structured.py).
 - Pruning before training, whose masks go into `static`: SNIP, GraSP and SynFlow
   (before_training.py), NTT (tangent_transfer.py).
+- Pruning a trained network by top-down attention (attentive.py).
 - Methods that learn their masks: `learn_masks` (reparametrization.py), STR and DST
   (learned_thresholds.py), SR-STE (structured.py).
 - What a layer is, and which parameters are pruned: `layers_of` (layers.py).
@@ -18,6 +19,7 @@ A new rule goes into the file of its kind and into `RULES`.
 """
 
 from cka_sr_jax._paths import leaf_paths, matches
+from cka_sr_jax.sparsity.attentive import attentive, attentive_scores
 from cka_sr_jax.sparsity.before_training import grasp, snip, synflow
 from cka_sr_jax.sparsity.distributions import (
     DISTRIBUTIONS,
@@ -74,6 +76,8 @@ __all__ = [
     "Transferred",
     "adam_correction",
     "apply_masks",
+    "attentive",
+    "attentive_scores",
     "channel_masks",
     "channels",
     "churn",

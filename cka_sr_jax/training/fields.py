@@ -337,6 +337,10 @@ FIELDS = {
         0.2, "Share of the remaining weights that each round prunes.",
         unit="share of the remaining weights", within="(0, 1)",
     ),
+    "lottery.score": Field(
+        "magnitude", "By what a round prunes: |w| over all layers, or top-down attention in each.",
+        choices=("magnitude", "attentive"),
+    ),
     "lottery.rewind": Field(
         0.0, "The point to which each round goes back; 0: the initial weights.", unit=RUN,
         within="[0, 1)", example=0.02,

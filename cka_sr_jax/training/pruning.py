@@ -71,7 +71,8 @@ def _by_loss(
             {"params": params, "batch_stats": statistics},
             batch[0],
             train=True,
-            mutable=["batch_stats", "features"],
+            mutable=["batch_stats", "features", "losses"],
+            rngs={"dropout": untrained.key, "gumbel": untrained.key},
         )
         return cross_entropy(logits / temperature, batch[1]).mean()
 

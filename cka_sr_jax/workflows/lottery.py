@@ -3,6 +3,8 @@
   1. Train the dense network up to the share `rewind` of the run; every round starts from there.
   2. Each round trains to the end of the run under its masks. The next round keeps the largest
      1 - `prune` of the kept weights by |w|, all layers ranked together: density (1 - prune)^n.
+     With `score` = "attentive" it keeps those that top-down attention from the labels passes
+     through most (`sparsity.attentive_scores`), the same share of each layer.
 
 Sources: the lottery ticket hypothesis (arXiv 1803.03635), and rewinding to an early step instead of
 to the initial weights (arXiv 1912.05671). The rewound state is whole: weights, statistics, the
@@ -24,10 +26,13 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from cka_sr_jax._paths import leaf_paths
+from cka_sr_jax.data import normalize
 from cka_sr_jax.report import say
 from cka_sr_jax.sparsity import (
     Masks,
     apply_masks,
+    attentive,
+    attentive_scores,
     get_masks,
     masks_from_paths,
     top_k_masks,
@@ -43,6 +48,8 @@ from cka_sr_jax.training.result import report_run
 from cka_sr_jax.training.step import TrainState
 from cka_sr_jax.training.stored import load_variables
 from cka_sr_jax.training.workdir import check_workdir, read_result, start_workdir, write_json
+
+ATTENDED = 1000  # training examples that top-down attention looks at
 
 
 class LotteryPlan(NamedTuple):
@@ -110,8 +117,8 @@ def run(plan: LotteryPlan, workdir: str | Path, console: Console | None = None) 
     for number in range(config.lottery.rounds + 1):
         if number:
             with config_errors():
-                weights = load_variables(workdir / f"round{number - 1:02d}")["params"]
-            masks = prune_by_magnitude(weights, masks, _kept(config, number, masks))
+                trained = load_variables(workdir / f"round{number - 1:02d}")
+                masks = _pruned(plan.dense, trained, masks, number)
         folder = workdir / f"round{number:02d}"
         rows.append({"round": number, **_run_round(plan.dense, masks, folder, rewound, console)})
         if diverged := rows[-1].get("diverged"):
@@ -139,6 +146,19 @@ def _lines(result: dict[str, Any]) -> list[str]:
         f"{row['test']['accuracy']:.4f}"
         for row in result["rounds"]
     ]
+
+
+def _pruned(plan: RunPlan, trained: Any, masks: Masks, number: int) -> Masks:
+    """The masks of a round, from those of the last one and its trained variables."""
+    config = plan.config
+    if config.lottery.score == "magnitude":
+        return prune_by_magnitude(trained["params"], masks, _kept(config, number, masks))
+    images = normalize(jnp.asarray(plan.dataset.train_images[:ATTENDED]), plan.mean, plan.std)
+    labels = plan.dataset.train_labels[:ATTENDED]
+    scores = attentive_scores(plan.model, trained, images, labels)
+    layers = [f"/{path}" for path, _ in leaf_paths(masks)]
+    density = (1 - config.lottery.prune) ** number
+    return attentive(trained["params"], scores, density, masks=masks, include=layers)
 
 
 def prune_by_magnitude(weights: Any, masks: Masks, kept: int) -> Masks:

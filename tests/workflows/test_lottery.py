@@ -6,13 +6,16 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from rich.console import Console
 
 from cka_sr_jax import workflows
-from cka_sr_jax.training import Checkpoints, ConfigError, default_config, loop
+from cka_sr_jax.data import normalize
+from cka_sr_jax.sparsity import attentive_scores
+from cka_sr_jax.training import Checkpoints, ConfigError, default_config, load_variables, loop
 from cka_sr_jax.workflows import lottery
 from tests.report.fake_wandb import install
 
@@ -113,6 +116,22 @@ def test_the_penalty_ends_at_its_share_of_a_whole_round(tmp_path):
         logged = [record for record in map(json.loads, lines) if record["split"] == "train"]
         penalized = {record["step"]: bool(record["penalty"]) for record in logged}
         assert penalized == {step: step <= 6 for step in steps}
+
+
+def test_a_round_by_attention_keeps_the_best_of_each_layer(tmp_path):
+    config = small_config(rounds=1, prune=0.75, rewind=0.0, score="attentive")
+    config.train.steps = 60
+    workflows.run(config, tmp_path, quiet())
+    trained = load_variables(tmp_path / "round00")
+    plan = lottery.prepare(config).dense
+    images = normalize(jnp.asarray(plan.dataset.train_images[:1000]), plan.mean, plan.std)
+    labels = plan.dataset.train_labels[:1000]
+    scores = attentive_scores(plan.model, trained, images, labels)
+    masks = stored(tmp_path / "round01", "masks")
+    for layer in LAYERS:
+        score, mask = scores[f"{layer}/kernel"], np.asarray(masks[layer], bool)
+        assert mask.sum() == round(0.25 * mask.size)
+        assert score[mask].min() >= score[~mask].max()
 
 
 def test_thirteen_rounds_keep_a_fifth_less_each():

@@ -1,0 +1,242 @@
+"""Attentive pruning: the connections that a top-down selection from the labels passes through.
+
+Biparva and Tsotsos (2020, arXiv 2005.04559) send attention from each example's label down through a
+trained network; at every layer it selects some of the connections, and what it passes through often
+enough is kept. We had their abstract alone. The selection follows the first author's earlier code
+for localization, from its formulas; to take its trace as a pruning score is an inference of ours.
+
+At a layer with inputs h and weights w, an output j with a gate g_j > 0 looks at its contributions
+c_i = w_ij h_i, over the taps of its receptive field in a convolution. Outputs whose contributions
+sum to at most 3e-4 stop here. Else, with c sorted upwards and theta the entry at which the running
+sum first exceeds 0,
+
+    selected are the i with c_i >= theta - 2e-4 and c_i > 0; of these a dense layer keeps those of
+    at least t, the first of m + 3 s, m + 2 s, m + s and m that leaves any (m and s being the mean
+    and the standard deviation of the selected);
+    a_ij = c_i / sum of the selected c, else 0;   gate_i += g_j a_ij;   trace_ij += a_ij.
+
+Left out: the connected components by which the earlier code thins a convolution's selection.
+Inferred: ReLUs pass gates of active units, BatchNorm passes them as they are, max pooling to the
+largest, average pooling in equal shares, and a residual sum to both its branches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from cka_sr_jax._paths import leaf_paths
+from cka_sr_jax.sparsity.distributions import check_density
+from cka_sr_jax.sparsity.layers import Patterns, finder
+from cka_sr_jax.sparsity.masks import Masks, masks_from_paths
+from cka_sr_jax.sparsity.selection import top_k_mask
+
+LEAST_SUM, TOLERANCE = 3e-4, 2e-4
+THRESHOLDS = (3.0, 2.0, 1.0, 0.0)  # standard deviations above the mean
+
+
+def attentive_scores(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    images: Any,
+    labels: Any,
+    batch_size: int = 64,
+) -> dict[str, Float[np.ndarray, "..."]]:
+    """{path of a kernel: its trace, summed over examples and positions}, as the kernel is shaped.
+
+    >>> from cka_sr_jax.models import MLP
+    >>> model, x = MLP(2, (4,)), jnp.ones((8, 3))
+    >>> variables = model.init(jax.random.key(0), x, train=False)
+    >>> scores = attentive_scores(model, variables, x, jnp.zeros(8, int))
+    >>> float(scores["head/kernel"][:, 1].sum())  # nothing leads to class 1
+    0.0
+
+    Args:
+      model: Linen module of Dense and Conv layers, called as `model.apply(variables, images,
+        train=False)`, that returns logits [b, classes].
+      variables: trained ones.
+      images: [n, ...], as the model takes them.
+      labels: [n] integers.
+      batch_size: examples at a time; memory is needed for the contributions of one example.
+
+    Raises:
+      ValueError: no examples; a layer that has a kernel and is neither Dense nor an ordinary Conv.
+    """
+    if len(images) == 0 or len(images) != len(labels):
+        raise ValueError(
+            f"there are {len(images)} images and {len(labels)} labels: pass one label for each of "
+            "one image or more."
+        )
+    rest = {name: tree for name, tree in variables.items() if name != "params"}
+
+    @jax.jit
+    def traces(params: Any, rest: Any, images: Array, labels: Array) -> Any:
+        def gated(params: Any) -> Array:
+            with nn.intercept_methods(_select):
+                logits: Any = model.apply({"params": params, **rest}, images, train=False)
+            return jnp.take_along_axis(logits, labels[:, None], axis=1).sum()
+
+        return jax.grad(gated)(params)
+
+    total: dict[str, np.ndarray] = {}
+    for start in range(0, len(images), batch_size):
+        part = slice(start, start + batch_size)
+        batch = jnp.asarray(images[part]), jnp.asarray(labels[part])
+        found = traces(variables["params"], rest, *batch)
+        for path, trace in leaf_paths(found):
+            if path.rpartition("/")[2] == "kernel":
+                total[path] = total.get(path, 0) + np.asarray(trace, np.float64)
+    return {path: trace.astype(np.float32) for path, trace in total.items()}
+
+
+def attentive(
+    params: Any,
+    scores: Mapping[str, Any],
+    density: float,
+    *,
+    masks: Masks | None = None,
+    include: Patterns = (),
+    exclude: Patterns = (),
+) -> Masks:
+    """Masks that keep the weights of the highest scores, a share `density` of each layer's.
+
+    Traces count positions, which dense layers have one of and convolutions many, so that they rank
+    the weights of one layer alone. Of equal scores, such as 0, the first weights are kept.
+
+    >>> params = {"kernel": jnp.ones((2, 2))}
+    >>> masks = attentive(params, {"kernel": jnp.array([[0.0, 3.0], [1.0, 0.0]])}, 0.5)
+    >>> masks["kernel"].tolist()
+    [[False, True], [True, False]]
+
+    Args:
+      params: of the network that was scored.
+      scores: from `attentive_scores`.
+      density: share of all weights kept, in (0, 1]: 1 - sparsity.
+      masks: those so far, from which the new ones take; None: all weights.
+      include, exclude: as in `snip`.
+
+    Raises:
+      ValueError: density outside (0, 1]; a pattern that matches nothing; a layer without scores.
+    """
+    check_density(density)
+    before, after = dict(leaf_paths(masks)), {}
+    for path in finder(include, exclude, None, None)(params):
+        if path not in scores:
+            raise ValueError(
+                f"the scores lack {path}: score the model of these parameters, or exclude it."
+            )
+        score = jnp.asarray(scores[path])
+        kept = max(1, round(density * score.size))
+        after[path] = top_k_mask(score, kept, before.get(path))
+    return masks_from_paths(params, after)
+
+
+def _select(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    """A layer's own output, whose gradient is the selection."""
+    layer, output = context.module, call(*args, **kwargs)
+    if context.method_name != "__call__":
+        return output
+    if isinstance(layer, nn.BatchNorm):
+        return args[0] + jax.lax.stop_gradient(output - args[0])
+    if not layer.has_variable("params", "kernel"):
+        return output
+    kernel: Any = layer.get_variable("params", "kernel")
+    output = jax.lax.stop_gradient(output)
+    if isinstance(layer, nn.Dense):
+        return _attended(_dense_fields, True, args[0], kernel, output)
+    if isinstance(layer, nn.Conv) and _is_plain(layer, kernel):
+        fields = partial(_patches, layer.kernel_size, layer.strides, layer.padding)
+        return _attended(fields, False, args[0], kernel, output)
+    raise ValueError(
+        f"the {type(layer).__name__} {'/'.join(layer.path)} has a kernel that the selection does "
+        "not pass: it knows Dense and plain Conv layers over two axes."
+    )
+
+
+def _is_plain(layer: nn.Conv, kernel: Any) -> bool:
+    """Whether `_patches` sees what the convolution sees."""
+    dilations = (layer.kernel_dilation, layer.input_dilation)
+    dilated = any(np.any(np.asarray(d) != 1) for d in dilations if d is not None)
+    named = layer.padding not in ("SAME", "VALID") if isinstance(layer.padding, str) else False
+    return kernel.ndim == 4 and layer.feature_group_count == 1 and not dilated and not named
+
+
+def _dense_fields(x: Array) -> Array:
+    """[b, i] or [b, p, i] as [b, positions, i]."""
+    return x.reshape(len(x), -1, x.shape[-1])
+
+
+def _patches(size: Any, strides: Any, padding: Any, x: Array) -> Array:
+    """[b, positions, kh * kw * channels], in the order of the kernel."""
+    strides = np.broadcast_to(1 if strides is None else strides, 2)
+    if isinstance(padding, int):
+        padding = [(padding, padding)] * 2
+    elif not isinstance(padding, str):
+        padding = [(p, p) if isinstance(p, int) else tuple(p) for p in padding]
+    patches = jax.lax.conv_general_dilated_patches(
+        x, size, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    channels_last = patches.reshape(len(x), -1, x.shape[-1], int(np.prod(size)))
+    return channels_last.swapaxes(2, 3).reshape(*channels_last.shape[:2], -1)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _attended(fields: Any, thin: bool, x: Array, kernel: Array, output: Array) -> Array:
+    return output
+
+
+def _attended_forward(fields: Any, thin: bool, x: Array, kernel: Array, output: Array) -> Any:
+    return output, (x, kernel, output)
+
+
+def _attended_backward(fields: Any, thin: bool, saved: Any, gates: Array) -> Any:
+    x, kernel, output = saved
+    weights = kernel.reshape(-1, kernel.shape[-1])
+    seen, to_input = jax.vjp(fields, x)
+
+    def one(example: tuple[Array, Array]) -> tuple[Array, Array]:
+        values, gate = example  # [p, i] and [p, o]
+        shares = jax.vmap(partial(_shares, thin=thin), in_axes=(0, None))(values, weights)
+        shares = jnp.where((gate > 0)[:, None], shares, 0)
+        return jnp.einsum("po,pio->pi", gate, shares), shares.sum(0)
+
+    gates = gates.reshape(len(x), -1, gates.shape[-1])
+    below, traces = jax.lax.map(one, (seen, gates))
+    (gate_in,) = to_input(below)
+    return gate_in, traces.sum(0).reshape(kernel.shape), jnp.zeros_like(output)
+
+
+def _shares(values: Float[Array, " i"], weights: Float[Array, "i o"], thin: bool) -> Array:
+    """[i, o], a_ij of one position."""
+    c = values[:, None] * weights
+    rising = jnp.sort(c, axis=0)
+    passed = jnp.cumsum(rising, axis=0) > 0
+    theta = jnp.take_along_axis(rising, jnp.argmax(passed, axis=0)[None], axis=0)
+    selected = (c >= theta - TOLERANCE) & (c > 0)
+    if thin:
+        selected = _largest(c, selected)
+    kept = jnp.where(selected & (c.sum(0) > LEAST_SUM)[None], c, 0)
+    total = kept.sum(0, keepdims=True)
+    return kept / jnp.where(total > 0, total, 1)
+
+
+def _largest(c: Array, selected: Array) -> Array:
+    """Of the selected of each output, those of at least the first threshold that leaves any."""
+    count = jnp.maximum(selected.sum(0, keepdims=True), 1).astype(c.dtype)
+    mean = jnp.where(selected, c, 0).sum(0, keepdims=True) / count
+    deviation = jnp.sqrt(jnp.where(selected, (c - mean) ** 2, 0).sum(0, keepdims=True) / count)
+    result = selected
+    for times in reversed(THRESHOLDS):  # the first that leaves any comes last
+        above = selected & (c >= mean + times * deviation)
+        result = jnp.where(above.any(0, keepdims=True), above, result)
+    return result
+
+
+_attended.defvjp(_attended_forward, _attended_backward)
