@@ -70,9 +70,9 @@ def load_dataset(config: Any) -> Dataset:
     if config.get("stream", False):
         train, test, num_classes = _stream(config)
     elif config.name == DIGITS:
-        train, test, num_classes = load_digits()
+        train, test, num_classes = load_digits(_cache(config))
     else:
-        cache = Path(config.cache_dir).expanduser() if config.cache_dir else user_cache()
+        cache = _cache(config)
         train, test, num_classes = load_tfds(config.name, config.dir, cache)
     if config.downsample != 1:
         train, test = (
@@ -105,6 +105,10 @@ def _check_validation(fraction: Any) -> None:
             f"data.validation is {fraction!r}; expected the share of the train split to hold out, "
             "at least 0 (none) and less than 1."
         )
+
+
+def _cache(config: Any) -> Path:
+    return Path(config.cache_dir).expanduser() if config.cache_dir else user_cache()
 
 
 def user_cache() -> Path:

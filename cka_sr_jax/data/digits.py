@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
+from pathlib import Path
+
 import numpy as np
 
 from cka_sr_jax.data.splits import Split, Splits
+from cka_sr_jax.data.tfds_cache import ARRAYS, make_cache, open_cached
 
 NUM_CLASSES = 10
 TEST_FRACTION = 0.2
@@ -13,12 +18,34 @@ TEST_FRACTION = 0.2
 SPLIT_SEED = 20230715
 
 
-def load_digits() -> Splits:
+def load_digits(cache: Path | None = None) -> Splits:
     """Scikit-learn's digits in 10 classes.
 
     Images are uint8 [N, 8, 8, 1] with the ink 0..16 scaled to 0..255, labels int32 [N]. The test
     images are a fifth of each class; both splits are in a fixed random order.
+
+    Args:
+      cache: a folder to keep them in, if it can be written, since importing scikit-learn takes most
+        of a second; None: no cache.
     """
+    if cache is None:
+        return _from_sklearn()
+    folder = cache / f"digits-scikit-learn-{importlib.metadata.version('scikit-learn')}"
+    if (found := open_cached(folder)) is not None:
+        return found
+    digits = _from_sklearn()
+
+    def write(folder: Path) -> int:
+        for name, array in zip(ARRAYS, (*digits.train, *digits.test), strict=True):
+            np.save(folder / f"{name}.npy", array)
+        return NUM_CLASSES
+
+    with contextlib.suppress(OSError):
+        make_cache(folder, write)
+    return digits
+
+
+def _from_sklearn() -> Splits:
     from sklearn.datasets import load_digits as load
     from sklearn.model_selection import train_test_split
 

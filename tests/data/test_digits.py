@@ -1,5 +1,8 @@
 """The digits are scikit-learn's, and their test split never changes."""
 
+import subprocess
+import sys
+
 import numpy as np
 from sklearn import datasets
 
@@ -18,6 +21,36 @@ def test_the_digits_are_scikit_learns():
     ours = sorted(zip(map(bytes, ink.astype(np.uint8)), labels.tolist(), strict=True))
     theirs = sorted(zip(map(bytes, raw.astype(np.uint8)), raw_labels.tolist(), strict=True))
     assert ours == theirs
+
+
+def test_a_cached_copy_is_the_same_and_a_damaged_one_is_made_again(tmp_path):
+    def arrays(digits):
+        return [*digits.train, *digits.test]
+
+    made, expected = load_digits(tmp_path), load_digits()
+    folder = next(tmp_path.iterdir())
+    for damage in (False, True):
+        if damage:
+            (folder / "test_labels.npy").write_bytes(b"")
+        for digits in (made, load_digits(tmp_path), load_digits(tmp_path)):
+            for one, two in zip(arrays(digits), arrays(expected), strict=True):
+                assert one.dtype == two.dtype
+                np.testing.assert_array_equal(one, two)
+            assert digits.num_classes == 10
+
+
+def test_the_second_time_scikit_learn_is_not_imported(tmp_path):
+    load_digits(tmp_path)
+    program = (
+        "import sys; from pathlib import Path; from cka_sr_jax.data import load_digits; "
+        f"load_digits(Path({str(tmp_path)!r})); assert 'sklearn' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
+    (tmp_path / "file").write_text("")
+    assert len(load_digits(tmp_path / "file").train[1]) == 1437
 
 
 def test_the_digits_test_split_is_stratified_and_fixed():
