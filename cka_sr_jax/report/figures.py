@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib import figure as matplotlib_figure
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -63,11 +64,7 @@ def learning_curves(records: Sequence[Record], names: Sequence[str] = tuple(LEAR
 
 
 def cka_curve(records: Sequence[Record]) -> Figure:
-    """Mean CKA within and across stages over epochs and, if logged, the penalty's value below.
-
-    Args:
-      records: of metrics.jsonl.
-    """
+    """Mean CKA within and across stages over epochs and, if logged, the penalty's value below."""
     has_penalty = len(series(records, "train", "penalty")[0]) > 0
     figure = Figure(figsize=(6, 5.1), layout="constrained")
     axes = figure.subplots(2 if has_penalty else 1, 1, sharex=True, squeeze=False)[:, 0]
@@ -264,8 +261,7 @@ def tidy(axes: Axes) -> None:
 
 def _say(axes: Axes, text: str) -> None:
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", color="0.4")
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
 
 
 def stage_boundaries(groups: Sequence[str]) -> list[int]:
@@ -296,5 +292,6 @@ def _write_values(axes: Axes, matrix: np.ndarray) -> None:
 def to_png(figure: Figure) -> bytes:
     """The figure as the bytes of a PNG image."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
+    figure.set_dpi(130)
+    FigureCanvasAgg(figure).print_png(buffer)  # `savefig` lays it out once more
     return buffer.getvalue()

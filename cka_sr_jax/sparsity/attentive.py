@@ -26,7 +26,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +42,7 @@ THRESHOLDS = (3.0, 2.0, 1.0, 0.0)  # standard deviations above the mean
 
 
 def attentive_scores(
-    model: nn.Module,
+    model: Any,
     variables: Mapping[str, Any],
     images: Any,
     labels: Any,
@@ -74,6 +73,8 @@ def attentive_scores(
             f"there are {len(images)} images and {len(labels)} labels: pass one label for each of "
             "one image or more."
         )
+    import flax.linen as nn  # half a second, which users of other rules need not wait
+
     rest = {name: tree for name, tree in variables.items() if name != "params"}
 
     @jax.jit
@@ -140,6 +141,8 @@ def attentive(
 
 def _select(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
     """A layer's own output, whose gradient is the selection."""
+    import flax.linen as nn
+
     layer, output = context.module, call(*args, **kwargs)
     if context.method_name != "__call__":
         return output
@@ -160,7 +163,7 @@ def _select(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
     )
 
 
-def _is_plain(layer: nn.Conv, kernel: Any) -> bool:
+def _is_plain(layer: Any, kernel: Any) -> bool:
     """Whether `_patches` sees what the convolution sees."""
     dilations = (layer.kernel_dilation, layer.input_dilation)
     dilated = any(np.any(np.asarray(d) != 1) for d in dilations if d is not None)

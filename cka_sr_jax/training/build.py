@@ -252,7 +252,10 @@ def _initial_state(plan: RunPlan, method: Method, seed: Array, images: Array) ->
 
 
 def _first_images(plan: RunPlan) -> Array:
-    return normalize(jnp.asarray(plan.dataset.train_images[:2]), plan.mean, plan.std)
+    """Two normalized images, for `init`."""
+    images = jnp.asarray(plan.dataset.train_images[:2])
+    normalized = jax.jit(partial(normalize, mean=plan.mean, std=plan.std))  # in one program
+    return plan.once("first_images", lambda: normalized(images))
 
 
 def _key(plan: RunPlan) -> Array:

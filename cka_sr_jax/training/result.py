@@ -11,7 +11,7 @@ from rich.console import Console
 from cka_sr_jax.accounting import total_row
 from cka_sr_jax.report import console_table, say, write_report
 from cka_sr_jax.report.watch import WeightsAndBiases
-from cka_sr_jax.sparsity import epsilon_sparsity, mask_metrics
+from cka_sr_jax.sparsity import epsilon_sparsity
 from cka_sr_jax.training.build import RunPlan
 from cka_sr_jax.training.evaluation import EPSILONS, Evaluator, mean_outlier_share, stage_means
 from cka_sr_jax.training.hosts import is_first
@@ -108,7 +108,7 @@ def _measure(plan: RunPlan, trained: TrainResult, evaluator: Evaluator) -> dict[
     validation = None
     if len(dataset.validation_labels):
         validation = evaluator.accuracy(state, dataset.validation_images, dataset.validation_labels)
-    total = total_row(evaluator.layer_rows(state))
+    sparsity, total = evaluator.sparsity(state).total, total_row(evaluator.layer_rows(state))
     weights = plan.method.weights(jax.device_get(state.params))
     return {
         "test": {
@@ -118,7 +118,7 @@ def _measure(plan: RunPlan, trained: TrainResult, evaluator: Evaluator) -> dict[
             "step": selected.step,
         },
         "validation": validation,
-        **{name: float(value) for name, value in mask_metrics(state.opt_state).items()},
+        **{name: value for name, value in sparsity.items() if name != "flops"},
         "parameters": total.parameters,
         "parameters_kept": total.kept,
         "flops": total.flops,
