@@ -17,12 +17,18 @@ these as multiples of it:
 Features have the sizes of ResNet-20's blocks (L = 9) and of the same network with ten blocks a
 stage (L = 30, ResNet-62). Each time is the median of interleaved calls, and the last column is the
 largest spread of a row's ratios: half the distance of their quartiles, in percent.
+
+A second table has what the number of layers costs at n = 8: the seconds to compile the penalty and
+the loop in one jit, and the memory that each needs beside the features and their gradients, in
+bytes of the features.
 """
 
 from __future__ import annotations
 
 import itertools
+import time
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -137,8 +143,25 @@ def row(blocks: int, samples: int) -> list[str]:
     ]
 
 
+def compiled(step: Any, stages: Any) -> tuple[float, float]:
+    """(seconds to compile, temporary memory in bytes of the features)."""
+    began = time.perf_counter()
+    program = jax.jit(lambda stages: step(stages)).lower(stages).compile()
+    seconds = time.perf_counter() - began
+    size = sum(x.nbytes for x in jax.tree.leaves(stages))
+    return seconds, program.memory_analysis().temp_size_in_bytes / size
+
+
+def compile_row(blocks: int) -> list[str]:
+    """What as many layers cost to compile."""
+    stages = features(blocks, 8)
+    ours, loop = (compiled(step, stages) for step in (penalty_step, loop_step))
+    numbers = ours[0], loop[0], ours[1], loop[1]
+    return [str(3 * blocks), *(f"{number:.2f}" for number in numbers)]
+
+
 def main() -> None:
-    """Print the table."""
+    """Print the tables."""
     jax.config.update("jax_enable_x64", True)  # for the loop in float64; the others are in float32
     print_table(
         "CKA-SR penalty, value and gradient; the columns after it are multiples of its time",
@@ -154,6 +177,11 @@ def main() -> None:
             "spread",
         ],
         [row(blocks, samples) for blocks, samples in ((3, 8), (3, 32), (3, 128), (10, 8))],
+    )
+    print_table(
+        "More layers, n = 8",
+        ["L", "compile (s)", "loop", "memory", "loop"],
+        [compile_row(blocks) for blocks in (3, 10, 20)],
     )
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 SCRIPTS = (
     "cka_penalty.py", "compact.py", "sparse_inference.py", "mask_update.py", "selection.py",
-    "replicas.py", "train_step.py",
+    "replicas.py", "train_step.py", "tokens.py",
 )  # fmt: skip
 
 
