@@ -15,3 +15,11 @@ def test_the_training_loop_of_the_docs_runs():
     assert len(scope["merged"]) == 2  # of 4 layers
     expected = scope["model"].apply(scope["variables"], scope["x"])
     np.testing.assert_allclose(scope["outputs"], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_residual_network_of_the_docs_loses_a_block(capsys):
+    (block, output), *_ = re.findall(
+        r"```python\n((?:(?!```).)*branch_prox.*?)```\n\n```text\n(.*?)```", DOCS, re.DOTALL
+    )
+    exec(compile(block, "layer_sparsity.md", "exec"), {})
+    assert capsys.readouterr().out == output

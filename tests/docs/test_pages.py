@@ -33,7 +33,7 @@ from tests.report.fake_wandb import install
 OURS = [ROOT / "README.md"]
 OURS += [
     ROOT / "docs" / f"{name}.md"
-    for name in ("own_models", "methods", "running", "sweeps", "export")
+    for name in ("own_models", "methods", "running", "sweeps", "export", "companions")
 ]
 BLOCKS = [
     pytest.param(page.name, code, output, id=f"{page.stem}{i}")
