@@ -34,7 +34,7 @@ from cka_sr_jax.report import markdown_table
 from cka_sr_jax.training import default_config
 
 STEPS, BETWEEN, AFTER, BATCH, SCORED = 600, 150, 300, 128, 500
-SEEDS, STRENGTHS, RATE = range(3), (0.3, 0.6, 1.0, 1.5, 2.5), 0.1
+SEEDS, STRENGTHS, RATE = range(3), (0.4, 0.6, 0.8, 1.0, 1.5, 2.5), 0.1
 COLUMNS = ["method", "blocks", "seeds", "before", "after", "parameters", "time", "steps"]
 
 
