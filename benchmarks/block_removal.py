@@ -14,7 +14,6 @@ these errors.
 
 from __future__ import annotations
 
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -25,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from output import spread
 
 from cka_sr_jax.accounting import interleaved_seconds
 from cka_sr_jax.data import batch_indices, load_dataset
@@ -167,14 +167,6 @@ def path(method: str, first: Network, fresh: Network, data: Data, seed: int) -> 
         for strength in STRENGTHS:
             before = without(fit(fresh, data, STEPS, seed, strength))
             yield before, fit(before, data, AFTER, seed + 100), STEPS + AFTER
-
-
-def spread(values: Iterable[float], digits: int = 4) -> str:
-    """Mean and range."""
-    given = list(values)
-    low, high = (f"{bound:.{digits}f}" for bound in (min(given), max(given)))
-    mean = f"{statistics.mean(given):.{digits}f}"
-    return mean if low == high else f"{mean} ({low} to {high})"
 
 
 def main() -> None:

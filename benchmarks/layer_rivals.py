@@ -13,15 +13,14 @@ removal" trains the whole network as often as that: what the scores gain by trai
 
 from __future__ import annotations
 
-import statistics
 import sys
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # configs/
 
+from output import spread
 from rich.console import Console
 
 from cka_sr_jax.report import markdown_table
@@ -75,19 +74,10 @@ def trained_again(seed: int, folder: str) -> list[float]:
     config = layer_sparsity_fashion_mnist.get_config()
     config.update_from_flattened_dict({"data.dir": folder, "seed": seed, **METHODS["CKA"]})
     plan = layer_sparsity.prepare(config)
-    chain, errors = fit(plan, plan.hidden), []
-    for _ in range(len(plan.hidden)):
-        errors.append(estimate(plan.task, chain, plan.task.test).mean)
-        chain = refit(plan, chain)
-    return errors
-
-
-def spread(values: Iterable[float], digits: int = 4) -> str:
-    """Mean and range."""
-    given = list(values)
-    low, high = (f"{bound:.{digits}f}" for bound in (min(given), max(given)))
-    mean = f"{statistics.mean(given):.{digits}f}"
-    return mean if low == high else f"{mean} ({low} to {high})"
+    chains = [fit(plan, plan.hidden)]
+    while len(chains) < len(plan.hidden):
+        chains.append(refit(plan, chains[-1]))
+    return [estimate(plan.task, chain, plan.task.test).mean for chain in chains]
 
 
 def main() -> None:
@@ -97,8 +87,8 @@ def main() -> None:
     table = []
     errors = zip(*(trained_again(seed, sys.argv[1]) for seed in SEEDS), strict=True)
     for trainings, values in enumerate(errors, start=1):
-        table.append(["no removal", "9", str(len(SEEDS)), "-", spread(values), "-"])
-        table[-1] += ["1.00", "1.00", str(trainings)]
+        shares = "1.00", "1.00", str(trainings)
+        table.append(["no removal", "all", str(len(SEEDS)), "-", spread(values), "-", *shares])
     for method in METHODS:
         found = [measured(method, seed, sys.argv[1]) for seed in SEEDS]
         for depth in sorted({depth for rows in found for depth in rows}, reverse=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import numpy as np
@@ -31,3 +31,11 @@ def interval(values: Sequence[float], digits: int = 2) -> str:
     """Mean and half-width of the 95 % t interval."""
     half = scipy.stats.sem(values) * scipy.stats.t.ppf(0.975, len(values) - 1)
     return f"{np.mean(values):.{digits}f} ± {half:.{digits}f}"
+
+
+def spread(values: Iterable[float], digits: int = 4) -> str:
+    """Mean and range."""
+    given = list(values)
+    low, high = (f"{bound:.{digits}f}" for bound in (min(given), max(given)))
+    mean = f"{np.mean(given):.{digits}f}"
+    return mean if low == high else f"{mean} ({low} to {high})"

@@ -3,10 +3,10 @@
   python -m cka_sr_jax.analysis.topology table runs/GRID
   python -m cka_sr_jax.analysis.topology draw runs/GRID/POINT graph.png --threshold=0.1
 
-table: for each edge penalty and threshold, over the runs with learned edges, the share of edges
-left, the nodes that still lead from a stage's input to its output, and accuracy on validation and
-test images without retraining. draw: a run's stages, each node a dot, each edge an arc whose width
-is its |weight|.
+table: for each model, edge penalty and threshold, over the runs with learned edges, the share of
+edges left, the nodes that still lead from a stage's input to its output, and accuracy on validation
+and test images without retraining. draw: a run's stages, each node a dot, each edge an arc whose
+width is its |weight|.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ from cka_sr_jax.report.figures import BLUE, VERMILION, Figure
 from cka_sr_jax.training.build import image_statistics
 
 THRESHOLDS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5)
-HEADER = ["edge penalty", "threshold", "runs", "edges left", "live nodes", "validation", "test"]
+HEADER = [
+    "model", "edge penalty", "adaptive", "threshold", "runs", "edges left", "live nodes",
+    "validation", "test",
+]  # fmt: skip
 BATCH = 500
 
 
@@ -47,22 +50,20 @@ def topology_table(runs: Sequence[Run], thresholds: Sequence[float] = THRESHOLDS
     """
     found = defaultdict(list)
     for run in runs:
-        options = run.config["model"]["options"]
-        if run.config["model"]["name"].startswith("dag") and options.get("graph") in (
-            None,
-            "learned",
-        ):
+        name, options = (run.config["model"][key] for key in ("name", "options"))
+        if name.startswith("dag") and options.get("graph", "learned") == "learned":
+            kind = name, options.get("edge_penalty", 0.0), options.get("adaptive", False)
             for threshold, row in zip(thresholds, _rows(run, thresholds), strict=True):
-                found[options.get("edge_penalty", 0.0), threshold].append(row)
+                found[kind, threshold].append(row)
     if not found:
         raise ValueError("none of the runs has learned edges: name runs of a DAG, such as dag4.")
     table = []
-    for (penalty, threshold), rows in sorted(found.items()):
-        shares = [f"{values.mean():.1%}" for values in np.array(rows).T[[0, 2, 3]]]
-        live = f"{np.array(rows)[:, 1].mean():.1f}"
-        edges, *accuracies = shares
-        table.append([f"{penalty:g}", f"{threshold:g}", str(len(rows)), edges, live, *accuracies])
-    return markdown_table(HEADER, table)
+    for ((name, penalty, adaptive), threshold), rows in sorted(found.items()):
+        edges, live, validation, test = np.mean(rows, axis=0)
+        shares = [f"{share:.1%}" if np.isfinite(share) else "-" for share in (validation, test)]
+        first = [name, f"{penalty:g}", "yes" if adaptive else "no", f"{threshold:g}"]
+        table.append([*first, str(len(rows)), f"{edges:.1%}", f"{live:.1f}", *shares])
+    return markdown_table(HEADER, table, "llllrrrrr")
 
 
 def _rows(run: Run, thresholds: Sequence[float]) -> list[list[float]]:
@@ -79,7 +80,7 @@ def _rows(run: Run, thresholds: Sequence[float]) -> list[list[float]]:
     def accuracy(variables: Any, images: Any, labels: Any) -> float:
         parts = [slice(i, i + BATCH) for i in range(0, len(labels), BATCH)]
         right = (correct(variables, jnp.asarray(images[p]), jnp.asarray(labels[p])) for p in parts)
-        return sum(map(float, right)) / max(1, len(labels))
+        return sum(map(float, right)) / len(labels) if len(labels) else float("nan")
 
     rows = []
     for threshold in thresholds:

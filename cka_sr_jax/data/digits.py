@@ -16,6 +16,7 @@ TEST_FRACTION = 0.2
 
 # The split belongs to the data: every run, whatever its seed, is tested on the same images.
 SPLIT_SEED = 20230715
+FORMAT = 1  # of the images; a change makes cached copies stale
 
 
 def load_digits(cache: Path | None = None) -> Splits:
@@ -30,7 +31,8 @@ def load_digits(cache: Path | None = None) -> Splits:
     """
     if cache is None:
         return _from_sklearn()
-    folder = cache / f"digits-scikit-learn-{importlib.metadata.version('scikit-learn')}"
+    version = importlib.metadata.version("scikit-learn")
+    folder = cache / f"digits-{version}-{TEST_FRACTION}-{SPLIT_SEED}-{FORMAT}"
     if (found := open_cached(folder)) is not None:
         return found
     digits = _from_sklearn()

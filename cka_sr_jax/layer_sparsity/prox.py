@@ -208,12 +208,14 @@ def branch_prox(
     for x >= 0: the block drops out exactly (`models.compact`). Name the last BatchNorm of each
     branch whose shortcut is the identity:
 
-      branch_prox(1.0, schedule, "stage*_block[1-9]/bn2")
+      blocks = [name for name, projects in model.block_names.items() if not projects]
+      branch_prox(1.0, schedule, [f"{name}/bn2" for name in blocks])
 
     Args:
       strength: r of r sum_b ||w_b||_F over the branches b; leave this penalty out of the loss.
       learning_rate: as in `layer_prox`.
-      branches: path patterns of modules. The arrays of each that matches are one group.
+      branches: path patterns of modules that hold arrays. Those of each are one group, also where
+        `nn.scan` has stacked several branches in them.
 
     Raises:
       ValueError: as `layer_prox`.

@@ -175,8 +175,9 @@ class ResNet(nn.Module):
     def block_names(self) -> dict[str, bool]:
         """{name: whether its shortcut is a convolution} of each block that is there, in order."""
         widths = self.widths[1:] if self.widths else itertools.repeat(None)
-        named = zip(self.all_block_names.items(), widths, strict=False)
-        return {name: projects for (name, projects), block in named if block != ()}
+        there = (block is None or len(block) > 0 for block in widths)
+        named = zip(self.all_block_names.items(), there, strict=False)
+        return {name: projects for (name, projects), is_there in named if is_there}
 
     @property
     def all_block_names(self) -> dict[str, bool]:

@@ -1,47 +1,40 @@
 """Tokens of a vision transformer dropped while it runs: DynamicViT, and its ranking with CKA.
 
-DynamicViT (Rao et al. 2021, arXiv 2106.02034) scores the patches between blocks. In training a
-random decision per patch keeps or drops it; dropped ones stay in the arrays, and attention leaves
-them out. In inference a fixed number of patches with the highest scores goes on, and the others are
-really gone. `ViT(keep_rates=...)` puts these functions together.
+DynamicViT (Rao et al. 2021, arXiv 2106.02034; from memory) scores the patches between blocks. In
+training a random decision per patch keeps or drops it; dropped ones stay in the arrays, and
+attention leaves them out. In inference a fixed number of patches with the highest scores goes on,
+and the others are really gone. `ViT(keep_rates=...)` puts these functions together.
 
 The CKA-SR paper (arXiv 2307.07389, appendix, equation 13) ranks with
 
     score'_i = score_i - sum_{j != i} CKA(X_i, X_j)
 
 in place of the score. It gives no code, and does not say what the samples of a token's X_i are:
-`cka_with_other_tokens` takes the channels or the images, as it is told.
+here they are the channels (`cka_with_other_tokens`).
 """
 
 from __future__ import annotations
-
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from cka_sr_jax._dtypes import float32_or_wider
-from cka_sr_jax._errors import unknown
-from cka_sr_jax.similarity import cka_matrix
 
-Samples = Literal["channels", "images"]
+LARGEST_GAP = 10.0  # of attention scores, beyond which a dropped token's gradient grows no more
 
 
 def cka_with_other_tokens(
-    tokens: Float[Array, "b t d"],
-    kept: Float[Array, "b t"] | None = None,
-    samples: Samples = "channels",
+    tokens: Float[Array, "b t d"], kept: Float[Array, "b t"] | None = None
 ) -> Float[Array, "b t"]:
     """sum_{j != i} CKA(X_i, X_j), linear, for each token i over the other kept tokens j.
 
-    "channels": the d channels of one image's tokens are the samples, and each token is one feature.
-    Linear CKA is then the square of the correlation of the two tokens over their channels:
+    The d channels of one image's tokens are the samples, and each token is one feature. Linear CKA
+    is then the square of the correlation of the two tokens over their channels:
 
-      CKA(X_i, X_j) = <x_i - mean(x_i), x_j - mean(x_j)>^2 / (||...||^2 ||...||^2),
+      CKA(X_i, X_j) = <x_i - mean(x_i), x_j - mean(x_j)>^2 / (||...||^2 ||...||^2).
 
-    a number of each image alone. "images": the b images are the samples, and a token has d
-    features; CKA is debiased, needs 4 images or more, and is the same for all images.
+    So an image's sums depend on no other image. A constant token has CKA 0 with all others.
 
       >>> tokens = jnp.array([[[1.0, 2.0, 3.0], [3.0, 2.0, 1.0], [1.0, -2.0, 1.0]]])
       >>> print(cka_with_other_tokens(tokens).round(3))
@@ -50,47 +43,31 @@ def cka_with_other_tokens(
     Args:
       tokens: without the class token.
       kept: 1 for tokens that are there, 0 for those that are dropped; None: all are.
-      samples: "channels" or "images".
-
-    Raises:
-      ValueError: unknown samples; "images" with less than 4 of them.
     """
-    if samples == "channels":
-        x = tokens.astype(float32_or_wider(tokens.dtype))
-        x = x - x.mean(-1, keepdims=True)
-        norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
-        x = x / jnp.where(norm > 0, norm, 1)
-        similar = jnp.einsum("bid,bjd->bij", x, x) ** 2
-    elif samples == "images":
-        similar = cka_matrix(list(jnp.moveaxis(tokens, 1, 0)))[None]
-    else:
-        raise ValueError(unknown("samples", samples, ("channels", "images")))
-    similar = jnp.broadcast_to(similar, (len(tokens), *similar.shape[1:]))
-    others = similar * (1 - jnp.eye(tokens.shape[1], dtype=similar.dtype))[None]
-    kept = jnp.ones(tokens.shape[:2], others.dtype) if kept is None else kept.astype(others.dtype)
-    return jnp.einsum("bij,bj->bi", others, kept)
+    x = tokens.astype(float32_or_wider(tokens.dtype))
+    x = x - x.mean(-1, keepdims=True)
+    norm = jnp.linalg.norm(x, axis=-1, keepdims=True)
+    x = x / jnp.where(norm > 0, norm, 1)
+    others = jnp.einsum("bid,bjd->bij", x, x) ** 2
+    others = others * (1 - jnp.eye(tokens.shape[1], dtype=others.dtype))[None]
+    if kept is None:
+        return others.sum(-1)
+    return jnp.einsum("bij,bj->bi", others, kept.astype(others.dtype))
 
 
 def sampled_keep(
-    log_probabilities: Float[Array, "b t 2"],
-    key: Key[Array, ""],
-    temperature: float = 1.0,
+    log_probabilities: Float[Array, "b t 2"], key: Key[Array, ""]
 ) -> Float[Array, "b t"]:
     """A random 0 or 1 for each token, with the gradient of its relaxation (straight through).
 
-    With Gumbel noise g and p = softmax((log_probabilities + g) / temperature), the value is 1 where
-    the first entry of p, "keep", is the larger one, and its gradient is that of this entry (Jang et
-    al. 2017, arXiv 1611.01144).
-
-    Raises:
-      ValueError: a temperature of 0 or less.
+    With Gumbel noise g and p = softmax(log_probabilities + g), the value is 1 where the first entry
+    of p, "keep", is the larger one, and its gradient is that of this entry (Jang et al. 2017, arXiv
+    1611.01144).
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature}: expected a number above 0, such as 1.0.")
     noise = jax.random.gumbel(key, log_probabilities.shape, log_probabilities.dtype)
-    soft = jax.nn.softmax((log_probabilities + noise) / temperature)[..., 0]
+    soft = jax.nn.softmax(log_probabilities + noise)[..., 0]
     hard = (soft >= 0.5).astype(soft.dtype)
-    return hard + soft - jax.lax.stop_gradient(soft)
+    return hard + (soft - jax.lax.stop_gradient(soft))  # the bracket is exactly 0
 
 
 def attention_among_kept(
@@ -105,16 +82,15 @@ def attention_among_kept(
       G_ij = 1 if i = j, else kept_j.
 
     So a kept token attends to what it would find if the others were gone, and the gradient reaches
-    `kept`. Queries and keys are of the same tokens.
+    `kept`. Queries and keys are of the same tokens. The gradient of a dropped token grows as its
+    score exceeds the largest that counts, up to a gap of 10, so that one token cannot ruin a step.
     """
     scores = jnp.einsum("bqhd,bkhd->bhqk", query, key)
     scores = scores.astype(float32_or_wider(scores.dtype)) / query.shape[-1] ** 0.5
     itself = jnp.eye(scores.shape[-1], dtype=scores.dtype)[None, None]
-    gate = jnp.maximum(kept.astype(scores.dtype)[:, None, None, :], itself)
-    # Relative to the largest score that counts, so that a dropped token's cannot swamp the others;
-    # e^60 times its gate of 0 is 0 still.
+    gate = kept.astype(scores.dtype)[:, None, None, :] * (1 - itself) + itself
     top = jnp.max(jnp.where(gate > 0, scores, -jnp.inf), axis=-1, keepdims=True)
-    weights = jnp.exp(jnp.minimum(scores - jax.lax.stop_gradient(top), 60)) * gate
+    weights = jnp.exp(jnp.minimum(scores - jax.lax.stop_gradient(top), LARGEST_GAP)) * gate
     weights = weights / weights.sum(-1, keepdims=True)
     return jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
 

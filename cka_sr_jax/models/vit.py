@@ -2,7 +2,7 @@
 
 import itertools
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -72,7 +72,7 @@ def _attend(kept: Array, query: Array, key: Array, value: Array, **_: Any) -> Ar
 
 
 class KeepScores(nn.Module):
-    """log P(keep) and log P(drop) of each token (DynamicViT's predictor).
+    """log P(keep) and log P(drop) of each token (DynamicViT's predictor, from memory).
 
     Of the tokens after a LayerNorm and a dense layer with GELU, one half of the channels stays and
     the other is averaged over the kept tokens; three dense layers follow, with GELU between them.
@@ -102,16 +102,17 @@ class ViT(nn.Module):
     """Patches, a class token and positions, pre-norm blocks "block0", ..., "norm", then "head".
 
     Features: one stage "blocks" of each block's tokens [b, 1 + patches, width], with the class
-    token first. CKA compares them flattened, as it does images.
+    token first. CKA compares them flattened, as it does images. Dropped patches are 0 there.
 
     With `keep_rates` it is a DynamicViT: patches are dropped before some blocks, equally many
-    blocks apart, by `KeepScores` "keep0", "keep1", ... In training the decisions are random
-    (`sampled_keep`), so `apply` needs rngs={"gumbel": key}, and "losses" has `keep_loss` times the
-    mean of `keep_rate_loss` over the stages, to be added to the loss. In inference the patches of
-    the highest scores stay: the first rate times the number of patches, rounded down.
+    blocks apart, by `KeepScores` "keep0", "keep1", ... (their form, places and the weight of the
+    loss are from memory). In training the decisions are random (`sampled_keep`), so `apply` needs
+    rngs={"gumbel": key}, and "losses" has `keep_loss` times the mean of `keep_rate_loss` over the
+    stages, to be added to the loss. In inference the patches of the highest scores stay: each rate
+    times the number of all patches, rounded down.
 
     Args:
-      size: "tiny" (DeiT-Tiny), "small", "base", or "small32" for small images.
+      size: "tiny" (DeiT-Tiny), "small", "base", "small32" for small images, or "micro".
       patch: side of a patch in pixels, which must divide the image's.
       remat: keep each block's input alone for the gradient.
       keep_rates: shares of all patches that are left after each stage of dropping, falling, such as
@@ -155,7 +156,7 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array | np.ndarray, "b h w c"], train: bool) -> Float[Array, "b k"]:
-        """Logits of the class token; `train` changes nothing."""
+        """Logits of the class token; `train` matters with `keep_rates` alone."""
         height, width = x.shape[1:3]
         if height % self.patch or width % self.patch:
             raise ValueError(
@@ -172,29 +173,29 @@ class ViT(nn.Module):
         x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, channels)), x], axis=1)
         x = x + self.param("positions", _small_normal, (1, x.shape[1], channels)).astype(x.dtype)
         block = rematerialized(TransformerBlock, self.remat)
-        kept: Array | None = None  # of all tokens, where some are masked
-        patches, losses = x.shape[1] - 1, []
-        starts = [
-            (i + 1) * depth // (len(self.keep_rates) + 1) for i in range(len(self.keep_rates))
-        ]
+        there, losses = _There(None, None), []
+        patches, stages = x.shape[1] - 1, len(self.keep_rates)
+        starts = [stage * depth // (stages + 1) for stage in range(1, stages + 1)]
         for i in range(depth):
             if i in starts:
-                x, kept, rate_loss = self._dropped(x, kept, starts.index(i), patches, train)
+                x, there, rate_loss = self._dropped(x, there, starts.index(i), patches, train)
                 losses.append(rate_loss)
-            x = block(heads=heads, dtype=self.dtype, name=f"block{i}")(x, train, kept)
-            sow_feature(self, "blocks", x)
+            x = block(heads=heads, dtype=self.dtype, name=f"block{i}")(x, train, there.kept)
+            sow_feature(self, "blocks", _in_place(x, there, patches))
         if losses and train and not self.is_initializing():
             self.sow("losses", "keep_rates", self.keep_loss * jnp.mean(jnp.stack(losses)))
         x = _norm(dtype=self.dtype, name="norm")(x)[:, 0]
         return at_least_float32(nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x))
 
     def _dropped(
-        self, x: Array, kept: Array | None, stage: int, patches: int, train: bool
-    ) -> tuple[Array, Array | None, Array]:
-        """(tokens, which of them are kept or None for all, loss of the rate) after a stage."""
-        there = jnp.ones(x.shape[:2], float32_or_wider(x.dtype)) if kept is None else kept
-        there = there[:, 1:]  # of the patches; the class token always stays
-        scores = KeepScores(self.dtype, name=f"keep{stage}")(x[:, 1:], there)
+        self, x: Array, there: "_There", stage: int, patches: int, train: bool
+    ) -> tuple[Array, "_There", Array]:
+        """(tokens, which of them are there, loss of the rate) after a stage."""
+        kept = (
+            jnp.ones(x.shape[:2], float32_or_wider(x.dtype)) if there.kept is None else there.kept
+        )
+        kept = kept[:, 1:]  # of the patches; the class token always stays
+        scores = KeepScores(self.dtype, name=f"keep{stage}")(x[:, 1:], kept)
         rate = self.keep_rates[stage]
         if train and not self.is_initializing():
             if not self.has_rng("gumbel"):
@@ -202,17 +203,41 @@ class ViT(nn.Module):
                     "keep_rates drops random tokens in training: pass "
                     "rngs={'gumbel': jax.random.key(step)} to apply."
                 )
-            new = there * sampled_keep(scores, self.make_rng("gumbel"))
-            return x, _with_class_token(new), keep_rate_loss(new, rate)
+            new = kept * sampled_keep(scores, self.make_rng("gumbel"))
+            return x, _There(_with_class_token(new), None), keep_rate_loss(new, rate)
         ranking = scores[..., 0]
         if self.keep_by == "score-cka":
-            ranking = ranking - cka_with_other_tokens(x[:, 1:], there)
-        places = top_tokens(ranking, kept_count(rate, patches), there)
+            ranking = ranking - cka_with_other_tokens(x[:, 1:], kept)
+        places = top_tokens(ranking, kept_count(rate, patches), kept)
         nothing = jnp.zeros(())
         if self.remove:
-            return jnp.concatenate([x[:, :1], gather_tokens(x[:, 1:], places)], 1), None, nothing
-        new = jax.nn.one_hot(places, there.shape[1], dtype=there.dtype).sum(1)
-        return x, _with_class_token(new), nothing
+            x = jnp.concatenate([x[:, :1], gather_tokens(x[:, 1:], places)], axis=1)
+            if there.places is not None:  # of what was left, in the image
+                places = jnp.take_along_axis(there.places, places, axis=1)
+            return x, _There(None, places), nothing
+        new = jax.nn.one_hot(places, kept.shape[1], dtype=kept.dtype).sum(1)
+        return x, _There(_with_class_token(new), None), nothing
+
+
+class _There(NamedTuple):
+    """Which tokens are there: `kept`, 1 or 0 for each of them, or the `places` of the patches left.
+
+    Both are None where all are.
+    """
+
+    kept: Array | None
+    places: Array | None
+
+
+def _in_place(x: Array, there: _There, patches: int) -> Array:
+    """[b, 1 + patches, d], the tokens where they are in the image, with 0 for dropped ones."""
+    if there.kept is not None:
+        return x * there.kept.astype(x.dtype)[..., None]
+    if there.places is None:
+        return x
+    whole = jnp.zeros((x.shape[0], patches, x.shape[2]), x.dtype)
+    whole = jax.vmap(lambda image, at, left: image.at[at].set(left))(whole, there.places, x[:, 1:])
+    return jnp.concatenate([x[:, :1], whole], axis=1)
 
 
 def _with_class_token(kept: Array) -> Array:

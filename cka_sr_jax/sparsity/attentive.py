@@ -10,19 +10,20 @@ c_i = w_ij h_i, over the taps of its receptive field in a convolution. Outputs w
 sum to at most 3e-4 stop here. Else, with c sorted upwards and theta the entry at which the running
 sum first exceeds 0,
 
-    selected are the i with c_i >= theta - 2e-4 and c_i > 0; of these a dense layer keeps those of
-    at least t, the first of m + 3 s, m + 2 s, m + s and m that leaves any (m and s being the mean
-    and the standard deviation of the selected);
+    selected are the i with c_i >= theta - 2e-4; of these a dense layer keeps those of at least t,
+    the first of m + 3 s, m + 2 s, m + s and m that leaves any (m and s being the mean and the
+    standard deviation of the selected; the code has m / 2 and m / 5 too, which nothing reaches);
     a_ij = c_i / sum of the selected c, else 0;   gate_i += g_j a_ij;   trace_ij += a_ij.
 
 Left out: the connected components by which the earlier code thins a convolution's selection.
-Inferred: ReLUs pass gates of active units, BatchNorm passes them as they are, max pooling to the
-largest, average pooling in equal shares, and a residual sum to both its branches.
+Inferred: selected contributions are above 0; ReLUs pass gates of active units, BatchNorm passes
+them as they are, max pooling to the largest, average pooling in equal shares, and a residual sum to
+both its branches; weights of equal traces, as most have a trace of 0, are ranked by |w|.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -33,20 +34,15 @@ from jaxtyping import Array, Float
 
 from cka_sr_jax._paths import leaf_paths
 from cka_sr_jax.sparsity.distributions import check_density
-from cka_sr_jax.sparsity.layers import Patterns, finder
+from cka_sr_jax.sparsity.layers import Axes, Patterns, finder
 from cka_sr_jax.sparsity.masks import Masks, masks_from_paths
-from cka_sr_jax.sparsity.selection import top_k_mask
 
 LEAST_SUM, TOLERANCE = 3e-4, 2e-4
 THRESHOLDS = (3.0, 2.0, 1.0, 0.0)  # standard deviations above the mean
 
 
 def attentive_scores(
-    model: Any,
-    variables: Mapping[str, Any],
-    images: Any,
-    labels: Any,
-    batch_size: int = 64,
+    model: Any, variables: Mapping[str, Any], images: Any, labels: Any, batch_size: int = 64
 ) -> dict[str, Float[np.ndarray, "..."]]:
     """{path of a kernel: its trace, summed over examples and positions}, as the kernel is shaped.
 
@@ -57,44 +53,55 @@ def attentive_scores(
     >>> float(scores["head/kernel"][:, 1].sum())  # nothing leads to class 1
     0.0
 
+    Examples are taken one by one, each with some arrays of positions x kernel size in float32: 36
+    MB each for a 3x3 convolution of 64 to 64 channels on 16x16 images.
+
     Args:
-      model: Linen module of Dense and Conv layers, called as `model.apply(variables, images,
-        train=False)`, that returns logits [b, classes].
+      model: Linen module of Dense, Conv and BatchNorm layers with ReLUs, called as
+        `model.apply(variables, images, train=False)`, that returns logits [b, classes].
       variables: trained ones.
       images: [n, ...], as the model takes them.
       labels: [n] integers.
-      batch_size: examples at a time; memory is needed for the contributions of one example.
+      batch_size: examples in one call.
 
     Raises:
-      ValueError: no examples; a layer that has a kernel and is neither Dense nor an ordinary Conv.
+      ValueError: no examples; a layer of parameters of another kind.
     """
     if len(images) == 0 or len(images) != len(labels):
         raise ValueError(
             f"there are {len(images)} images and {len(labels)} labels: pass one label for each of "
             "one image or more."
         )
+    traces = jax.jit(trace_function(model))
+    total: dict[str, np.ndarray] = {}
+    for start in range(0, len(images), batch_size):
+        part = slice(start, start + batch_size)
+        found = traces(variables, jnp.asarray(images[part]), jnp.asarray(labels[part]))
+        for path, trace in leaf_paths(found):
+            if path.rpartition("/")[2] == "kernel":
+                total[path] = total.get(path, 0) + np.asarray(trace, np.float64)
+    return {path: trace.astype(np.float32) for path, trace in total.items()}
+
+
+def trace_function(model: Any) -> Callable[[Any, Array, Array], Any]:
+    """`(variables, images, labels) -> traces`, a tree like the parameters; for `jit`.
+
+    Raises:
+      ValueError: when traced, as `attentive_scores` for its layers.
+    """
     import flax.linen as nn  # half a second, which users of other rules need not wait
 
-    rest = {name: tree for name, tree in variables.items() if name != "params"}
+    def traces(variables: Any, images: Array, labels: Array) -> Any:
+        rest = {name: tree for name, tree in variables.items() if name != "params"}
 
-    @jax.jit
-    def traces(params: Any, rest: Any, images: Array, labels: Array) -> Any:
         def gated(params: Any) -> Array:
             with nn.intercept_methods(_select):
                 logits: Any = model.apply({"params": params, **rest}, images, train=False)
             return jnp.take_along_axis(logits, labels[:, None], axis=1).sum()
 
-        return jax.grad(gated)(params)
+        return jax.grad(gated)(variables["params"])
 
-    total: dict[str, np.ndarray] = {}
-    for start in range(0, len(images), batch_size):
-        part = slice(start, start + batch_size)
-        batch = jnp.asarray(images[part]), jnp.asarray(labels[part])
-        found = traces(variables["params"], rest, *batch)
-        for path, trace in leaf_paths(found):
-            if path.rpartition("/")[2] == "kernel":
-                total[path] = total.get(path, 0) + np.asarray(trace, np.float64)
-    return {path: trace.astype(np.float32) for path, trace in total.items()}
+    return traces
 
 
 def attentive(
@@ -105,38 +112,51 @@ def attentive(
     masks: Masks | None = None,
     include: Patterns = (),
     exclude: Patterns = (),
+    stacked: Axes | None = None,
+    input_axes: Axes | None = None,
 ) -> Masks:
     """Masks that keep the weights of the highest scores, a share `density` of each layer's.
 
     Traces count positions, which dense layers have one of and convolutions many, so that they rank
-    the weights of one layer alone. Of equal scores, such as 0, the first weights are kept.
+    the weights of one layer alone. Of equal scores the larger |w| is kept.
 
-    >>> params = {"kernel": jnp.ones((2, 2))}
-    >>> masks = attentive(params, {"kernel": jnp.array([[0.0, 3.0], [1.0, 0.0]])}, 0.5)
+    >>> params = {"kernel": jnp.array([[1.0, 2.0], [3.0, 4.0]])}
+    >>> masks = attentive(params, {"kernel": np.array([[0.0, 0.0], [5.0, 0.0]])}, 0.5)
     >>> masks["kernel"].tolist()
-    [[False, True], [True, False]]
+    [[False, False], [True, True]]
 
     Args:
-      params: of the network that was scored.
+      params: of the network that was scored, with values.
       scores: from `attentive_scores`.
       density: share of all weights kept, in (0, 1]: 1 - sparsity.
       masks: those so far, from which the new ones take; None: all weights.
-      include, exclude: as in `snip`.
+      include, exclude, stacked, input_axes: as in `snip`.
 
     Raises:
-      ValueError: density outside (0, 1]; a pattern that matches nothing; a layer without scores.
+      ValueError: density outside (0, 1]; a pattern that matches nothing; a layer without scores, or
+        with scores of another shape.
     """
     check_density(density)
-    before, after = dict(leaf_paths(masks)), {}
-    for path in finder(include, exclude, None, None)(params):
-        if path not in scores:
+    weights, before, after = dict(leaf_paths(params)), dict(leaf_paths(masks)), {}
+    for path, layer in finder(include, exclude, stacked, input_axes)(params).items():
+        if path not in scores or np.shape(scores[path]) != np.shape(weights[path]):
             raise ValueError(
-                f"the scores lack {path}: score the model of these parameters, or exclude it."
+                f"the scores have {_shape_text(scores, path)} for {path}, of shape "
+                f"{np.shape(weights[path])}: score the model of these parameters, or exclude it."
             )
-        score = jnp.asarray(scores[path])
-        kept = max(1, round(density * score.size))
-        after[path] = top_k_mask(score, kept, before.get(path))
+        score, size = np.asarray(scores[path]), np.abs(np.asarray(weights[path]))
+        there = np.broadcast_to(np.asarray(before.get(path, True)), score.shape)
+        each = [a.reshape(*score.shape[: layer.stack], -1) for a in (score, size, there)]
+        order = np.lexsort((-each[1], -each[0], ~each[2]), axis=-1)  # by the last, then the others
+        kept = max(1, round(density * order.shape[-1]))
+        mask = np.zeros(order.shape, bool)
+        np.put_along_axis(mask, order[..., :kept], True, axis=-1)
+        after[path] = jnp.asarray((mask & each[2]).reshape(score.shape))
     return masks_from_paths(params, after)
+
+
+def _shape_text(scores: Mapping[str, Any], path: str) -> str:
+    return f"shape {np.shape(scores[path])}" if path in scores else "nothing"
 
 
 def _select(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
@@ -146,21 +166,20 @@ def _select(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
     layer, output = context.module, call(*args, **kwargs)
     if context.method_name != "__call__":
         return output
+    arrays = layer.variables.get("params", {})
     if isinstance(layer, nn.BatchNorm):
-        return args[0] + jax.lax.stop_gradient(output - args[0])
-    if not layer.has_variable("params", "kernel"):
-        return output
-    kernel: Any = layer.get_variable("params", "kernel")
-    output = jax.lax.stop_gradient(output)
+        return _passed(args[0], output)
     if isinstance(layer, nn.Dense):
-        return _attended(_dense_fields, True, args[0], kernel, output)
-    if isinstance(layer, nn.Conv) and _is_plain(layer, kernel):
+        return _attended(_dense_fields, True, args[0], arrays["kernel"], output)
+    if isinstance(layer, nn.Conv) and _is_plain(layer, arrays["kernel"]):
         fields = partial(_patches, layer.kernel_size, layer.strides, layer.padding)
-        return _attended(fields, False, args[0], kernel, output)
-    raise ValueError(
-        f"the {type(layer).__name__} {'/'.join(layer.path)} has a kernel that the selection does "
-        "not pass: it knows Dense and plain Conv layers over two axes."
-    )
+        return _attended(fields, False, args[0], arrays["kernel"], output)
+    if layer.path and any(not isinstance(leaf, Mapping) for leaf in arrays.values()):
+        raise ValueError(
+            f"the selection does not pass the {type(layer).__name__} {'/'.join(layer.path)}: it "
+            "knows Dense, plain Conv over two axes, and BatchNorm."
+        )
+    return output
 
 
 def _is_plain(layer: Any, kernel: Any) -> bool:
@@ -190,8 +209,21 @@ def _patches(size: Any, strides: Any, padding: Any, x: Array) -> Array:
     return channels_last.swapaxes(2, 3).reshape(*channels_last.shape[:2], -1)
 
 
+@jax.custom_vjp
+def _passed(x: Array, output: Array) -> Array:
+    """The output, whose gate goes to x as it is."""
+    return output
+
+
+_passed.defvjp(
+    lambda x, output: (output, (x, output)),
+    lambda saved, gates: (gates.astype(saved[0].dtype), jnp.zeros_like(saved[1])),
+)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attended(fields: Any, thin: bool, x: Array, kernel: Array, output: Array) -> Array:
+    """The output, whose gradient is the selection."""
     return output
 
 
@@ -201,8 +233,8 @@ def _attended_forward(fields: Any, thin: bool, x: Array, kernel: Array, output: 
 
 def _attended_backward(fields: Any, thin: bool, saved: Any, gates: Array) -> Any:
     x, kernel, output = saved
-    weights = kernel.reshape(-1, kernel.shape[-1])
-    seen, to_input = jax.vjp(fields, x)
+    weights = kernel.reshape(-1, kernel.shape[-1]).astype(jnp.float32)
+    seen, to_input = jax.vjp(fields, x.astype(jnp.float32))
 
     def one(example: tuple[Array, Array]) -> tuple[Array, Array]:
         values, gate = example  # [p, i] and [p, o]
@@ -210,10 +242,14 @@ def _attended_backward(fields: Any, thin: bool, saved: Any, gates: Array) -> Any
         shares = jnp.where((gate > 0)[:, None], shares, 0)
         return jnp.einsum("po,pio->pi", gate, shares), shares.sum(0)
 
-    gates = gates.reshape(len(x), -1, gates.shape[-1])
+    gates = gates.reshape(len(x), -1, gates.shape[-1]).astype(jnp.float32)
     below, traces = jax.lax.map(one, (seen, gates))
     (gate_in,) = to_input(below)
-    return gate_in, traces.sum(0).reshape(kernel.shape), jnp.zeros_like(output)
+    trace = traces.sum(0).reshape(kernel.shape)
+    return gate_in.astype(x.dtype), trace.astype(kernel.dtype), jnp.zeros_like(output)
+
+
+_attended.defvjp(_attended_forward, _attended_backward)
 
 
 def _shares(values: Float[Array, " i"], weights: Float[Array, "i o"], thin: bool) -> Array:
@@ -240,6 +276,3 @@ def _largest(c: Array, selected: Array) -> Array:
         above = selected & (c >= mean + times * deviation)
         result = jnp.where(above.any(0, keepdims=True), above, result)
     return result
-
-
-_attended.defvjp(_attended_forward, _attended_backward)

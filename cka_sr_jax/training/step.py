@@ -24,6 +24,7 @@ from cka_sr_jax.training.penalty import Penalty
 
 Metrics = dict[str, Float[Array, ""]]
 
+MODEL_KEYS = 1_684_300_900
 SMALL = 2**16  # weights; arrays of fewer are tested together
 
 
@@ -131,7 +132,7 @@ def penalized_loss(
         task_loss, metrics = task(outputs, batch["label"])
         metrics = {**metrics, "loss": task_loss, "task_loss": task_loss}
         if own := jax.tree.leaves(updated.get("losses", {})):
-            metrics["model_loss"] = sum(own, start=jnp.zeros(()))
+            metrics["model_loss"] = sum((jnp.sum(part) for part in own), start=jnp.zeros(()))
             metrics["loss"] = metrics["loss"] + metrics["model_loss"]
         if penalty is not None and not penalty.is_off:
             term, metrics["penalty"] = penalty.term(updated.get("features", {}), step, axis_name)
@@ -143,10 +144,11 @@ def penalized_loss(
 
 def _keys(seed: int | Array, step: Array, axis_name: str | None) -> dict[str, Array]:
     """Keys for the model's own random numbers; unused ones are not in the compiled program."""
-    key = jax.random.fold_in(jax.random.key(seed), step)
+    # A stream of their own, beside those of the masks and of the data.
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), MODEL_KEYS), step)
     if axis_name is not None:
         key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-    return {"dropout": key, "gumbel": jax.random.fold_in(key, 1)}
+    return dict(zip(("dropout", "gumbel"), jax.random.split(key), strict=True))
 
 
 def make_train_step(

@@ -38,6 +38,7 @@ from cka_sr_jax.sparsity import (
     top_k_masks,
     with_masks,
 )
+from cka_sr_jax.sparsity.attentive import trace_function
 from cka_sr_jax.training import loop
 from cka_sr_jax.training.build import RunPlan, new_state, state_shapes
 from cka_sr_jax.training.checkpoints import newest_intact_step
@@ -88,6 +89,9 @@ def prepare(config: ConfigDict) -> LotteryPlan:
             f"lottery.rounds={rounds} and lottery.prune={config.lottery.prune} leave none of the "
             f"{_size(masks)} weights: prune less, or in fewer rounds."
         )
+    if config.lottery.score == "attentive":
+        with config_errors():
+            _check_attends(plan)
     rewind_step = round(config.lottery.rewind * plan.steps)
     if rewind_step >= plan.steps:
         raise ConfigError(
@@ -95,6 +99,15 @@ def prepare(config: ConfigDict) -> LotteryPlan:
             "train after rewinding: use a smaller share, such as 0.02."
         )
     return LotteryPlan(dataclasses.replace(plan, method=fixed_masks(masks)), rewind_step)
+
+
+def _check_attends(plan: RunPlan) -> None:
+    """Raise ValueError where top-down attention does not pass the plan's model."""
+    image = jax.ShapeDtypeStruct((1, *plan.dataset.train_images.shape[1:]), jnp.float32)
+    label = jax.ShapeDtypeStruct((1,), jnp.int32)
+    state = state_shapes(plan)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    jax.eval_shape(trace_function(plan.model), variables, image, label)
 
 
 def run(plan: LotteryPlan, workdir: str | Path, console: Console | None = None) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 Not in the paper on CKA-SR: learned topology, Yuan et al. 2020 (arXiv 2008.08261).
 
   python launch.py --config=configs/studies/digits_dag.py --grid
-  python -m cka_sr_jax.analysis.paired runs/digits_dag --field=model.options.graph
+  python -m cka_sr_jax.analysis.paired runs/digits_dag --field=model.options.graph \\
+    --baseline=residual --each --rows=model.name
   python -m cka_sr_jax.analysis.topology table runs/digits_dag
 
 Expected: see docs/results/topology.md.

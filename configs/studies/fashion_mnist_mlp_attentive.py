@@ -6,7 +6,7 @@ inferred in cka_sr_jax/sparsity/attentive.py.
   python launch.py --config=configs/studies/fashion_mnist_mlp_attentive.py --grid \\
     --config.data.dir=TFDS_FOLDER
   python -m cka_sr_jax.analysis.paired runs/fashion_mnist_mlp_attentive --field=lottery.score \\
-    --rows=lottery.prune
+    --baseline=magnitude --rows=lottery.prune
 
 Expected: see docs/results/attentive.md.
 Cost: 20 experiments of two trainings, about 15 seconds each on two CPU cores.

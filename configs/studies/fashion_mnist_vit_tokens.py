@@ -5,15 +5,16 @@ In the paper on DeiT-Tiny and ImageNet (its table 1); here on a network that a C
   python launch.py --config=configs/studies/fashion_mnist_vit_tokens.py --grid \\
     --config.data.dir=TFDS_FOLDER
   python -m cka_sr_jax.analysis.paired runs/fashion_mnist_vit_tokens \\
-    --rows=model.options.keep_rates,model.options.keep_by
+    --field=model.options.keep_by --baseline=score --rows=model.options.keep_rates
 
-Without dropping, into a --workdir of its own:
+With CKA-SR, and without dropping, each into a --workdir of its own:
 
-  ... --config.grid.model.options.keep_rates="((),)" \
+  ... --config.grid.penalty.beta="(1e-3,)" --config.grid.model.options.keep_by="('score',)"
+  ... --config.grid.penalty.beta="(0.0, 1e-3)" --config.grid.model.options.keep_rates="((),)" \\
     --config.grid.model.options.keep_by="('score',)"
 
 Expected: see docs/results/tokens.md.
-Cost: 50 runs of 1,000 steps, about half a minute each on two CPU cores.
+Cost: 20, 10 and 10 runs of 1,000 steps, about half a minute each on two CPU cores.
 
 vit-micro with 16 patches of 7x7. A share of 0.7 and 0.49, or of 0.5 and 0.25, of them is left after
 the blocks 1 and 2. Scores and network are trained together; "score" and "score-cka" differ in the
@@ -45,5 +46,5 @@ def get_config():
     config.grid.model = ConfigDict(
         {"options": {"keep_rates": ((0.7, 0.49), (0.5, 0.25)), "keep_by": ("score", "score-cka")}}
     )
-    config.grid.penalty = ConfigDict({"beta": (0.0, 1e-3)})
+    config.grid.penalty = ConfigDict({"beta": (0.0,)})
     return config

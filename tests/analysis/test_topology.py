@@ -23,6 +23,8 @@ def runs(tmp_path_factory):
         config = default_config()
         config.model.name = "dag2"
         config.model.options = ConfigDict({"width": 2, "graph": graph})
+        if graph == "learned":  # whose edges then lie around the thresholds
+            config.model.options.update({"edge_penalty": 2.0, "adaptive": True})
         config.train.steps = 2
         config.train.batch_size = 64
         config.sparsity.rule = "dense"
@@ -39,21 +41,26 @@ def test_the_table_is_what_the_network_does_without_the_edges(runs, capsys):
         for line in capsys.readouterr().out.splitlines()
     ]
     assert header == [
-        "edge penalty", "threshold", "runs", "edges left", "live nodes", "validation", "test",
+        "model", "edge penalty", "adaptive", "threshold", "runs", "edges left", "live nodes",
+        "validation", "test",
     ]  # fmt: skip
-    assert [row[1] for row in rows] == ["0", "0.05", "0.1", "0.2", "0.3", "0.5"]
-    assert {row[2] for row in rows} == {"1"}  # the random graph has none to remove
-    assert rows[0][3:5] == ["100.0%", "6.0"]
+    assert [row[3] for row in rows] == ["0", "0.05", "0.1", "0.2", "0.3", "0.5"]
+    # The random graph has none to remove.
+    assert {(*row[:3], row[4]) for row in rows} == {("dag2", "2", "yes", "1")}
+    assert rows[0][5:7] == ["100.0%", "6.0"]
+    assert len({row[5] for row in rows}) >= 3
     run = open_run(runs / "learned")
     data = load_dataset(ConfigDict(dict(run.config)).data)
     images = (data.test_images / np.float32(255) - run_mean(data)) / run_std(data)
     for row in rows:
-        params = remove_edges(run.variables["params"], float(row[1]))
+        params = remove_edges(run.variables["params"], float(row[3]))
         logits = jax.jit(lambda v: run.model.apply(v, jnp.asarray(images), train=False))(
             {**run.variables, "params": params}
         )
+        edges = np.concatenate([m[np.tril_indices(3)] for m in edge_matrices(params).values()])
+        assert row[5] == f"{np.mean(edges != 0):.1%}"
         accuracy = np.mean(np.asarray(logits).argmax(-1) == data.test_labels)
-        assert float(row[6].rstrip("%")) == pytest.approx(100 * accuracy, abs=0.3)  # an image
+        assert float(row[8].rstrip("%")) == pytest.approx(100 * accuracy, abs=0.3)  # an image
 
 
 def run_mean(data):

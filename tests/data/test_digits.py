@@ -6,7 +6,8 @@ import sys
 import numpy as np
 from sklearn import datasets
 
-from cka_sr_jax.data import load_digits
+from cka_sr_jax.data import load_dataset, load_digits
+from cka_sr_jax.training import default_config
 
 
 def test_the_digits_are_scikit_learns():
@@ -46,6 +47,12 @@ def test_the_second_time_scikit_learn_is_not_imported(tmp_path):
         f"load_digits(Path({str(tmp_path)!r})); assert 'sklearn' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_digits_need_no_home_folder(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pathlib.Path.home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+    assert len(load_dataset(default_config().data).test_labels) == 360
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):

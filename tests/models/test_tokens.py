@@ -25,7 +25,6 @@ from cka_sr_jax.models.tokens import (
     top_tokens,
 )
 from cka_sr_jax.models.vit import KeepScores
-from cka_sr_jax.similarity import cka
 from cka_sr_jax.training import classification_loss
 from tests.models.shapes import KEY, init_shapes
 
@@ -59,14 +58,6 @@ def test_cka_over_channels_equals_a_naive_loop(with_kept):
         assert found[b, i] == pytest.approx(expected, abs=1e-5)
 
 
-def test_cka_over_images_is_that_of_the_library_and_one_for_all_images():
-    tokens = random(1, 6, 4, 5)
-    found = cka_with_other_tokens(tokens, samples="images")
-    for i in range(4):
-        expected = sum(cka(tokens[:, i], tokens[:, j]) for j in range(4) if j != i)
-        np.testing.assert_allclose(found[:, i], expected, atol=1e-5)
-
-
 def test_a_constant_token_is_like_no_other():
     tokens = random(2, 1, 3, 4).at[0, 1].set(7.0)
     found = np.asarray(cka_with_other_tokens(tokens))
@@ -90,18 +81,39 @@ def test_attention_among_kept_is_attention_without_the_others(seed, kept):
         np.testing.assert_allclose(found[b, i, h], weights @ value[b, there, h], atol=2e-5)
 
 
+def naive_attention(query, key, value, kept):
+    """By the formula of the docstring, differentiable in kept."""
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) / jnp.sqrt(3)
+    itself = jnp.eye(scores.shape[-1])[None, None]
+    gate = kept[:, None, None, :] * (1 - itself) + itself
+    weights = jnp.exp(scores) * gate
+    return jnp.einsum("bhqk,bkhd->bqhd", weights / weights.sum(-1, keepdims=True), value)
+
+
+def test_the_gradient_reaches_kept_and_dropped_tokens_as_the_formula_says():
+    query, key, value, weights = (random(i, 2, 5, 2, 3) for i in range(4))
+    kept = jnp.array([[1.0, 0, 1, 0, 1], [0, 0, 1, 1, 0]])
+
+    def loss(attention):
+        return lambda *arrays: jnp.sum(weights * attention(*arrays))
+
+    found = jax.grad(loss(attention_among_kept), argnums=(0, 1, 2, 3))(query, key, value, kept)
+    expected = jax.grad(loss(naive_attention), argnums=(0, 1, 2, 3))(query, key, value, kept)
+    for one, two in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
+
+
 def test_a_dropped_token_with_a_huge_score_does_no_harm():
-    query, key, value = (
-        jnp.ones((1, 2, 1, 1)),
-        jnp.array([[[[1.0]], [[1e4]]]]),
-        random(0, 1, 2, 1, 1),
-    )
+    query, value = jnp.ones((1, 2, 1, 1)), random(0, 1, 2, 1, 1)
+    key = jnp.array([[[[1.0]], [[1e4]]]])
     kept = jnp.array([[1.0, 0.0]])
     found, grad = jax.value_and_grad(
         lambda kept: attention_among_kept(query, key, value, kept)[0, 0, 0, 0]
     )(kept)
     assert found == pytest.approx(value[0, 0, 0, 0])
-    assert np.isfinite(grad).all()
+    # e^10, the cap, times the difference of the values.
+    expected = np.exp(10) * (value[0, 1, 0, 0] - value[0, 0, 0, 0])
+    np.testing.assert_allclose(grad[0, 1], expected, rtol=1e-3)
 
 
 def test_sampled_decisions_have_their_probability_and_the_relaxations_gradient():
@@ -109,14 +121,14 @@ def test_sampled_decisions_have_their_probability_and_the_relaxations_gradient()
     logs = jnp.log(jnp.stack([probability, 1 - probability], -1))
     keys = jax.random.split(KEY, 4000)
     drawn = jax.vmap(lambda key: sampled_keep(logs[None], key)[0])(keys)
-    assert set(np.unique(np.round(drawn, 6))) == {0, 1}
+    assert set(np.unique(drawn)) == {0, 1}
     np.testing.assert_allclose(drawn.mean(0), probability, atol=0.03)  # 4 standard errors
 
     def relaxed(logs):
         noise = jax.random.gumbel(KEY, logs.shape)
-        return jax.nn.softmax((logs + noise) / 0.5)[..., 0].sum()
+        return jax.nn.softmax(logs + noise)[..., 0].sum()
 
-    found = jax.grad(lambda logs: sampled_keep(logs, KEY, 0.5).sum())(logs[None])
+    found = jax.grad(lambda logs: sampled_keep(logs, KEY).sum())(logs[None])
     np.testing.assert_allclose(found, jax.grad(relaxed)(logs[None]), rtol=1e-5)
 
 
@@ -168,10 +180,12 @@ def test_removed_is_masked(small, rates, by):
     masked, all_of_them = jax.jit(lambda: run(model.clone(remove=False)))()
     scale = float(jnp.max(jnp.abs(masked)))
     np.testing.assert_allclose(logits, masked, rtol=0, atol=1e-5 * scale)
-    assert {f.shape[1] for f in all_of_them} == {17}
-    counts = {f.shape[1] for f in features}
+    # Features are where they were in the image, and 0 where a patch is dropped.
+    counts = set()
+    for feature, other in zip(features, all_of_them, strict=True):
+        np.testing.assert_allclose(feature, other, rtol=0, atol=1e-5 * float(jnp.abs(other).max()))
+        counts |= set(np.any(np.asarray(feature), axis=-1).sum(1).tolist())
     assert counts == {17, *(1 + int(rate * 16 + 1e-9) for rate in rates)}
-    np.testing.assert_allclose(features[-1][:, 0], all_of_them[-1][:, 0], atol=1e-4)
 
 
 def test_scores_equal_naive_numpy():
@@ -270,12 +284,6 @@ def test_what_cannot_be_dropped_is_refused(small):
         ViT(10, keep_by="cka")
     with pytest.raises(ValueError, match=r"pass rngs=\{'gumbel'"):
         small.apply(with_random_weights(small), random(0, 2, *IMAGE), True)
-    with pytest.raises(ValueError, match="Unknown samples 'image'"):
-        cka_with_other_tokens(random(0, 1, 2, 3), samples="image")
-    with pytest.raises(ValueError, match="2 samples are too few for debiased CKA"):
-        cka_with_other_tokens(random(0, 2, 2, 3), samples="images")
-    with pytest.raises(ValueError, match="temperature=0: expected a number above 0"):
-        sampled_keep(jnp.zeros((1, 2, 2)), KEY, 0)
 
 
 def test_the_docstrings_examples_run():

@@ -132,6 +132,17 @@ def test_a_round_by_attention_keeps_the_best_of_each_layer(tmp_path):
         score, mask = scores[f"{layer}/kernel"], np.asarray(masks[layer], bool)
         assert mask.sum() == round(0.25 * mask.size)
         assert score[mask].min() >= score[~mask].max()
+        if score[mask].min() == 0:  # then the largest weights
+            size = np.abs(np.asarray(trained["params"][layer]["kernel"]))
+            assert size[mask & (score == 0)].min() >= size[~mask & (score == 0)].max()
+
+
+def test_attention_that_does_not_pass_the_model_is_refused_before_it_trains(tmp_path):
+    config = small_config(rounds=1, score="attentive")
+    config.model.name, config.model.options = "vit-micro", ConfigDict({"patch": 4})
+    with pytest.raises(ConfigError, match="the selection does not pass the LayerNorm"):
+        workflows.run(config, tmp_path / "run", quiet())
+    assert not (tmp_path / "run").exists()
 
 
 def test_thirteen_rounds_keep_a_fifth_less_each():

@@ -96,8 +96,10 @@ def fit_path(plan: PathPlan, console: Console) -> list[Point]:
         raise ConfigError(
             "training diverges without any layer penalty: lower optimizer.learning_rate."
         )
-    by_penalty = plan.config.layer_sparsity.score == "none"
-    for step in _by_penalty(plan, fitted, console) if by_penalty else _by_score(plan, fitted, path):
+    steps = _by_score(plan, fitted, path, console)
+    if plan.config.layer_sparsity.score == "none":
+        steps = _by_penalty(plan, fitted, console)
+    for step in steps:
         path.append(_refitted_point(plan, *step, path))
         say(console, _describe(plan.task, path[-1]))
     return path
@@ -129,7 +131,9 @@ def _by_penalty(plan: PathPlan, fitted: Layers, console: Console) -> Iterator[_S
         yield _Step(strength, active, fitted, merge_layers(fitted, nonnegative))
 
 
-def _by_score(plan: PathPlan, fitted: Layers, path: Sequence[Point]) -> Iterator[_Step]:
+def _by_score(
+    plan: PathPlan, fitted: Layers, path: Sequence[Point], console: Console
+) -> Iterator[_Step]:
     """The whole network, and with one ReLU layer less each time, down to one hidden layer.
 
     The layer of the lowest score in the last point's warm refit goes; it is scored on training
@@ -143,6 +147,9 @@ def _by_score(plan: PathPlan, fitted: Layers, path: Sequence[Point]) -> Iterator
     inputs = plan.task.train.inputs[:SCORED_EXAMPLES]
     while len(active) > 1:
         chain = path[-1].warm
+        if not is_finite(chain):
+            say(console, "The merged weights are beyond float32, so the path ends here.")
+            return
         layer = int(np.argmin(score(chain, inputs)))
         del active[layer]
         yield _Step(0.0, tuple(active), chain, remove_activation(chain, layer))
