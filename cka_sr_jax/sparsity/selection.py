@@ -23,7 +23,7 @@ LARGEST_INT32 = 2**31 - 1
 
 # It searches the threshold two bits at a time, on integers in the order of the scores: three counts
 # in one pass over the N values, at most 16 passes, and as many again to break ties. A sort takes
-# ten times as long (benchmarks/selection.py).
+# some fifty times as long (benchmarks/selection.py).
 def top_k_mask(
     scores: Float[Array, "..."], k: Count, where: Bool[Array, "..."] | None = None
 ) -> Bool[Array, "..."]:

@@ -338,8 +338,8 @@ FIELDS = {
         unit="share of the remaining weights", within="(0, 1)",
     ),
     "lottery.score": Field(
-        "magnitude", "By what a round prunes: |w| over all layers, or top-down attention in each.",
-        choices=("magnitude", "attentive"),
+        "magnitude", "By what a round prunes: |w| over all layers, |w| or attention in each layer.",
+        choices=("magnitude", "layer-magnitude", "attentive"),
     ),
     "lottery.rewind": Field(
         0.0, "The point to which each round goes back; 0: the initial weights.", unit=RUN,

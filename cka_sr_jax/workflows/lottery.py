@@ -3,8 +3,9 @@
   1. Train the dense network up to the share `rewind` of the run; every round starts from there.
   2. Each round trains to the end of the run under its masks. The next round keeps the largest
      1 - `prune` of the kept weights by |w|, all layers ranked together: density (1 - prune)^n.
-     With `score` = "attentive" it keeps those that top-down attention from the labels passes
-     through most (`sparsity.attentive_scores`), the same share of each layer.
+     With `score` = "layer-magnitude" it keeps the same share of each layer; with "attentive" too,
+     but of the weights that top-down attention from the labels passes through most
+     (`sparsity.attentive_scores`).
 
 Sources: the lottery ticket hypothesis (arXiv 1803.03635), and rewinding to an early step instead of
 to the initial weights (arXiv 1912.05671). The rewound state is whole: weights, statistics, the
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
@@ -166,12 +168,16 @@ def _pruned(plan: RunPlan, trained: Any, masks: Masks, number: int) -> Masks:
     config = plan.config
     if config.lottery.score == "magnitude":
         return prune_by_magnitude(trained["params"], masks, _kept(config, number, masks))
-    images = normalize(jnp.asarray(plan.dataset.train_images[:ATTENDED]), plan.mean, plan.std)
-    labels = plan.dataset.train_labels[:ATTENDED]
-    scores = attentive_scores(plan.model, trained, images, labels)
+    weights = trained["params"]
+    if config.lottery.score == "attentive":
+        images = normalize(jnp.asarray(plan.dataset.train_images[:ATTENDED]), plan.mean, plan.std)
+        labels = plan.dataset.train_labels[:ATTENDED]
+        scores = attentive_scores(plan.model, trained, images, labels)
+    else:
+        scores = {path: np.abs(np.asarray(leaf)) for path, leaf in leaf_paths(weights)}
     layers = [f"/{path}" for path, _ in leaf_paths(masks)]
     density = (1 - config.lottery.prune) ** number
-    return attentive(trained["params"], scores, density, masks=masks, include=layers)
+    return attentive(weights, scores, density, masks=masks, include=layers)
 
 
 def prune_by_magnitude(weights: Any, masks: Masks, kept: int) -> Masks:

@@ -1,4 +1,4 @@
-"""Fashion-MNIST: a trained MLP pruned once, by magnitude or by top-down attention, and retrained.
+"""Fashion-MNIST: a trained MLP pruned once by magnitude or top-down attention, and retrained.
 
 Not in the paper on CKA-SR: attentive pruning, Biparva and Tsotsos 2020 (arXiv 2005.04559), as it is
 inferred in cka_sr_jax/sparsity/attentive.py.
@@ -6,13 +6,13 @@ inferred in cka_sr_jax/sparsity/attentive.py.
   python launch.py --config=configs/studies/fashion_mnist_mlp_attentive.py --grid \\
     --config.data.dir=TFDS_FOLDER
   python -m cka_sr_jax.analysis.paired runs/fashion_mnist_mlp_attentive --field=lottery.score \\
-    --baseline=magnitude --rows=lottery.prune
+    --baseline=layer-magnitude --each --rows=lottery.prune
 
 Expected: see docs/results/attentive.md.
-Cost: 20 experiments of two trainings, about 15 seconds each on two CPU cores.
+Cost: 30 experiments of two trainings, about 15 seconds each on two CPU cores.
 
-Magnitude ranks all weights together, and attention those of each layer, since its traces do not
-compare across layers; so a difference of the two is also one of the layers' densities.
+"magnitude" ranks all weights together; "layer-magnitude" and "attentive" those of each layer, since
+attention's traces do not compare across layers.
 """
 
 from ml_collections import ConfigDict
@@ -32,6 +32,6 @@ def get_config():
     config.lottery.rewind = 0.0
     config.seeds = (0, 1, 2, 3, 4)
     config.grid = ConfigDict(
-        {"lottery": {"score": ("magnitude", "attentive"), "prune": (0.8, 0.95)}}
+        {"lottery": {"score": ("magnitude", "layer-magnitude", "attentive"), "prune": (0.8, 0.95)}}
     )
     return config

@@ -118,6 +118,17 @@ def test_the_penalty_ends_at_its_share_of_a_whole_round(tmp_path):
         assert penalized == {step: step <= 6 for step in steps}
 
 
+def test_a_round_by_magnitude_in_each_layer(tmp_path):
+    config = small_config(rounds=1, prune=0.75, rewind=0.0, score="layer-magnitude")
+    workflows.run(config, tmp_path, quiet())
+    weights = stored(tmp_path / "round00", "params")
+    masks = stored(tmp_path / "round01", "masks")
+    for layer in LAYERS:
+        size, mask = np.abs(np.asarray(weights[layer])), np.asarray(masks[layer], bool)
+        assert mask.sum() == round(0.25 * mask.size)
+        assert size[mask].min() >= size[~mask].max()
+
+
 def test_a_round_by_attention_keeps_the_best_of_each_layer(tmp_path):
     config = small_config(rounds=1, prune=0.75, rewind=0.0, score="attentive")
     config.train.steps = 60
