@@ -243,7 +243,7 @@ def _proximal(
             raise ValueError(f"{name}={number} is not a number >= 0: pass one finite number.")
     patterns = (layers,) if isinstance(layers, str) else tuple(layers)
     if not patterns:
-        raise ValueError(f"{of} is empty: name the modules to penalize, such as 'hidden[1-9]*'.")
+        raise ValueError(f"{of} is empty: name some, such as 'hidden1' or 'stage1_block1/bn2'.")
 
     def init(params: Any) -> LayerProxState:
         if jax.tree.leaves(params):  # none: `optax.tree_map_params` asks for the state's structure

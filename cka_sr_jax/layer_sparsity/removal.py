@@ -116,7 +116,7 @@ def _distance(whole: Array, without: Array) -> Array:
 def cka_without_blocks(
     features: Callable[[Any, Any], Array],
     params: Any,
-    blocks: Sequence[str],
+    blocks: str | Sequence[str],
     inputs: Any,
 ) -> dict[str, float]:
     """{block: 1 - CKA(F, F without the block)} for residual blocks: Pons et al.'s score.
@@ -141,11 +141,11 @@ def cka_without_blocks(
       inputs: what `features` takes, n of them; memory of the size n x n is needed.
 
     Raises:
-      ValueError: a pattern that matches no parameter.
+      ValueError: a pattern that matches no parameter; features that are not finite.
     """
     whole, distance = None, jax.jit(_distance)
     run, scores = jax.jit(features), {}
-    for block in blocks:
+    for block in (blocks,) if isinstance(blocks, str) else blocks:
         zeros = {
             path: jnp.zeros_like(leaf) for path, leaf in leaf_paths(params) if matches(block, path)
         }
@@ -156,6 +156,11 @@ def cka_without_blocks(
             )
         whole = run(params, inputs) if whole is None else whole
         scores[block] = float(distance(whole, run(replace_leaves(params, zeros), inputs)))
+        if not np.isfinite(scores[block]):
+            raise ValueError(
+                f"the features with or without {block!r} are not finite: pass parameters and "
+                "inputs that are."
+            )
     return scores
 
 

@@ -70,7 +70,8 @@ class DAG(nn.Module):
       width: filters of the stem and the first stage.
       graph: "learned" edges; "residual", all of them fixed to 1; or "random", where each is there
         with probability `edge_share`, fixed to 1, and every node has an edge to and from it.
-      edge_penalty: r of r sum_ij c_ij |a_ij| in "losses", which is to be added to the loss.
+      edge_penalty: r of r sum_ij c_ij |a_ij| over learned edges in "losses", which is to be added
+        to the loss.
       adaptive: c_ij = log2(1 + j), so that nodes of many edges lose more of them; False: c_ij = 1.
       edge_share, graph_seed: of the random graph.
 
@@ -97,6 +98,8 @@ class DAG(nn.Module):
             raise ValueError(unknown("graph", self.graph, GRAPHS))
         if not (self.edge_penalty >= 0 and math.isfinite(self.edge_penalty)):
             raise ValueError(f"edge_penalty={self.edge_penalty}: expected a number of 0 or more.")
+        if self.graph_seed < 0:
+            raise ValueError(f"graph_seed={self.graph_seed}: expected 0 or more.")
         if not 0 < self.edge_share <= 1:
             raise ValueError(f"edge_share={self.edge_share}: expected a share in (0, 1].")
         super().__post_init__()
@@ -171,14 +174,21 @@ def edge_matrices(params: Mapping[str, Any]) -> dict[str, Float[np.ndarray, "tar
            [2., 3.]], dtype=float32)}
 
     Raises:
-      ValueError: parameters without learned edges.
+      ValueError: parameters without learned edges; edges that are not finite.
     """
     found = {name: np.asarray(v) for name, v in params.items() if name.endswith("_edges")}
     if not found:
-        raise ValueError("the parameters have no edges: pass those of a DAG of graph='learned'.")
+        raise ValueError(
+            "the parameters have no edges: pass variables['params'] of a DAG of graph='learned'."
+        )
     matrices = {}
     for name, weights in found.items():
-        size = (math.isqrt(8 * weights.size + 1) - 1) // 2  # weights.size = size (size + 1) / 2
+        size = (math.isqrt(8 * weights.size + 1) - 1) // 2
+        if weights.shape != (size * (size + 1) // 2,) or not np.isfinite(weights).all():
+            raise ValueError(
+                f"{name} of shape {weights.shape} are no finite weights of all edges between "
+                "nodes: pass the parameters of a DAG that did not diverge."
+            )
         matrix = np.zeros((size, size), weights.dtype)
         matrix[np.tril_indices(size)] = weights
         matrices[name.removesuffix("_edges")] = matrix

@@ -1,6 +1,7 @@
 """Vision transformers (Dosovitskiy et al. 2021, arXiv 2010.11929; Touvron et al. 2021 for DeiT)."""
 
 import itertools
+import math
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -123,8 +124,9 @@ class ViT(nn.Module):
       remove: False leaves dropped patches in the arrays in inference too, masked as in training.
 
     Raises:
-      ValueError: an unknown size or keep_by; patches that do not divide the image; keep_rates that
-        do not fall, are not in (0, 1), or have as many stages as there are blocks; no "gumbel" key.
+      ValueError: an unknown size or keep_by; patches that do not divide the image; a negative
+        keep_loss; keep_rates that do not fall, are not in (0, 1), or have as many stages as there
+        are blocks; no "gumbel" key.
     """
 
     num_classes: int
@@ -145,7 +147,14 @@ class ViT(nn.Module):
             raise ValueError(f"patch={self.patch}: expected 1 pixel or more, such as 4 or 16.")
         if self.keep_by not in ("score", "score-cka"):
             raise ValueError(unknown("keep_by", self.keep_by, ("score", "score-cka")))
-        rates, depth = tuple(self.keep_rates), SIZES[self.size][1]
+        if not (isinstance(self.keep_loss, int | float) and 0 <= self.keep_loss < math.inf):
+            raise ValueError(f"keep_loss={self.keep_loss!r}: expected a number of 0 or more.")
+        depth = SIZES[self.size][1]
+        if not isinstance(self.keep_rates, tuple | list) or not all(
+            isinstance(rate, int | float) for rate in self.keep_rates
+        ):
+            raise ValueError(f"keep_rates={self.keep_rates!r}: expected numbers, such as (0.7,).")
+        rates = tuple(self.keep_rates)
         falling = all(0 < late < early for early, late in itertools.pairwise((1.0, *rates)))
         if not falling or len(rates) >= depth:
             raise ValueError(

@@ -133,7 +133,7 @@ def run(plan: LotteryPlan, workdir: str | Path, console: Console | None = None) 
         if number:
             with config_errors():
                 trained = load_variables(workdir / f"round{number - 1:02d}")
-                masks = _pruned(plan.dense, trained, masks, number)
+                masks = _pruned(plan.dense, trained, masks, number, console)
         folder = workdir / f"round{number:02d}"
         rows.append({"round": number, **_run_round(plan.dense, masks, folder, rewound, console)})
         if diverged := rows[-1].get("diverged"):
@@ -163,13 +163,14 @@ def _lines(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def _pruned(plan: RunPlan, trained: Any, masks: Masks, number: int) -> Masks:
+def _pruned(plan: RunPlan, trained: Any, masks: Masks, number: int, console: Console) -> Masks:
     """The masks of a round, from those of the last one and its trained variables."""
     config = plan.config
     if config.lottery.score == "magnitude":
         return prune_by_magnitude(trained["params"], masks, _kept(config, number, masks))
     weights = trained["params"]
     if config.lottery.score == "attentive":
+        say(console, f"Round {number}: attention looks at {ATTENDED} images.")
         images = normalize(jnp.asarray(plan.dataset.train_images[:ATTENDED]), plan.mean, plan.std)
         labels = plan.dataset.train_labels[:ATTENDED]
         scores = attentive_scores(plan.model, trained, images, labels)

@@ -229,11 +229,11 @@ def test_layer_prox_refuses_bad_arguments_with_a_sentence():
         for prox in (shrink_negative_part, shrink_weights, shrink_units, shrink_group):
             with pytest.raises(ValueError, match="is not one number >= 0"):
                 prox(np.ones((2, 3)), number)
-    with pytest.raises(ValueError, match="layers is empty: name the modules"):
+    with pytest.raises(ValueError, match="layers is empty: name some, such as 'hidden1'"):
         layer_prox(1.0, 0.1, layers=[])
     with pytest.raises(ValueError, match="'hiden' matches no layer: the parameters have head, hid"):
         layer_prox(1.0, 0.1, ["hidden1", "hiden"]).init(params)
-    with pytest.raises(ValueError, match="branches is empty: name the modules"):
+    with pytest.raises(ValueError, match="branches is empty: name some, such as 'hidden1' or 'st"):
         branch_prox(1.0, 0.1, [])
     with pytest.raises(ValueError, match="branches pattern 'bn2' matches no module: the parameter"):
         branch_prox(1.0, 0.1, "bn2").init(params)

@@ -151,6 +151,8 @@ def test_mistakes_are_one_sentence():
             remove_activation(chain, layer)
     with pytest.raises(ValueError, match="has none"):
         remove_activation((Affine(np.ones((1, 1)), np.zeros(1)),), 0)
+    with pytest.raises(ValueError, match="with or without 'a' are not finite"):
+        cka_without_blocks(lambda p, x: x * jnp.nan, {"a": {"kernel": jnp.ones(1)}}, "a", x)
     with pytest.raises(ValueError, match=r"'block9' matches no parameter: .* a/kernel"):
         cka_without_blocks(lambda p, x: x, {"a": {"kernel": jnp.ones(1)}}, ["block9"], x)
 

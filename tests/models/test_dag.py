@@ -212,6 +212,11 @@ def test_mistakes_are_one_sentence():
             DAG(10, **options)
     with pytest.raises(ValueError, match="Unknown model 'dag0', since nodes=0"):
         create_model("dag0", 10)
+    with pytest.raises(ValueError, match="graph_seed=-1: expected 0 or more"):
+        DAG(10, graph="random", graph_seed=-1)
+    for weights in (jnp.ones(4), jnp.array([1.0, np.nan, 1.0])):
+        with pytest.raises(ValueError, match=r"stage1_edges of shape .* are no finite weights"):
+            live_nodes({"stage1_edges": weights})
     for call in (edge_matrices, live_nodes, lambda p: remove_edges(p, 0.1)):
         with pytest.raises(ValueError, match="have no edges"):
             call({"head": {"kernel": jnp.ones(1)}})

@@ -280,6 +280,12 @@ def test_what_cannot_be_dropped_is_refused(small):
             ValueError, match=r"keep_rates=.*: expected falling shares between 0 an"
         ):
             small.clone(keep_rates=rates)
+    for rates in (0.5, "0.5", ("0.5",)):
+        with pytest.raises(ValueError, match=r"keep_rates=.*: expected numbers, such as"):
+            small.clone(keep_rates=rates)
+    for weight in (-1.0, float("nan"), "2"):
+        with pytest.raises(ValueError, match=r"keep_loss=.*: expected a number of 0 or more"):
+            small.clone(keep_loss=weight)
     with pytest.raises(ValueError, match="Unknown keep_by 'cka': expected one of score, score-cka"):
         ViT(10, keep_by="cka")
     with pytest.raises(ValueError, match=r"pass rngs=\{'gumbel'"):

@@ -54,7 +54,8 @@ def naive_layer(h, w, gates, thin, trace):
     return below
 
 
-def test_an_mlp_equals_the_naive_loop():
+def test_an_mlp_equals_the_naive_loop(monkeypatch):
+    monkeypatch.setattr(importlib.import_module("cka_sr_jax.sparsity.attentive"), "BATCH", 3)
     rng = np.random.default_rng(0)
     params = {
         name: {
@@ -75,7 +76,7 @@ def test_an_mlp_equals_the_naive_loop():
             gates = naive_layer(inputs[k], params[name]["kernel"], gates, True, traces[name])
             if k:
                 gates = gates * active[k - 1]
-    found = attentive_scores(MLP(3, (9, 8)), {"params": params}, x, labels, batch_size=3)
+    found = attentive_scores(MLP(3, (9, 8)), {"params": params}, x, labels)
     assert set(found) == {f"{name}/kernel" for name in params}
     for name, trace in traces.items():
         assert trace.any()
@@ -223,11 +224,25 @@ def test_a_bfloat16_model_is_scored_nearly_alike(name):
 def test_mistakes_are_one_sentence():
     model, x = MLP(2, (4,)), jnp.ones((2, 3))
     variables = jax.jit(lambda: model.init(jax.random.key(0), x, train=False))()
-    with pytest.raises(ValueError, match="there are 2 images and 3 labels: pass one label"):
-        attentive_scores(model, variables, x, np.zeros(3, int))
-    with pytest.raises(ValueError, match="there are 0 images and 0 labels"):
+    for labels, message in [
+        (np.zeros(3, int), r"there are 2 images and labels of shape \(3,\): pass one label"),
+        (np.eye(2), r"labels of shape \(2, 2\)"),
+        (np.array([0, 2]), "the labels are int64 from 0 to 2: expected whole numbers from 0 to 1"),
+        (np.array([-1, 0]), "from -1 to 0"),
+        (np.array([0.0, 1.0]), "the labels are float64"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            attentive_scores(model, variables, x, labels)
+    with pytest.raises(ValueError, match="there are 0 images"):
         attentive_scores(model, variables, x[:0], np.zeros(0, int))
-    with pytest.raises(ValueError, match=r"scores have nothing for head/kernel, of shape \(4, 2\)"):
+    with pytest.raises(ValueError, match="the variables have no 'params'"):
+        attentive_scores(model, variables["params"], x, np.zeros(2, int))
+    with pytest.raises(ValueError, match=r"the trace of .* is not finite"):
+        attentive_scores(model, jax.tree.map(lambda a: a * np.nan, variables), x, np.zeros(2, int))
+    ones = {path: np.ones(leaf.shape) for path, leaf in leaf_paths(variables["params"])}
+    with pytest.raises(ValueError, match="/kernel has a score or a weight that is not finite"):
+        attentive(variables["params"], {k: v * np.nan for k, v in ones.items()}, 0.5)
+    with pytest.raises(ValueError, match=r"scores have nothing for head/kernel, of shape \(4"):
         attentive(variables["params"], {"hidden0/kernel": np.ones((3, 4))}, 0.5)
     with pytest.raises(ValueError, match="density"):
         attentive(variables["params"], {}, 0.0)

@@ -46,6 +46,12 @@ def build_plan(config: ConfigDict) -> PathPlan:
     steps_per_epoch = examples // batch_size
     steps = config.train.steps or math.ceil(config.train.epochs * steps_per_epoch)
     hidden = tuple(make_model(config, task, **config.model.options).hidden)
+    by_score = config.layer_sparsity.score != "none"
+    if by_score and len(hidden) < 2:
+        raise ConfigError(
+            f"model.options.hidden={hidden} has no layer to remove by a score, which leaves one "
+            "hidden layer: give two or more."
+        )
     if len(hidden) < (1 if task.nonnegative_input else 2):
         raise ConfigError(
             f"model.options.hidden={hidden} has no layer that can merge: give two hidden layers or "

@@ -130,6 +130,11 @@ def test_where_nothing_merges_nothing_is_called_refitted(tmp_path):
         ({"lottery__rounds": 2}, "lottery.rounds=2 are two experiments"),
         ({"model__options__hidden": ()}, r"hidden=\(\) has no layer that can merge"),
         ({"model__options__hidden": (12,)}, r"hidden=\(12,\) has no layer that can merge"),
+        (
+            {"model__options__hidden": (12,), "layer_sparsity__strengths": (),
+             "layer_sparsity__score": "cka"},
+            r"hidden=\(12,\) has no layer to remove by a score",
+        ),
         ({"data__name": "mnist"}, "data.dir is empty"),
         ({"sparsity__rule": "rsst"}, "Unknown sparsity.rule 'rsst'"),
         ({"train__batch_size": 4000}, "more than the 1293 training examples"),
