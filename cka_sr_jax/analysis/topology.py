@@ -5,8 +5,8 @@
 
 table: for each model, edge penalty and threshold, over the runs with learned edges, the share of
 edges left, the nodes that still lead from a stage's input to its output, and accuracy on validation
-and test images without retraining. draw: a run's stages, each node a dot, each edge an arc whose
-width is its |weight|.
+and test images without retraining. A threshold is a share of the strongest edge to a node. draw: a
+run's stages, each node a dot, each edge an arc whose width is its |weight|.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def _rows(run: Run, thresholds: Sequence[float]) -> list[list[float]]:
 
 
 def draw_graph(params: Mapping[str, Any], threshold: float = 0.0) -> Figure:
-    """The stages of a DAG with their edges of |weight| >= threshold; negative ones are red.
+    """The stages of a DAG with the edges that `remove_edges` leaves; negative ones are red.
 
     Raises:
       ValueError: as `remove_edges`.
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     draw = kinds.add_parser("draw", help="a run's graph")
     draw.add_argument("run", help="folder of a run")
     draw.add_argument("png", help="the file to write")
-    draw.add_argument("--threshold", type=float, default=0.0, help="least |weight| of an edge")
+    draw.add_argument("--threshold", type=float, default=0.0, help="as of remove_edges")
     options = parser.parse_args(arguments)
     try:
         if options.kind == "table":

@@ -196,22 +196,34 @@ def edge_matrices(params: Mapping[str, Any]) -> dict[str, Float[np.ndarray, "tar
 
 
 def remove_edges(params: Mapping[str, Any], threshold: float) -> dict[str, Any]:
-    """The parameters with edges of |a_ij| < threshold set to 0: the learned topology.
+    """The parameters without weak edges: the learned topology.
 
-    Removing edge (i, j) changes the sum that node j takes by |a_ij| ||x_i|| at most. A node without
-    an edge from it, or whose output reaches nothing, costs no accuracy to leave out; edges alone
-    save additions, no convolution.
+    Edges of |a_ij| < threshold * max_i |a_ij| become 0: weak beside the strongest edge to the same
+    node. Nodes normalize what they take, so that only ratios count, and no node loses all edges.
+    Removing edge (i, j) changes the sum that node j takes by |a_ij| ||x_i|| at most. Edges save
+    additions alone; a node that leads nowhere (`live_nodes`) can be left out.
+
+    >>> remove_edges({"stage1_edges": jnp.array([0.1, 0.02, -0.5])}, 0.1)["stage1_edges"].tolist()
+    [0.10000000149011612, 0.0, -0.5]
+
+    Args:
+      threshold: 0 or more, and less than 1.
 
     Raises:
-      ValueError: a negative threshold; parameters without learned edges.
+      ValueError: another threshold; parameters without learned edges.
     """
-    if not threshold >= 0:
-        raise ValueError(f"threshold={threshold}: expected a number of 0 or more, such as 0.1.")
-    edge_matrices(params)
-    return {
-        name: jnp.where(jnp.abs(value) < threshold, 0, value) if name.endswith("_edges") else value
-        for name, value in params.items()
-    }
+    if not 0 <= threshold < 1:
+        raise ValueError(
+            f"threshold={threshold}: expected a share of the strongest edge, 0 or more and less "
+            "than 1, such as 0.1."
+        )
+    left = dict(params)
+    for stage, matrix in edge_matrices(params).items():
+        size = np.abs(matrix)
+        keep = size >= threshold * size.max(axis=1, keepdims=True)
+        vector = np.where(keep, matrix, 0)[np.tril_indices(len(matrix))]
+        left[f"{stage}_edges"] = jnp.asarray(vector)
+    return left
 
 
 def live_nodes(params: Mapping[str, Any]) -> dict[str, list[int]]:

@@ -17,6 +17,7 @@ from tests.export.models import logits, sparse_model
         ("mlp", (5, 4, 1), {"hidden": (7,)}),
         ("lenet5", (12, 12, 1), {}),
         ("resnet8", (6, 6, 3), {"width": 2}),
+        ("vit-micro", (6, 6, 1), {"patch": 2, "keep_rates": (0.5,), "keep_by": "score-cka"}),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in (
@@ -34,7 +35,9 @@ def test_every_model_gives_its_own_outputs_at_any_batch_size(name, image, option
     expected = logits(model, variables, images)
     for size in (1, 4):
         found = np.asarray(run(images[:size]))
-        np.testing.assert_allclose(found, expected[:size], rtol=1e-5)
+        # Attention sums in another order where the batch has another size.
+        rtol = 1e-3 if name.startswith("vit") else 1e-5
+        np.testing.assert_allclose(found, expected[:size], rtol=rtol)
 
 
 def test_a_program_is_shown_in_a_line(tmp_path):

@@ -138,11 +138,23 @@ def test_a_removed_edge_changes_its_sum_by_its_weight_times_its_source():
     np.testing.assert_allclose(change, 0.125 * outputs["stage3_node2"], rtol=1e-3, atol=1e-3)
 
 
-def test_the_threshold_removes_what_is_below_it():
-    params = {"stage1_edges": jnp.array([0.1, -0.05, 0.2]), "head": {"kernel": jnp.ones(1)}}
-    removed = remove_edges(params, 0.1)
-    np.testing.assert_allclose(removed["stage1_edges"], [0.1, 0.0, 0.2])
-    assert removed["head"] is params["head"]
+def test_the_threshold_is_a_share_of_the_strongest_edge_to_a_node():
+    edges = jnp.array([0.001, 0.1, -2.0, 1.0, -0.5, 0.09])
+    removed = remove_edges({"stage1_edges": edges, "head": {"kernel": jnp.ones(1)}}, 0.1)
+    np.testing.assert_allclose(removed["stage1_edges"], [0.001, 0, -2.0, 1.0, -0.5, 0])
+    assert removed["head"]["kernel"].tolist() == [1]
+
+
+@given(st.integers(0, 2**31), st.floats(0.001, 1000))
+def test_what_is_removed_does_not_depend_on_the_scale_of_a_nodes_edges(seed, scale):
+    edges = np.random.default_rng(seed).normal(size=6).astype(np.float32)
+    scaled = np.where(np.arange(6) >= 3, np.float32(scale), 1) * edges  # those to the output
+    left = [
+        np.asarray(remove_edges({"stage1_edges": values}, 0.3)["stage1_edges"]) != 0
+        for values in (edges, scaled)
+    ]
+    np.testing.assert_array_equal(*left)
+    assert [left[0][s].any() for s in (slice(0, 1), slice(1, 3), slice(3, 6))] == [True] * 3
 
 
 @given(st.integers(0, 2**31), st.integers(1, 7), st.floats(0.05, 1))
@@ -220,8 +232,11 @@ def test_mistakes_are_one_sentence():
     for call in (edge_matrices, live_nodes, lambda p: remove_edges(p, 0.1)):
         with pytest.raises(ValueError, match="have no edges"):
             call({"head": {"kernel": jnp.ones(1)}})
-    with pytest.raises(ValueError, match="threshold=-1: expected a number of 0 or more"):
-        remove_edges({"stage1_edges": jnp.ones(1)}, -1)
+    for threshold in (-1, 1, float("nan")):
+        with pytest.raises(
+            ValueError, match=r"threshold=.*: expected a share of the strongest edge"
+        ):
+            remove_edges({"stage1_edges": jnp.ones(1)}, threshold)
 
 
 def test_the_docstrings_examples_run():
