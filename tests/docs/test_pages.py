@@ -130,7 +130,7 @@ def test_a_module_command_has_these_options(words, monkeypatch):
     options = vars(parsed.value.args[0])
     fields = [options.get(name) for name in ("rows", "columns", "field")]
     for field in ",".join(filter(None, fields)).split(",") if any(fields) else []:
-        assert field in FIELDS or field == "devices"
+        assert field in FIELDS or field == "devices" or field.startswith("model.options.")
     if isinstance(options.get("value"), str) and "measure" not in options:
         assert options["value"] in RESULTS
     assert options.get("measure", RESULTS[0]) in RESULTS

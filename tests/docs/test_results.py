@@ -61,6 +61,12 @@ def test_every_file_of_runs_is_shown():
 def test_every_figure_has_a_command_and_is_shown():
     stored = {f"docs/results/{path.name}" for path in (ROOT / "docs" / "results").glob("*.png")}
     words = {word.removeprefix("--png=") for command in COMMANDS for word in command.values[1]}
+    # What is drawn from weights, which are not stored, stands below a command on runs.
+    from_runs = re.compile(r"```sh\n(python -m [^`]*runs/[^`]*)```\n\n!\[[^\n]*\]\((.*)\)\n")
+    for page in PAGES:
+        for command, figure in from_runs.findall(page.read_text()):
+            assert f"docs/results/{figure}" in command.split()
+            words.add(f"docs/results/{figure}")
     assert stored <= words
 
 
