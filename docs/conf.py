@@ -39,7 +39,8 @@ TREES = {
             "tutorials/paper_table", "tutorials/layer_sparsity", "tutorials/on_a_pod",
         ),
         "How to": (
-            "own_models", "methods", "running", "sweeps", "layer_sparsity", "export", "config",
+            "own_models", "methods", "running", "sweeps", "layer_sparsity", "companions", "export",
+            "config",
         ),
         "Explanations": (
             "explanations/why_debiased", "explanations/rules_in_pictures", "taxonomy",
@@ -55,7 +56,8 @@ TREES = {
     "results/index": {
         "Studies": (
             "paper_tables", "mlp", "energies", "lenet", "resnet", "dense", "other_rules", "early",
-            "prune_once", "outliers", "few_images", "rules", "new_weights", "transformers",
+            "prune_once", "outliers", "few_images", "rules", "new_weights", "transformers", "tokens",
+            "topology", "attentive", "ranks",
             "paper_commands",
         ),
     },
