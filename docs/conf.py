@@ -56,9 +56,8 @@ TREES = {
     "results/index": {
         "Studies": (
             "paper_tables", "mlp", "energies", "lenet", "resnet", "dense", "other_rules", "early",
-            "prune_once", "outliers", "few_images", "rules", "new_weights", "transformers", "tokens",
-            "topology", "attentive", "ranks",
-            "paper_commands",
+            "prune_once", "outliers", "few_images", "rules", "new_weights", "transformers",
+            "tokens", "topology", "attentive", "ranks", "paper_commands",
         ),
     },
 }  # fmt: skip
