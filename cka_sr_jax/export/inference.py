@@ -58,7 +58,8 @@ def export_inference(
       ModuleNotFoundError: flatbuffers is not installed.
     """
     needed("flatbuffers", "to write programs of jax.export")
-    shape, dtype = np.shape(example), jnp.result_type(example)
+    shape = np.shape(example)
+    dtype: Any = jnp.result_type(example)
     if not shape:
         raise ValueError("the example is a single number: pass a batch [b, ...] of inputs.")
     if unknown := set(platforms) - {*PLATFORMS, "rocm"}:
