@@ -167,7 +167,7 @@ def cka_without_blocks(
 def remove_activation(chain: Chain, layer: int) -> tuple[Affine, ...]:
     """The chain with a hidden layer's ReLU made linear, and the layer merged with the next one.
 
-    One layer less. It is the same function on inputs where the layer's values are not negative
+    One layer fewer. It is the same function on inputs where the layer's values are not negative
     before the ReLU, and another one elsewhere.
 
       >>> one = Affine(np.ones((1, 1)), np.zeros(1))

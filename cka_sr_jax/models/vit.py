@@ -158,7 +158,7 @@ class ViT(nn.Module):
         falling = all(0 < late < early for early, late in itertools.pairwise((1.0, *rates)))
         if not falling or len(rates) >= depth:
             raise ValueError(
-                f"keep_rates={rates}: expected falling shares between 0 and 1, less than {depth} "
+                f"keep_rates={rates}: expected falling shares between 0 and 1, fewer than {depth} "
                 f"of them for {depth} blocks, such as (0.7, 0.49, 0.343)."
             )
         super().__post_init__()

@@ -55,7 +55,7 @@ def attentive_scores(
     0.0
 
     Examples are taken one by one, each with some arrays of positions x kernel size in float32,
-    which are sorted: an MLP of three layers of 512 units takes 0.1 s an image on two CPU cores.
+    which are sorted, so this takes far longer than a forward pass.
 
     Args:
       model: Linen module of Dense, Conv and BatchNorm layers, called as `model.apply(variables,

@@ -1,4 +1,4 @@
-"""The path of a layer-sparsity experiment: networks of less and less layers, and the choice."""
+"""The path of a layer-sparsity experiment: networks of fewer and fewer layers, and the choice."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Point(NamedTuple):
 
 
 def fit_path(plan: PathPlan, console: Console) -> list[Point]:
-    """The network as it is, and then with less and less layers, by the penalty or by a score.
+    """The network as it is, and then with fewer and fewer layers, by the penalty or by a score.
 
     Raises:
       ConfigError: training diverges without the penalty.
@@ -134,7 +134,7 @@ def _by_penalty(plan: PathPlan, fitted: Layers, console: Console) -> Iterator[_S
 def _by_score(
     plan: PathPlan, fitted: Layers, path: Sequence[Point], console: Console
 ) -> Iterator[_Step]:
-    """The whole network, and with one ReLU layer less each time, down to one hidden layer.
+    """The whole network, and with one ReLU layer fewer each time, down to one hidden layer.
 
     The layer of the lowest score in the last point's warm refit goes; it is scored on training
     examples.
