@@ -27,6 +27,7 @@ from cka_sr_jax.analysis.commands import cell_text, check_alike, error_line, in_
 from cka_sr_jax.analysis.rows import SHARES, config_row, parse_value
 from cka_sr_jax.analysis.run import Run, matrix_of
 from cka_sr_jax.analysis.runs import load_runs
+from cka_sr_jax.models import stacked_layers
 from cka_sr_jax.report.figures import (
     BLUE,
     Figure,
@@ -123,7 +124,7 @@ def kept_weights(run: Run) -> np.ndarray:
       ValueError: a run of a file, which holds no weights.
     """
     params = run.variables["params"]
-    layers = layers_of(params)
+    layers = layers_of(params, stacked=stacked_layers(run.model))
     kernels = [np.ravel(leaf) for path, leaf in leaf_paths(params) if path in layers]
     flat = np.concatenate(kernels)
     return flat[flat != 0]

@@ -47,6 +47,7 @@ __all__ = [
     "from_torchvision",
     "live_nodes",
     "remove_edges",
+    "stacked_layers",
     "tied_channels",
 ]
 
@@ -105,6 +106,17 @@ def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:
         if option not in accepted:
             raise UnknownOptionError(unknown(f"option of {name}", option, accepted))
     return model(**fixed, **options)
+
+
+def stacked_layers(model: nn.Module) -> dict[str, int]:
+    """{path pattern: leading axes that count layers} of a model's parameters, as rules take it.
+
+    It is the model's own `stacked`, or nothing where it has none, as most models.
+
+      >>> stacked_layers(create_model("vit-tiny", 10, scan=True))
+      {'block': 1}
+    """
+    return dict(getattr(model, "stacked", {}))
 
 
 def _find(name: str) -> tuple[type[nn.Module], dict[str, Any]]:

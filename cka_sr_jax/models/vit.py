@@ -105,6 +105,9 @@ class ViT(nn.Module):
     Features: one stage "blocks" of each block's tokens [b, 1 + patches, width], with the class
     token first. CKA compares them flattened, as it does images. Dropped patches are 0 there.
 
+    With `scan` the blocks are one module "block" whose arrays have the block as their first axis
+    ([depth, ...]; `stacked` tells rules): the same network, of which one block is compiled.
+
     With `keep_rates` it is a DynamicViT: patches are dropped before some blocks, equally many
     blocks apart, by `KeepScores` "keep0", "keep1", ... (their form, places and the weight of the
     loss are from memory). In training the decisions are random (`sampled_keep`), so `apply` needs
@@ -116,6 +119,7 @@ class ViT(nn.Module):
       size: "tiny" (DeiT-Tiny), "small", "base", "small32" for small images, or "micro".
       patch: side of a patch in pixels, which must divide the image's.
       remat: keep each block's input alone for the gradient.
+      scan: compile one block for all, by `nn.scan`; compile time then hardly grows with depth.
       keep_rates: shares of all patches that are left after each stage of dropping, falling, such as
         (0.7, 0.49, 0.343), DynamicViT's; (): no token is dropped.
       keep_by: how inference ranks: "score", or "score-cka" for the CKA-SR paper's score'_i, over
@@ -126,13 +130,14 @@ class ViT(nn.Module):
     Raises:
       ValueError: an unknown size or keep_by; patches that do not divide the image; a negative
         keep_loss; keep_rates that do not fall, are not in (0, 1), or have as many stages as there
-        are blocks; no "gumbel" key.
+        are blocks; keep_rates with scan; no "gumbel" key.
     """
 
     num_classes: int
     size: str = "tiny"
     patch: int = 16
     remat: bool = False
+    scan: bool = False
     keep_rates: tuple[float, ...] = ()
     keep_by: KeepBy = "score"
     keep_loss: float = 2.0
@@ -161,7 +166,17 @@ class ViT(nn.Module):
                 f"keep_rates={rates}: expected falling shares between 0 and 1, fewer than {depth} "
                 f"of them for {depth} blocks, such as (0.7, 0.49, 0.343)."
             )
+        if rates and self.scan:
+            raise ValueError(
+                f"keep_rates={rates} drops tokens between blocks, and scan=True makes one loop of "
+                "all blocks: leave one of them out."
+            )
         super().__post_init__()
+
+    @property
+    def stacked(self) -> dict[str, int]:
+        """{path pattern: leading axes that count layers}, for the rules' option `stacked`."""
+        return {"block": 1} if self.scan else {}
 
     @nn.compact
     def __call__(self, x: Float[Array | np.ndarray, "b h w c"], train: bool) -> Float[Array, "b k"]:
@@ -181,7 +196,9 @@ class ViT(nn.Module):
         token = self.param("class_token", _small_normal, (1, 1, channels)).astype(x.dtype)
         x = jnp.concatenate([jnp.broadcast_to(token, (x.shape[0], 1, channels)), x], axis=1)
         x = x + self.param("positions", _small_normal, (1, x.shape[1], channels)).astype(x.dtype)
-        block = rematerialized(TransformerBlock, self.remat)
+        block = partial(rematerialized(TransformerBlock, self.remat), heads=heads, dtype=self.dtype)
+        if self.scan:
+            return self._logits(self._scanned(block(name="block"), x, depth, train))
         there, losses = _There(None, None), []
         patches, stages = x.shape[1] - 1, len(self.keep_rates)
         starts = [stage * depth // (stages + 1) for stage in range(1, stages + 1)]
@@ -189,12 +206,26 @@ class ViT(nn.Module):
             if i in starts:
                 x, there, rate_loss = self._dropped(x, there, starts.index(i), patches, train)
                 losses.append(rate_loss)
-            x = block(heads=heads, dtype=self.dtype, name=f"block{i}")(x, train, there.kept)
+            x = block(name=f"block{i}")(x, train, there.kept)
             sow_feature(self, "blocks", _in_place(x, there, patches))
         if losses and train and not self.is_initializing():
             self.sow("losses", "keep_rates", self.keep_loss * jnp.mean(jnp.stack(losses)))
+        return self._logits(x)
+
+    def _logits(self, x: Array) -> Array:
         x = _norm(dtype=self.dtype, name="norm")(x)[:, 0]
         return at_least_float32(nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x))
+
+    def _scanned(self, block: Any, x: Array, depth: int, train: bool) -> Array:
+        def body(block: Any, x: Array, _: None) -> tuple[Array, Array]:
+            x = block(x, train, None)
+            return x, x
+
+        scan = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True}, length=depth)
+        x, after = scan(block, x, None)
+        for feature in after:
+            sow_feature(self, "blocks", feature)
+        return x
 
     def _dropped(
         self, x: Array, there: "_There", stage: int, patches: int, train: bool

@@ -13,6 +13,7 @@ import numpy as np
 
 from cka_sr_jax.accounting import LayerRow, kernel_positions, layer_rows, total_row
 from cka_sr_jax.data import Images, Labels, normalize
+from cka_sr_jax.models import stacked_layers
 from cka_sr_jax.similarity import cka_over_batches, effective_rank, outlier_share
 from cka_sr_jax.sparsity import get_masks, leaf_paths, mask_metrics
 from cka_sr_jax.training.build import RunPlan, state_shapes
@@ -50,6 +51,7 @@ class Evaluator(NamedTuple):
       ranks: `(state) -> {feature: its effective rank}` on images that `cka` looks at.
       features: {stage: number of features} that the model sows.
       positions: {path of each kernel: number of output positions per image}, for FLOPs.
+      stacked: which of the model's arrays hold a stack of layers, as `layers_of` takes it.
       part: of a tree like the trained one the part that is like the model's parameters.
       weights: `(trained) -> params`, what the model runs on.
     """
@@ -59,13 +61,14 @@ class Evaluator(NamedTuple):
     ranks: Callable[[TrainState], dict[str, float]]
     features: dict[str, int]
     positions: dict[str, int]
+    stacked: dict[str, int]
     part: Callable[[Any], Any]
     weights: Callable[[Any], Any]
 
     def layer_rows(self, state: TrainState) -> list[LayerRow]:
         """Parameters, density and FLOPs of each layer."""
-        masks = jax.device_get(get_masks(state.opt_state))
-        return layer_rows(self.part(state.params), self.part(masks), self.positions)
+        masks = self.part(jax.device_get(get_masks(state.opt_state)))
+        return layer_rows(self.part(state.params), masks, self.positions, stacked=self.stacked)
 
     def sparsity(self, state: TrainState) -> Sparsity:
         """What the masks keep.
@@ -114,6 +117,7 @@ def make_evaluator(plan: RunPlan) -> Evaluator:
         ranks=rank_function(plan, features),
         features=features,
         positions=_kernel_positions(plan),
+        stacked=stacked_layers(plan.model),
         part=plan.method.part,
         weights=plan.method.weights,
     )

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from cka_sr_jax._paths import matches
+from cka_sr_jax.models import stacked_layers
 from cka_sr_jax.report import say
-from cka_sr_jax.sparsity import density, get_masks, leaf_paths
+from cka_sr_jax.sparsity import Masks, density, get_masks, leaf_paths
 from cka_sr_jax.training.build import RunPlan, build_plan, new_state
 from cka_sr_jax.training.evaluation import Evaluator, make_evaluator
 from cka_sr_jax.training.hosts import agreed, is_first, of_first, on_any
@@ -181,7 +182,7 @@ def describe(plan: RunPlan, state: TrainState, console: Console) -> None:
     config, data = plan.config, plan.dataset
     shape = "x".join(map(str, data.train_images.shape[1:]))
     masks = get_masks(state.opt_state)
-    kept, any_kept = jax.jit(lambda masks: (density(masks), jax.tree.map(jnp.any, masks)))(masks)
+    kept, passes = jax.jit(lambda masks: (density(masks), _passes(plan, masks)))(masks)
     penalty = PENALTY_NAMES[config.penalty.similarity]
     if config.penalty.energy != "none":
         penalty += f", {config.penalty.energy} energy,"
@@ -195,9 +196,20 @@ def describe(plan: RunPlan, state: TrainState, console: Console) -> None:
         f"{plan.steps} steps of {config.train.batch_size} images on "
         f"{len(plan.devices)} x {plan.devices[0].device_kind}",
     )
-    if empty := [path for path, some in leaf_paths(any_kept) if not some]:
+    if empty := [path for path, some in passes.items() if not some]:
         say(
             console,
             f"Warning: {', '.join(empty)} keeps no weight at density {config.sparsity.density:g}, "
             "so nothing passes; raise sparsity.density, or name the layer in sparsity.exclude.",
         )
+
+
+def _passes(plan: RunPlan, masks: Masks) -> dict[str, jax.Array]:
+    """{path: whether it keeps a weight, as a stack in each of its layers}."""
+    stacked = stacked_layers(plan.model)
+
+    def any_kept(path: str, mask: jax.Array) -> jax.Array:
+        stack = max((n for pattern, n in stacked.items() if matches(pattern, path)), default=0)
+        return mask.any(axis=tuple(range(stack, mask.ndim))).all()
+
+    return {path: any_kept(path, mask) for path, mask in leaf_paths(masks)}

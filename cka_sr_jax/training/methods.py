@@ -27,7 +27,7 @@ from jaxtyping import Array
 from ml_collections import ConfigDict
 
 from cka_sr_jax._paths import leaf_paths, matches
-from cka_sr_jax.models import tied_channels
+from cka_sr_jax.models import stacked_layers, tied_channels
 from cka_sr_jax.sparsity import (
     RULES,
     Masks,
@@ -98,7 +98,8 @@ def build_method(config: Sparsity, steps: int, model: nn.Module | None = None) -
 
     Args:
       steps: length of the run. A rule stops changing its masks at the share `config.end` of it.
-      model: what is trained, whose layers share channels as `config.tied` has them pruned.
+      model: what is trained, which says what arrays hold a stack of layers (`stacked_layers`), and
+        which layers share channels, as `config.tied` has them pruned.
 
     Raises:
       ValueError: an option that the method lacks, needs, or cannot work with; `config.tied` for a
@@ -106,11 +107,11 @@ def build_method(config: Sparsity, steps: int, model: nn.Module | None = None) -
     """
     name, start = config["rule"], rescale_kept if config["rescale"] else apply_masks
     if name in LEARNED:
-        return _learned(LEARNED[name](**_options(config)))
+        return _learned(LEARNED[name](**_options(config, model)))
     if name in PRUNERS:
-        prune, options = PRUNERS[name].masks, _options(config)
+        prune, options = PRUNERS[name].masks, _options(config, model)
         # The masks come later; until then every weight that may be pruned is kept.
-        method = _of_rule(Rule(init=lambda key, params: all_kept_masks(config, params)))
+        method = _of_rule(Rule(init=lambda key, params: all_kept_masks(config, params, model)))
         return method._replace(start=start, prune=lambda untrained: prune(untrained, options))
     new_weights = adam_correction() if config["new_weights"] == "adam" else None
     rule = _scheduled_rule(config, steps, model)
@@ -122,9 +123,11 @@ def fixed_masks(masks: Masks, start: Callable[[Any, Masks], Any] = apply_masks) 
     return _of_rule(static(masks))._replace(start=start)
 
 
-def all_kept_masks(config: Sparsity, params: Any) -> Masks:
-    """Masks that keep every weight which a run's `config.sparsity` would prune."""
-    return full_masks(params, include=config["include"], exclude=config["exclude"])
+def all_kept_masks(config: Sparsity, params: Any, model: nn.Module | None) -> Masks:
+    """Masks that keep every weight which a run's `config.sparsity` would prune in this model."""
+    stacked = stacked_layers(model) if model is not None else {}
+    patterns = {"include": config["include"], "exclude": config["exclude"]}
+    return full_masks(params, **patterns, stacked=stacked)
 
 
 def _of_rule(rule: Rule, **options: Any) -> Method:
@@ -146,7 +149,7 @@ def _learned(learned: Any) -> Method:
 
 
 def _scheduled_rule(config: Sparsity, steps: int, model: nn.Module | None) -> Rule:
-    options = _options(config)
+    options = _options(config, model)
     if options.pop("tied", False) and model is not None:
         options["tied"] = tied_channels(model)
     # A weight that grows at the end of a step is first trained in the next one.
@@ -167,14 +170,14 @@ def _scheduled_rule(config: Sparsity, steps: int, model: nn.Module | None) -> Ru
         ) from None
 
 
-def model_weights(config: Sparsity, trained: Any) -> Any:
-    """The model's parameters from what a run with this `config.sparsity` trained and stored."""
+def model_weights(config: Sparsity, trained: Any, model: nn.Module) -> Any:
+    """The model's parameters from what its run with this `config.sparsity` trained and stored."""
     if config["rule"] not in LEARNED:
         return trained
     if "thresholds" in trained:  # stored without the marks of the layers that stay dense
         learned = dict(leaf_paths(trained["thresholds"]))
         trained = {**trained, "thresholds": masks_from_paths(trained["weights"], learned)}
-    return jax.device_get(build_method(config, steps=1).weights(trained))
+    return jax.device_get(build_method(config, 1, model).weights(trained))
 
 
 # Which options a method has.
@@ -246,13 +249,15 @@ def takers(option: str) -> list[str]:
     return [name for name in METHOD_NAMES if option in _parameters(name)]
 
 
-def _options(config: Sparsity) -> dict[str, Any]:
-    """The fields of `config.sparsity` that are set, as options of its method.
+def _options(config: Sparsity, model: nn.Module | None = None) -> dict[str, Any]:
+    """The fields of `config.sparsity` that are set, as options of its method, and its `stacked`.
 
     `density` always has a value and goes to the methods that take it.
     """
-    name, options = config["rule"], {}
+    name = config["rule"]
     parameters = _parameters(name)
+    stacked = stacked_layers(model) if model is not None and "stacked" in parameters else {}
+    options: dict[str, Any] = {"stacked": stacked} if stacked else {}
     for option, value in config.items():
         if option in _SETTINGS or value is None or (option in _PATTERNS and not value):
             continue

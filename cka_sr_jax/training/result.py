@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,9 +98,9 @@ def _describe(diverged: Divergence) -> str:
     return f"{line}. A lower optimizer.learning_rate, or train.not_finite=skip, may help."
 
 
-@jax.jit
-def _epsilon_shares(weights: Any) -> dict[str, Any]:
-    return {f"{epsilon:g}": epsilon_sparsity(weights, epsilon) for epsilon in EPSILONS}
+@partial(jax.jit, static_argnums=1)
+def _epsilon_shares(weights: Any, stacked: tuple[tuple[str, int], ...]) -> dict[str, Any]:
+    return {f"{e:g}": epsilon_sparsity(weights, e, stacked=dict(stacked)) for e in EPSILONS}
 
 
 def _measure(plan: RunPlan, trained: TrainResult, evaluator: Evaluator) -> dict[str, Any]:
@@ -110,6 +111,7 @@ def _measure(plan: RunPlan, trained: TrainResult, evaluator: Evaluator) -> dict[
         validation = evaluator.accuracy(state, dataset.validation_images, dataset.validation_labels)
     sparsity, total = evaluator.sparsity(state).total, total_row(evaluator.layer_rows(state))
     weights = plan.method.weights(jax.device_get(state.params))
+    stacked = tuple(evaluator.stacked.items())
     return {
         "test": {
             **test,
@@ -126,7 +128,7 @@ def _measure(plan: RunPlan, trained: TrainResult, evaluator: Evaluator) -> dict[
         "training_flops": trained.flops,
         "outlier_share": mean_outlier_share(plan, state),
         "effective_rank": evaluator.ranks(state),
-        "epsilon_sparsity": jax.tree.map(float, _epsilon_shares(weights)),
+        "epsilon_sparsity": jax.tree.map(float, _epsilon_shares(weights, stacked)),
         **({"diverged": trained.diverged._asdict()} if trained.diverged else {}),
         **({} if trained.data_wait is None else {"data_wait": trained.data_wait}),
         "steps": plan.steps,

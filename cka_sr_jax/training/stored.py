@@ -9,6 +9,7 @@ from typing import Any
 
 from flax import traverse_util
 
+from cka_sr_jax.models import create_model
 from cka_sr_jax.report.parse import parse_stored
 from cka_sr_jax.sparsity import Masks, leaf_paths, masks_from_paths
 from cka_sr_jax.training.checkpoints import Checkpoints
@@ -57,8 +58,11 @@ def load_weights(
     chosen = "state" if settings["eval.select"] == "last" else "best"
     stored = traverse_util.unflatten_dict(arrays, sep=".")[chosen]
     variables = {name: stored.get(name, {}) for name in ("params", "batch_stats")}
-    sparsity = traverse_util.unflatten_dict(settings, sep=".")["sparsity"]
-    variables["params"] = model_weights(sparsity, variables["params"])
+    nested = traverse_util.unflatten_dict(settings, sep=".")
+    sparsity, model = nested["sparsity"], nested["model"]
+    if sparsity["rule"] in LEARNED:
+        made = create_model(model["name"], 1, **model.get("options", {}))
+        variables["params"] = model_weights(sparsity, variables["params"], made)
     masks = stored.get("opt_state", stored).get("masks", {})
     if sparsity["rule"] in LEARNED:
         masks = masks.get("weights", {})

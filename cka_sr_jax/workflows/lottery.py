@@ -29,6 +29,7 @@ from rich.console import Console
 
 from cka_sr_jax._paths import leaf_paths
 from cka_sr_jax.data import normalize
+from cka_sr_jax.models import stacked_layers
 from cka_sr_jax.report import say
 from cka_sr_jax.sparsity import (
     Masks,
@@ -83,7 +84,8 @@ def prepare(config: ConfigDict) -> LotteryPlan:
         )
     plan = loop.prepare(config)
     # Every round has masks, the dense one too, so that all states have the same structure.
-    masks = jax.eval_shape(partial(all_kept_masks, config.sparsity), state_shapes(plan).params)
+    kept = partial(all_kept_masks, config.sparsity, model=plan.model)
+    masks = jax.eval_shape(kept, state_shapes(plan).params)
     masks = jax.tree.map(lambda mask: jnp.ones(mask.shape, bool), masks)
     rounds = config.lottery.rounds
     if _kept(config, rounds, masks) == 0:
@@ -178,7 +180,8 @@ def _pruned(plan: RunPlan, trained: Any, masks: Masks, number: int, console: Con
         scores = {path: np.abs(np.asarray(leaf)) for path, leaf in leaf_paths(weights)}
     layers = [f"/{path}" for path, _ in leaf_paths(masks)]
     density = (1 - config.lottery.prune) ** number
-    return attentive(weights, scores, density, masks=masks, include=layers)
+    stacked = stacked_layers(plan.model)
+    return attentive(weights, scores, density, masks=masks, include=layers, stacked=stacked)
 
 
 def prune_by_magnitude(weights: Any, masks: Masks, kept: int) -> Masks:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import scipy.special
 
-from cka_sr_jax.accounting import kernel_positions
-from cka_sr_jax.models import ViT, create_model, vit
+from cka_sr_jax.accounting import kernel_positions, layer_rows, total_row
+from cka_sr_jax.models import ViT, create_model, stacked_layers, vit
 from cka_sr_jax.similarity import cka_penalty
-from cka_sr_jax.sparsity import layers_of
+from cka_sr_jax.sparsity import full_masks, layers_of
 from tests.models.shapes import KEY, count, feature_shapes, init_shapes
 
 IMAGE = (8, 12, 3)
@@ -106,6 +106,59 @@ def test_the_network_equals_naive_numpy(small, remat):
         np.testing.assert_allclose(found, feature, rtol=1e-3, atol=1e-3)
 
 
+def stack_blocks(params, depth):
+    """The parameters of a network with `scan` from those of one without."""
+    rest = {name: leaf for name, leaf in params.items() if not name.startswith("block")}
+    blocks = [params[f"block{i}"] for i in range(depth)]
+    return {**rest, "block": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_scanned_blocks_are_the_same_network(small, remat):
+    images = jax.random.normal(KEY, (4, *IMAGE))
+    params = jax.jit(lambda: small.init(KEY, images, train=True))()["params"]
+    scanned = small.clone(scan=True, remat=remat)
+    stacked = stack_blocks(params, depth=2)
+    shapes = init_shapes(scanned, IMAGE)["params"]
+    assert jax.tree.map(jnp.shape, shapes) == jax.tree.map(jnp.shape, stacked)
+
+    def loss(params, model):
+        logits, sown = model.apply({"params": params}, images, train=True, mutable=["features"])
+        return logits.sum() + cka_penalty(sown["features"]), (logits, sown["features"]["blocks"])
+
+    grad = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+    expected, (logits, features) = grad(params, small)
+    grads, (scanned_logits, scanned_features) = grad(stacked, scanned)
+    np.testing.assert_allclose(scanned_logits, logits, rtol=1e-5, atol=1e-6)
+    assert len(scanned_features) == 2
+    for found, feature in zip(scanned_features, features, strict=True):
+        np.testing.assert_allclose(found, feature, rtol=1e-5, atol=1e-6)
+    expected = stack_blocks(expected, depth=2)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), grads, expected
+    )
+
+
+def test_scanned_blocks_differ_in_their_first_weights(small):
+    params = jax.jit(lambda: small.clone(scan=True).init(KEY, jnp.ones((1, *IMAGE)), train=True))()
+    first, second = params["params"]["block"]["up"]["kernel"]
+    assert not np.array_equal(first, second)
+    np.testing.assert_allclose(first.std(), second.std(), rtol=0.3)
+
+
+def test_a_scanned_network_costs_what_the_other_does(small):
+    flops = []
+    for model in (small, small.clone(scan=True)):
+        variables = init_shapes(model, IMAGE)
+        image = jax.ShapeDtypeStruct((1, *IMAGE), jnp.float32)
+        params = jax.tree.map(lambda leaf: np.zeros(leaf.shape), variables["params"])
+        masks = full_masks(params, stacked=stacked_layers(model))
+        positions = kernel_positions(model, variables, image)
+        rows = layer_rows(params, masks, positions, stacked=stacked_layers(model))
+        flops.append(total_row(rows).flops)
+    assert flops[0] == flops[1] > 0
+
+
 def test_the_penalty_moves_the_blocks(small):
     images = jax.random.normal(KEY, (8, *IMAGE))
     variables = jax.jit(lambda: small.init(KEY, images, train=True))()
@@ -129,3 +182,5 @@ def test_what_a_vit_cannot_be_is_refused():
         ViT(10, patch=0)
     with pytest.raises(ValueError, match=r"^images of 8x12 cannot be cut .* such as 2\."):
         init_shapes(create_model("vit-tiny", 10), IMAGE)
+    with pytest.raises(ValueError, match=r"^keep_rates=\(0.5,\) drops tokens .* scan=True"):
+        ViT(10, keep_rates=(0.5,), scan=True)
