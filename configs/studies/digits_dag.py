@@ -7,7 +7,8 @@ Not in the paper on CKA-SR: learned topology, Yuan et al. 2020 (arXiv 2008.08261
     --baseline=residual --each --rows=model.name
   python -m cka_sr_jax.analysis.topology table runs/digits_dag
 
-Expected: see docs/results/topology.md.
+Expected: test accuracy 0.988 for the residual graph, 0.985 for learned edges and 0.986 for random ones;
+no difference is clear of 0 (docs/results/topology.md).
 Cost: 15 runs of 600 steps, about half a minute each on two CPU cores.
 
 Three stages of four nodes with 8, 16 and 32 filters. The three graphs have the same nodes, so the

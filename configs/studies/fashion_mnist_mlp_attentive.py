@@ -8,7 +8,8 @@ inferred in cka_sr_jax/sparsity/attentive.py.
   python -m cka_sr_jax.analysis.paired runs/fashion_mnist_mlp_attentive --field=lottery.score \\
     --baseline=layer-magnitude --each --rows=lottery.prune
 
-Expected: see docs/results/attentive.md.
+Expected: test accuracy 0.884 at density 0.2 for "attentive" and "layer-magnitude", 0.853 and 0.857 at
+0.05; "magnitude" is behind both (docs/results/attentive.md).
 Cost: 30 experiments of two trainings, about 15 seconds each on two CPU cores.
 
 "magnitude" ranks all weights together; "layer-magnitude" and "attentive" those of each layer, since

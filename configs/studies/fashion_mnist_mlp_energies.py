@@ -14,7 +14,7 @@ Cost: 90 runs of 5,000 steps, about 10 seconds each on two CPU cores.
 
 The plain sum, over neighbors and over all pairs, each with a --workdir of its own:
 
-  ... --config.penalty.energy=none --config.grid.penalty.beta="(1e-2, 0.1)" \\
+  ... --config.penalty.energy=none --config.grid.penalty.beta="(1e-2, 0.02, 0.04, 0.1)" \\
     --workdir=...
   ... --config.penalty.energy=none --config.penalty.pairs=group --config.grid.penalty.beta="(1e-2,)" \\
     --workdir=...

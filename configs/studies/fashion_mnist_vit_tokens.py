@@ -13,7 +13,8 @@ With CKA-SR, and without dropping, each into a --workdir of its own:
   ... --config.grid.penalty.beta="(0.0, 1e-3)" --config.grid.model.options.keep_rates="((),)" \\
     --config.grid.model.options.keep_by="('score',)"
 
-Expected: see docs/results/tokens.md.
+Expected: test accuracy 0.841 at the higher keep rates and 0.835 at the lower ones, and with
+"score-cka" 0.6 and 1.8 points lower (docs/results/tokens.md).
 Cost: 20, 10 and 10 runs of 1,000 steps, about half a minute each on two CPU cores.
 
 vit-micro with 16 patches of 7x7. A share of 0.7 and 0.49, or of 0.5 and 0.25, of them is left after

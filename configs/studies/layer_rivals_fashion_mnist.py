@@ -5,7 +5,7 @@ Not in the paper on CKA-SR: see docs/layer_sparsity.md, "Rivals".
   python launch.py --config=configs/studies/layer_rivals_fashion_mnist.py --config.data.dir=TFDS_FOLDER
   ... --config.layer_sparsity.score=cka
 
-Expected: see docs/layer_sparsity.md.
+Expected: test error 0.11 to 0.12 from nine layers down to four, 0.17 with two (docs/layer_sparsity.md).
 Cost: some 2 minutes on two CPU cores.
 
 The network and its training are those of layer_sparsity_fashion_mnist.py. Each removal is followed

@@ -57,6 +57,8 @@ def test_every_config_is_valid_and_says_command_figure_and_cost(path):
     validate(config, devices=4)
     assert json.loads(json.dumps(config.to_dict()))
     assert f"python launch.py --config={path.relative_to(ROOT)}" in text
+    for page in re.findall(r"docs/[\w/]+\.md", text):
+        assert (ROOT / page).exists(), page
     for heading in ("Expected: ", "Cost: "):
         assert f"\n{heading}" in text
     if config.grid:
