@@ -1,4 +1,4 @@
-"""Weights of torchvision's ResNets, and of timm's of the same names, for the ResNets here."""
+"""Weights of torchvision's ResNets and ViTs, and of timm's, for the models here."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from jaxtyping import Array
 
 from cka_sr_jax.models.layers import kaiming_normal
 from cka_sr_jax.models.resnet import ResNet
+from cka_sr_jax.models.torch_vit import vit_variables
+from cka_sr_jax.models.vit import ViT
 
 # Names of modules here and there; the conv and norm of a block have the same name in both.
 _MODULES = {
@@ -34,12 +36,14 @@ _UNUSED = "num_batches_tracked"
 def from_torchvision(
     state: Mapping[str, Any], model: nn.Module, new_head: Array | None = None
 ) -> dict[str, Any]:
-    """{"params", "batch_stats"} for `model` from a state dict of torchvision's or timm's ResNet.
+    """The variables of `model` from a state dict of torchvision's or timm's ResNet or ViT.
 
-    For `create_model("resnet18", 1000, stem="imagenet")` and so for 34, 50, 101 and 152. Kernels
-    change from [out, in, h, w] to [h, w, in, out] and from [out, in] to [in, out], and all arrays
-    become float32. The model then computes what the PyTorch model does in evaluation, for images
-    [b, h, w, c] in place of [b, c, h, w].
+    For `create_model("resnet18", 1000, stem="imagenet")`, so for 34, 50, 101 and 152, and for
+    `create_model("vit-base", 1000)`, -small and -tiny: torchvision's vit_b_16, timm's
+    vit_*_patch16 and deit_*_patch16 (without distillation). Kernels change from [out, in, h, w] to
+    [h, w, in, out] and from [out, in] to [in, out], and all arrays become float32. The model then
+    computes what the PyTorch model does in evaluation, for images [b, h, w, c] in place of
+    [b, c, h, w]; a ViT for images of the size that the weights are for.
 
     PyTorch writes such a dict with `safetensors.torch.save_file(model.state_dict(), path)`, and
     `safetensors.numpy.load_file(path)` reads it without PyTorch.
@@ -53,18 +57,23 @@ def from_torchvision(
 
     Args:
       state: {name: array}, such as "layer1.0.conv1.weight".
-      model: a `ResNet` of four stages.
+      model: a `ResNet` of four stages, or a `ViT` without `keep_rates`.
       new_head: a key; the head is then initialized with it, for another number of classes, and
-        "fc.weight" and "fc.bias" are left aside.
+        that of the state is left aside.
+
+    Returns:
+      {"params"}, and of a ResNet also "batch_stats".
 
     Raises:
       ValueError: another model; an entry is missing, has another shape than the model's, or has no
         place in the model.
     """
+    if isinstance(model, ViT):
+        return vit_variables(state, model, new_head)
     if not isinstance(model, ResNet) or model.depth not in (18, 34, 50, 101, 152):
         raise ValueError(
-            f"torchvision's weights do not fit {_name(model)}: pass a ResNet of depth 18, 34, 50, "
-            "101 or 152, such as create_model('resnet18', 1000, stem='imagenet')."
+            f"torchvision's weights do not fit {_name(model)}: pass a ViT, or a ResNet of depth "
+            "18, 34, 50, 101 or 152, such as create_model('resnet18', 1000, stem='imagenet')."
         )
     channels = np.shape(state["conv1.weight"])[1:2] if "conv1.weight" in state else (3,)
     x = jax.ShapeDtypeStruct((1, 64, 64, *channels), jnp.float32)
