@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -31,6 +31,7 @@ from cka_sr_jax.training.config import ConfigError, config_errors
 from cka_sr_jax.training.methods import Method, Untrained, build_method, fixed_masks
 from cka_sr_jax.training.optimizer import create_optimizer, create_schedule
 from cka_sr_jax.training.penalty import Penalty, create_penalty
+from cka_sr_jax.training.start import Start, put, read_start
 from cka_sr_jax.training.step import (
     TrainState,
     classification_loss,
@@ -227,7 +228,7 @@ def state_shapes(plan: RunPlan) -> TrainState:
     """The shapes and types of the run's states, as `jax.ShapeDtypeStruct`."""
     seed, images = jax.ShapeDtypeStruct((), jnp.uint32), _first_images(plan)
     init = partial(_initial_state, plan, plan.method)
-    return plan.once("state_shapes", lambda: jax.eval_shape(init, seed, images))
+    return plan.once("state_shapes", lambda: jax.eval_shape(init, seed, images, {}))
 
 
 def new_state(plan: RunPlan) -> TrainState:
@@ -238,14 +239,22 @@ def new_state(plan: RunPlan) -> TrainState:
     """
     method = plan.method
     with config_errors():
+        given = start_of(plan).arrays
         if method.prune is not None:
             method = fixed_masks(method.prune(_untrained(plan)), method.start)
         init = jax.jit(partial(_initial_state, plan, method))
-        return init(np.uint32(plan.config.seed), _first_images(plan))
+        return init(np.uint32(plan.config.seed), _first_images(plan), given)
 
 
-def _initial_state(plan: RunPlan, method: Method, seed: Array, images: Array) -> TrainState:
-    variables = plan.model.init(jax.random.key(seed), images, train=False)
+def start_of(plan: RunPlan) -> Start:
+    """The weights of `model.start`, read once; errors as of `read_start`."""
+    return plan.once("start", lambda: read_start(plan.config, plan.model, _first_images(plan)))
+
+
+def _initial_state(
+    plan: RunPlan, method: Method, seed: Array, images: Array, given: Mapping[str, Array]
+) -> TrainState:
+    variables = put(plan.model.init(jax.random.key(seed), images, train=False), given)
     variables = {**variables, "params": method.trained(variables["params"])}
     tx = method.transform(plan.optimizer, seed)
     return create_state(variables, tx, method.start)
@@ -267,13 +276,14 @@ def _untrained(plan: RunPlan) -> Untrained:
     config, dataset = plan.config, plan.dataset
     labels = dataset.train_labels
     key = _key(plan)
+    init = jax.jit(partial(plan.model.init, train=False))
 
     def images(indices: np.ndarray) -> Array:
         return normalize(jnp.asarray(dataset.train_images[indices]), plan.mean, plan.std)
 
     return Untrained(
         model=plan.model,
-        variables=jax.jit(partial(plan.model.init, train=False))(key, _first_images(plan)),
+        variables=put(init(key, _first_images(plan)), start_of(plan).arrays),
         images=images,
         labels=labels,
         batch_at=lambda step: batch_indices(

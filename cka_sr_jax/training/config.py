@@ -143,6 +143,11 @@ def _check_pairs(config: ConfigDict) -> None:
             f"layer_sparsity.score={config.layer_sparsity.score!r} removes layers without the "
             "penalty of layer_sparsity.strengths: set the strengths to (), or the score to 'none'."
         )
+    if config.model.start and is_layer_sparsity(config):
+        raise ConfigError(
+            f"model.start={config.model.start!r} is for ordinary runs, and layer sparsity trains "
+            "its networks from the start: leave it empty."
+        )
     if len(data.mean) != len(data.std):
         raise ConfigError(
             f"data.mean={data.mean} and data.std={data.std}: expected one of each for every "

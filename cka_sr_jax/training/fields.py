@@ -108,6 +108,11 @@ FIELDS = {
     "model.options": Field(
         {}, "Fields of the model's class, such as hidden=(300, 100), width=16, stem=imagenet.",
     ),
+    "model.start": Field(
+        "", "Whose weights a run starts from: a finished run's folder, in which {seed} stands for "
+        "this run's seed, or a .safetensors file of `cka-sr export`, torchvision or timm. A head "
+        "for other classes, and what is missing there, starts random; empty: all does.",
+    ),
     # Training.
     "train.epochs": Field(10.0, "Length of the run.", unit="epochs", within="(0, inf)"),
     "train.steps": Field(

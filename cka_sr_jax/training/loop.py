@@ -15,7 +15,7 @@ from cka_sr_jax._paths import matches
 from cka_sr_jax.models import stacked_layers
 from cka_sr_jax.report import say
 from cka_sr_jax.sparsity import Masks, density, get_masks, leaf_paths
-from cka_sr_jax.training.build import RunPlan, build_plan, new_state
+from cka_sr_jax.training.build import RunPlan, build_plan, new_state, start_of
 from cka_sr_jax.training.evaluation import Evaluator, make_evaluator
 from cka_sr_jax.training.hosts import agreed, is_first, of_first, on_any
 from cka_sr_jax.training.input import open_feed, own_numbers, train_on_examples, training_data
@@ -196,6 +196,9 @@ def describe(plan: RunPlan, state: TrainState, console: Console) -> None:
         f"{plan.steps} steps of {config.train.batch_size} images on "
         f"{len(plan.devices)} x {plan.devices[0].device_kind}",
     )
+    if config.model.start and not int(state.step):
+        new = ", ".join(start_of(plan).new) or "nothing"
+        say(console, f"Weights of {config.model.start}; random at the start: {new}.")
     if empty := [path for path, some in passes.items() if not some]:
         say(
             console,

@@ -1,0 +1,30 @@
+"""Fashion-MNIST: tokens dropped from a vision transformer that CKA-SR has trained, as in the paper.
+
+In the paper on DeiT-Tiny and ImageNet (its table 1): train with CKA-SR first, then a DynamicViT from
+these weights. Here after fashion_mnist_vit.py:
+
+  python launch.py --config=configs/studies/fashion_mnist_vit_pretrained.py --grid \\
+    --config.data.dir=TFDS_FOLDER
+  ... --config.model.start="runs/fashion_mnist_vit/beta=0.0,seed={seed}" \\
+    --workdir=runs/fashion_mnist_vit_pretrained_without
+  python -m cka_sr_jax.analysis.paired runs/fashion_mnist_vit_pretrained \\
+    runs/fashion_mnist_vit_pretrained_without --field=model.start \\
+    --baseline="runs/fashion_mnist_vit/beta=0.0,seed={seed}" \\
+    --rows=model.options.keep_rates,model.options.keep_by
+
+Expected: see docs/results/tokens.md.
+Cost: 20 runs of 500 steps, about 20 seconds each on two CPU cores, and as many from weights without.
+
+A tenth of the first learning rate, for half as long; no penalty. Nothing of this was tuned.
+"""
+
+from configs.studies.fashion_mnist_vit_tokens import get_config as tokens
+
+
+def get_config():
+    """The config."""
+    config = tokens()
+    config.model.start = "runs/fashion_mnist_vit/beta=0.001,seed={seed}"
+    config.train.steps = 500
+    config.optimizer.learning_rate = 1e-4
+    return config
