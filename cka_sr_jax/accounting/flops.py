@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import inspect
-import itertools
+import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.ad_checkpoint import checkpoint_name
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from cka_sr_jax._paths import leaf_paths
 
-# What a value of a program is made from: the paths of parameters; None: (also) the input.
-Origin: TypeAlias = frozenset[str] | None
+_MARK = "cka_sr_jax kernel "  # begins the name of a value at which a kernel is applied
 
 
 def kernel_positions(module: nn.Module, variables: Mapping[str, Any], x: Any) -> dict[str, int]:
@@ -27,13 +27,15 @@ def kernel_positions(module: nn.Module, variables: Mapping[str, Any], x: Any) ->
 
       multiply-adds of one example = sum over kernels of size * positions
 
-    A convolution has H_out * W_out positions, a transposed one those of its input, a dense layer on
-    a vector has 1, and a layer that is called twice counts both calls. Products with a
-    convolution's zero padding are included. An array with a stack of layers, of `nn.scan` or
-    `nn.vmap`, has the positions of one of them. What a `while_loop` applies counts once.
+    A convolution has H_out * W_out positions, a transposed one H_in * W_in, a dense layer on a
+    vector has 1, and a layer that is called twice counts both calls. Products with a convolution's
+    zero padding are included. An array with a stack of layers, of `nn.scan` or `nn.vmap`, has the
+    positions of one of them. A loop of unknown length counts once, and of several branches that
+    with the most.
 
-    Kernels are the parameters of rank 2 or more that a matrix product or a convolution takes, as
-    they are or made into something else first, whatever their names.
+    The module may hold layers like `nn.Conv` (any strides, dilation, groups) and `nn.Dense`: their
+    parameter is called "kernel", and each output is made from a full kernel. An `nn.Embed` counts
+    where it is the last layer (`attend`). Other products are not counted.
 
       >>> model, x = nn.Conv(4, (3, 3)), np.zeros((1, 8, 8, 3))
       >>> kernel_positions(model, model.init(jax.random.key(0), x), x)
@@ -58,121 +60,78 @@ def kernel_positions(module: nn.Module, variables: Mapping[str, Any], x: Any) ->
     options: dict[str, Any] = {}
     if "train" in inspect.signature(module.__call__).parameters:
         options = {"train": False, "mutable": ["features"]}
-    others = {name: tree for name, tree in variables.items() if name != "params"}
 
-    def forward(params: Any, others: Any, x: Any) -> Any:
-        return module.apply({**others, "params": params}, x, **options)
+    # A new function on each call, so that no cached trace keeps the interceptor from running.
+    def forward(variables: Mapping[str, Any], x: Any) -> Any:
+        return module.apply(variables, x, **options)
 
-    program = jax.make_jaxpr(forward)(variables["params"], others, x)
-    kernels = {path: np.shape(leaf) for path, leaf in leaf_paths(variables["params"])}
-    origins: list[Origin] = [
-        frozenset([path]) if len(shape) >= 2 else frozenset() for path, shape in kernels.items()
+    # The marks are in the program, and not counted while it is traced: a body is traced as often
+    # as a transformation likes, and then runs as often as its loop says.
+    with nn.intercept_methods(_mark):
+        program = jax.make_jaxpr(forward)(variables, x)
+    sizes = {path: math.prod(np.shape(leaf)) for path, leaf in leaf_paths(variables["params"])}
+    positions: Counter[str] = Counter()
+    for (path, size), count in _count(program.jaxpr).items():
+        path = path if path in sizes else f"{path}/value"  # of `nn.with_partitioning`
+        positions[path] += count * size // (sizes[path] * x.shape[0])
+    return dict(positions)
+
+
+def _mark(
+    call: Callable[..., Any], args: Any, kwargs: Any, context: nn.module.InterceptorContext
+) -> Any:
+    """Call a layer, and name its output, or a transposed convolution's input, after its kernel."""
+    layer, method = context.module, context.method_name
+    if method == "attend" and isinstance(layer, nn.Embed):
+        return _named(call(*args, **kwargs), layer, "embedding", layer.num_embeddings)
+    if method != "__call__" or not layer.has_variable("params", "kernel"):
+        return call(*args, **kwargs)
+    kernel: Any = nn.meta.unbox(layer.get_variable("params", "kernel"))
+    if isinstance(layer, nn.ConvTranspose):
+        inputs = kernel.shape[-1 if layer.transpose_kernel else -2]
+        return call(_named(args[0], layer, "kernel", inputs), *args[1:], **kwargs)
+    # `nn.DenseGeneral` may spread its features over several axes.
+    features = int(np.prod(getattr(layer, "features", kernel.shape[-1])))
+    return _named(call(*args, **kwargs), layer, "kernel", features)
+
+
+def _named(value: Any, layer: nn.Module, leaf: str, features: int) -> Any:
+    if not isinstance(value, jax.Array):
+        return value
+    variable: Any = nn.meta.unbox(layer.get_variable("params", leaf))
+    path = "/".join((*layer.path, leaf))
+    return checkpoint_name(value, _MARK + json.dumps([path, features, math.prod(variable.shape)]))
+
+
+def _count(program: Jaxpr) -> Counter[tuple[str, int]]:
+    """{(path, size of a kernel where it is applied): positions of all examples together}."""
+    counts: Counter[tuple[str, int]] = Counter()
+    for equation in program.eqns:
+        params = equation.params
+        if equation.primitive.name == "name" and params["name"].startswith(_MARK):
+            path, features, size = json.loads(params["name"].removeprefix(_MARK))
+            out: Any = equation.outvars[0].aval
+            counts[path, size] += out.size // features
+            continue
+        inner = [_count(jaxpr) for jaxpr in _programs(params)]
+        if equation.primitive.name == "cond":
+            most: Counter[tuple[str, int]] = Counter()
+            for branch in inner:
+                most |= branch
+            inner = [most]
+        times = params["length"] if equation.primitive.name == "scan" else 1
+        for found in inner:
+            for key, count in found.items():
+                counts[key] += count * times
+    return counts
+
+
+def _programs(params: Mapping[str, Any]) -> list[Jaxpr]:
+    """The programs that an operation runs, as loops, jit, remat and custom derivatives do."""
+    entries = [
+        value
+        for entry in params.values()
+        for value in (entry if isinstance(entry, tuple | list) else [entry])
     ]
-    rest = len(program.jaxpr.invars) - len(origins) - len(jax.tree.leaves(x))
-    origins += [frozenset()] * rest + [None] * len(jax.tree.leaves(x))
-    sizes = {path: math.prod(shape) for path, shape in kernels.items()}
-    products = _Products(sizes)
-    products.walk(program.jaxpr, origins)
-    return {path: n // (sizes[path] * x.shape[0]) for path, n in products.counts.items()}
-
-
-class _Products:
-    """Counts the multiply-adds of each kernel, {path: number}, while it walks a program."""
-
-    def __init__(self, sizes: Mapping[str, int]) -> None:
-        self.sizes = sizes
-        self.counts: Counter[str] = Counter()
-
-    def walk(self, jaxpr: Jaxpr, origins: Sequence[Origin], times: int = 1) -> list[Origin]:
-        """The origins of the program's results, for those of its arguments.
-
-        Args:
-          times: how often the program runs; 0 counts nothing.
-        """
-        known: dict[Any, Origin] = dict.fromkeys(jaxpr.constvars, frozenset())
-        known |= dict(zip(jaxpr.invars, origins, strict=True))
-
-        def origin(atom: Any) -> Origin:
-            return frozenset() if isinstance(atom, Literal) else known[atom]
-
-        for equation in jaxpr.eqns:
-            outputs = self._apply(equation, [origin(atom) for atom in equation.invars], times)
-            known |= dict(zip(equation.outvars, outputs, strict=True))
-        return [origin(atom) for atom in jaxpr.outvars]
-
-    def _apply(self, equation: Any, origins: list[Origin], times: int) -> list[Origin]:
-        """The origins of an operation's results."""
-        name, inner = equation.primitive.name, _inner_programs(equation.params)
-        if name == "scan":
-            consts, carries = equation.params["num_consts"], equation.params["num_carry"]
-            (body,) = inner
-            return self._loop(body, origins, consts, carries, times * equation.params["length"])
-        if name == "while":
-            skipped = equation.params["cond_nconsts"]
-            consts = equation.params["body_nconsts"]
-            body = equation.params["body_jaxpr"].jaxpr
-            carries = len(origins) - skipped - consts
-            return self._loop(body, origins[skipped:], consts, carries, times)
-        if name == "cond":
-            return self._branches(inner, origins[1:], times)
-        if inner and len(inner[0].invars) == len(origins):
-            return self.walk(inner[0], origins, times)
-        if times and name in ("dot_general", "conv_general_dilated"):
-            # Of two that the input has no part in, the second is the kernel, as in Flax's layers.
-            side = 0 if origins[1] is None else 1
-            if kernels := origins[side]:
-                kernel = max(kernels, key=self.sizes.__getitem__)  # others scale or shift it
-                self.counts[kernel] += times * _multiply_adds(equation)
-        made = None if None in origins else frozenset().union(*(o for o in origins if o))
-        return [made] * len(equation.outvars)
-
-    def _loop(
-        self, body: Jaxpr, origins: list[Origin], consts: int, carries: int, times: int
-    ) -> list[Origin]:
-        carried = slice(consts, consts + carries)
-        origins = list(origins)
-        while True:  # until what is carried has the same origins before and after
-            before = origins[carried]
-            after = self.walk(body, origins, times=0)[:carries]
-            origins[carried] = [_joined(pair) for pair in zip(before, after, strict=True)]
-            if origins[carried] == before:
-                return self.walk(body, origins, times)
-
-    def _branches(self, branches: list[Jaxpr], origins: list[Origin], times: int) -> list[Origin]:
-        """Of each kernel the branch with the most products counts."""
-        walks = [_Products(self.sizes) for _ in branches]
-        results = [
-            walk.walk(branch, origins, times) for walk, branch in zip(walks, branches, strict=True)
-        ]
-        most: Counter[str] = Counter()
-        for walk in walks:
-            most |= walk.counts
-        self.counts += most
-        return [_joined(outputs) for outputs in zip(*results, strict=True)]
-
-
-def _joined(origins: Sequence[Origin]) -> Origin:
-    known = [origin for origin in origins if origin is not None]
-    return None if len(known) < len(origins) else frozenset().union(*known)
-
-
-def _inner_programs(params: Mapping[str, Any]) -> list[Jaxpr]:
-    """The programs that an operation runs, as jit, remat and custom derivatives do."""
-    entries = (entry if isinstance(entry, tuple | list) else [entry] for entry in params.values())
-    programs = (
-        value.jaxpr if isinstance(value, ClosedJaxpr) else value
-        for value in itertools.chain(*entries)
-    )
+    programs = [value.jaxpr if isinstance(value, ClosedJaxpr) else value for value in entries]
     return [program for program in programs if isinstance(program, Jaxpr)]
-
-
-def _multiply_adds(equation: Any) -> int:
-    left, right = (atom.aval for atom in equation.invars)
-    out = equation.outvars[0].aval
-    if equation.primitive.name == "dot_general":
-        (contracted, _), _ = equation.params["dimension_numbers"]
-        return out.size * math.prod(left.shape[axis] for axis in contracted)
-    numbers = equation.params["dimension_numbers"]
-    if any(step > 1 for step in equation.params["lhs_dilation"]):  # transposed
-        return right.size * left.size // left.shape[numbers.lhs_spec[1]]
-    return right.size * out.size // out.shape[numbers.out_spec[1]]

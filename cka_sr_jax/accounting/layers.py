@@ -39,6 +39,15 @@ class LayerRow(NamedTuple):
     flops: int
     pruned_as: str = ""
 
+    @property
+    def is_vector(self) -> bool:
+        """Whether it is a bias, a norm's scale or the like.
+
+        Attention's biases and those of a stack of layers have several axes: their name tells.
+        """
+        named = self.path.rpartition("/")[2] in ("bias", "scale")
+        return not self.pruned_as and (named or len(self.shape) < 2)
+
 
 def layer_rows(
     params: Any,
@@ -120,9 +129,9 @@ def total_row(rows: Sequence[LayerRow]) -> LayerRow:
 
 
 def fold_vectors(rows: Sequence[LayerRow]) -> list[LayerRow]:
-    """The rows of rank 2 or more, then one row for all others (biases, normalization)."""
-    vectors = [row for row in rows if len(row.shape) < 2]
-    kernels = [row for row in rows if len(row.shape) >= 2]
+    """The rows of kernels, embeddings and so on, then one row for all that are vectors."""
+    vectors = [row for row in rows if row.is_vector]
+    kernels = [row for row in rows if not row.is_vector]
     return kernels + ([_sum_row(f"vectors ({len(vectors)})", vectors)] if vectors else [])
 
 

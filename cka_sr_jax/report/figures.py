@@ -176,12 +176,12 @@ def cka_heatmap(
 
 
 def density_bars(rows: Sequence[LayerRow]) -> Figure:
-    """Density in percent of each parameter array of rank 2 or more, one bar each.
+    """Density in percent of each parameter array that is no vector, one bar each.
 
     Args:
       rows: of `layer_rows`.
     """
-    kernels = [row for row in rows if len(row.shape) >= 2]
+    kernels = [row for row in rows if not row.is_vector]
     figure = Figure(figsize=(9, 1.1 + 0.24 * max(len(kernels), 4)), layout="constrained")
     axes = figure.subplots()
     if not kernels:

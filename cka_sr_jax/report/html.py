@@ -266,7 +266,7 @@ def _layers(layers: Sequence[LayerRow], figures: Mapping[str, bytes]) -> str:
         "masks. The total counts every parameter, including those that stay dense. layers.csv "
         "lists each array.</p>"
     )
-    caption = "From layers.csv: the share of weights kept in each array of rank 2 or more."
+    caption = "From layers.csv: the share of weights kept in each kernel and embedding."
     bars = figure_block(figures["density"], "Density of each layer", caption)
     if "mask_curves" not in figures:
         return f"{table}\n{note}\n{bars}"

@@ -153,23 +153,18 @@ def test_an_array_of_experts_has_the_positions_of_one():
     assert flops == {"experts/kernel": 2 * 3 * 5 * 4 * 7}
 
 
-class Made(nn.Module):
-    """A kernel that is scaled, standardized and reshaped before it is used; a tied embedding."""
+class Tied(nn.Module):
+    """A dense layer between an embedding and the same embedding as the last layer."""
 
     @nn.compact
     def __call__(self, tokens):
         embed = nn.Embed(11, 6, name="embed")
-        kernel = self.param("mix", nn.initializers.normal(), (6, 2, 3))
-        scale = self.param("scale", nn.initializers.ones, (2, 3))
-        centered = kernel - kernel.mean(0, keepdims=True)
-        kernel = centered / (kernel.std(0, keepdims=True) + 1e-6) * scale[None]
-        return embed.attend(embed(tokens) @ kernel.reshape(6, 6).T)
+        return embed.attend(nn.Dense(6, name="dense")(embed(tokens)))
 
 
-def test_kernels_made_from_parameters_and_tied_embeddings_count():
-    flops, _ = flops_of(Made(), jnp.zeros((2, 5), jnp.int32))
-    # Reading the embedding is no product; as the last layer it is one.
-    assert flops == {"mix": 2 * 36 * 5, "embed/embedding": 2 * 66 * 5}
+def test_a_tied_embedding_counts_as_the_last_layer_and_not_where_it_is_read():
+    flops, _ = flops_of(Tied(), jnp.zeros((2, 5), jnp.int32))
+    assert flops == {"dense/kernel": 2 * 36 * 5, "embed/embedding": 2 * 66 * 5}
 
 
 def test_a_transposed_convolution_has_the_positions_of_its_input():
@@ -198,35 +193,59 @@ def test_of_two_branches_that_with_most_products_counts():
 
 
 class Until(nn.Module):
-    """A kernel applied until the values are small."""
+    """A layer applied until the values are small."""
 
     @nn.compact
     def __call__(self, x):
-        kernel = self.param("kernel", nn.initializers.normal(), (5, 5))
-        return jax.lax.while_loop(lambda x: x.max() > 1, lambda x: x @ kernel, x)
+        return nn.while_loop(
+            lambda _, x: x.max() > 1, lambda dense, x: dense(x), nn.Dense(5, name="dense"), x
+        )
 
 
 def test_the_body_of_a_while_loop_counts_once():
+    dense = nn.Dense(5)
     x = jnp.zeros((2, 5))
-    assert kernel_positions(Until(), init_shapes(Until(), x), x) == {"kernel": 1}
+    variables = {"params": {"dense": init_shapes(dense, x)["params"]}}
+    assert kernel_positions(Until(), variables, x) == {"dense/kernel": 1}
 
 
 class Probe(nn.Module):
-    """A learned query that is no function of the input, tiled for each example."""
+    """Attention of three learned queries to the input, and no attention of the input to itself."""
 
     @nn.compact
     def __call__(self, x):
-        probe = self.param("probe", nn.initializers.normal(), (1, 1, 4))
-        query = nn.Dense(6, name="query")(jnp.tile(probe, (len(x), 1, 1)))
-        return query + nn.Dense(6, name="values")(x)
+        probe = self.param("probe", nn.initializers.normal(), (1, 3, 8))
+        probe = jnp.tile(probe, (len(x), 1, 1))
+        return nn.MultiHeadDotProductAttention(2, name="attention")(probe, x)
 
 
-def test_a_layer_on_a_learned_query_counts_too():
-    x = jnp.zeros((2, 3, 4))
-    assert kernel_positions(Probe(), init_shapes(Probe(), x), x) == {
-        "query/kernel": 1,
-        "values/kernel": 3,
-    }
+@pytest.mark.parametrize("batch", [1, 4])
+def test_attention_of_learned_queries(batch):
+    x = jnp.zeros((batch, 7, 8))
+    positions = kernel_positions(Probe(), init_shapes(Probe(), x), x)
+    expected = {"query": 3, "key": 7, "value": 7, "out": 3}
+    assert positions == {f"attention/{name}/kernel": n for name, n in expected.items()}
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_a_wrapped_layer_counts_what_it_applies_to_the_input(batch):
+    x = jnp.zeros((batch, 8))
+
+    class Normed(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.SpectralNorm(nn.Dense(8, name="dense"))(x, update_stats=False)
+
+    variables = init_shapes(Normed(), x)
+    (count,) = kernel_positions(Normed(), variables, x).values()
+    assert count == 1
+
+
+def test_kernels_with_a_sharding():
+    init = nn.with_partitioning(nn.initializers.ones, (None, "model"))
+    dense = nn.Dense(4, kernel_init=init, name="dense")
+    x = jnp.zeros((2, 7, 3))
+    assert kernel_positions(dense, init_shapes(dense, x), x) == {"kernel/value": 7}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax.traverse_util import unflatten_dict
 
-from cka_sr_jax.accounting import layer_rows, total_row
+from cka_sr_jax.accounting import fold_vectors, layer_rows, total_row
 
 
 def tree():
@@ -35,6 +35,23 @@ def test_total_sums_every_row():
     total = total_row(layer_rows(*tree(), {"block10/kernel": 5, "block2/kernel": 1}))
     assert total == ("total", (), 17, 12, 12 / 17, 92, 42, "")
     assert total_row([]) == ("total", (), 0, 0, 1.0, 0, 0, "")
+
+
+def test_vectors_are_in_one_row_however_many_axes_they_have():
+    shapes = {
+        "query/kernel": (6, 2, 3),
+        "query/bias": (2, 3),
+        "block/up/kernel": (4, 6, 8),
+        "block/up/bias": (4, 8),
+        "block/norm/scale": (4, 6),
+        "embed/embedding": (9, 6),
+        "head/bias": (5,),
+    }
+    params = unflatten_dict({path: np.zeros(shape) for path, shape in shapes.items()}, sep="/")
+    masks = jax.tree.map(lambda _: optax.MaskedNode(), params)
+    *kernels, vectors = fold_vectors(layer_rows(params, masks, {}))
+    assert {row.path for row in kernels} == {"query/kernel", "block/up/kernel", "embed/embedding"}
+    assert vectors[:3] == ("vectors (4)", (), 6 + 32 + 24 + 5)
 
 
 def test_rows_say_what_the_masks_take_a_parameter_for():
