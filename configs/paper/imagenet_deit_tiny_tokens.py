@@ -5,13 +5,20 @@
   ... --config.model.options.keep_rates="(0.9, 0.81, 0.729)"
   ... --config.model.options.keep_rates="()"
 
+In the paper's order, first with CKA-SR and all tokens, then with fewer from these weights:
+
+  ... --config.model.options.keep_rates="()" --workdir=runs/deit_tiny_cka
+  ... --config.model.start=runs/deit_tiny_cka --config.train.epochs=30 --config.penalty.beta=0 \\
+    --config.optimizer.learning_rate=1e-4 --workdir=runs/deit_tiny_cka_tokens
+
 Expected: the paper has, at keep rate 0.7, 71.11 for DynamicViT and 71.35 with CKA-SR and its ranking;
 at 0.9, 72.31 and 72.52; dense, 72.20. We have not run this config, and its recipe is not the paper's.
 Cost: 1.3 GFLOPs for an image without dropping, 0.9 at 0.7. Not timed.
 
 The paper pre-trains DeiT-Tiny with CKA-SR, and then trains DynamicViT from it; it gives no recipe.
-Here all is trained together, from random weights, by DeiT's schedule of 300 epochs without its
-augmentation, and without DynamicViT's distillation from the network that keeps all tokens. beta is
+The first three commands train all together, from random weights, by DeiT's schedule of 300 epochs
+without its augmentation, and without DynamicViT's distillation from the network that keeps all
+tokens. DynamicViT trains for 30 epochs (from memory); the learning rate there is our guess. beta is
 the ImageNet recipe's. CKA's samples for the ranking are the channels of each token.
 """
 
