@@ -8,7 +8,8 @@ the comparison of digits_dag.py on a larger test set.
   python -m cka_sr_jax.analysis.paired runs/fashion_mnist_dag --field=model.options.graph \\
     --baseline=residual --each --rows=model.name
 
-Expected: see docs/results/topology.md.
+Expected: test accuracy 0.892 for the residual graph and for learned edges, 0.896 for random ones
+(docs/results/topology.md).
 Cost: 15 runs of 1,500 steps, about a minute each on two CPU cores.
 
 With an adaptive penalty on the edges, into a --workdir of its own:
