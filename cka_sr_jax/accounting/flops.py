@@ -30,12 +30,14 @@ def kernel_positions(module: nn.Module, variables: Mapping[str, Any], x: Any) ->
     A convolution has H_out * W_out positions, a transposed one H_in * W_in, a dense layer on a
     vector has 1, and a layer that is called twice counts both calls. Products with a convolution's
     zero padding are included. An array with a stack of layers, of `nn.scan` or `nn.vmap`, has the
-    positions of one of them. A loop of unknown length counts once, and of several branches that
-    with the most.
+    positions of one of them. What a `while_loop` runs counts once, and of the branches of a
+    condition the one with the most multiply-adds counts.
 
     The module may hold layers like `nn.Conv` (any strides, dilation, groups) and `nn.Dense`: their
     parameter is called "kernel", and each output is made from a full kernel. An `nn.Embed` counts
-    where it is the last layer (`attend`). Other products are not counted.
+    where it is the last layer (`attend`). Not counted are products that no such layer makes, and
+    kernels that are not parameters as they are (`nn.map_variables`). `nn.Einsum` counts right if
+    its last axis is its only output.
 
       >>> model, x = nn.Conv(4, (3, 3)), np.zeros((1, 8, 8, 3))
       >>> kernel_positions(model, model.init(jax.random.key(0), x), x)
@@ -73,7 +75,8 @@ def kernel_positions(module: nn.Module, variables: Mapping[str, Any], x: Any) ->
     positions: Counter[str] = Counter()
     for (path, size), count in _count(program.jaxpr).items():
         path = path if path in sizes else f"{path}/value"  # of `nn.with_partitioning`
-        positions[path] += count * size // (sizes[path] * x.shape[0])
+        if path in sizes:
+            positions[path] += count * size // (sizes[path] * x.shape[0])
     return dict(positions)
 
 
@@ -115,15 +118,16 @@ def _count(program: Jaxpr) -> Counter[tuple[str, int]]:
             continue
         inner = [_count(jaxpr) for jaxpr in _programs(params)]
         if equation.primitive.name == "cond":
-            most: Counter[tuple[str, int]] = Counter()
-            for branch in inner:
-                most |= branch
-            inner = [most]
+            inner = [max(inner, key=_multiply_adds)]
         times = params["length"] if equation.primitive.name == "scan" else 1
         for found in inner:
             for key, count in found.items():
                 counts[key] += count * times
     return counts
+
+
+def _multiply_adds(counts: Counter[tuple[str, int]]) -> int:
+    return sum(size * count for (_, size), count in counts.items())
 
 
 def _programs(params: Mapping[str, Any]) -> list[Jaxpr]:

@@ -111,7 +111,7 @@ def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:
 def stacked_layers(model: nn.Module) -> dict[str, int]:
     """{path pattern: leading axes that count layers} of a model's parameters, as rules take it.
 
-    It is the model's own `stacked`, or nothing where it has none, as most models.
+    It is the model's own `stacked`; most models have none, and then it is empty.
 
       >>> stacked_layers(create_model("vit-tiny", 10, scan=True))
       {'block': 1}

@@ -40,6 +40,11 @@ def vit_variables(state: Mapping[str, Any], model: ViT, new_head: Array | None) 
             f"these weights have no keep scores, and keep_rates={model.keep_rates}: load them into "
             "the ViT without keep_rates, and put them over what model.init returns."
         )
+    if "dist_token" in state:
+        raise ValueError(
+            "the state dict has a distillation token, which ViT has not: pass the weights of a DeiT "
+            "without one, such as deit_tiny_patch16_224."
+        )
     arrays, names = _renamed(state)
     depth = SIZES[model.size][1]
     params = _expected(arrays, model)
@@ -47,7 +52,8 @@ def vit_variables(state: Mapping[str, Any], model: ViT, new_head: Array | None) 
     for path, leaf in params.items():
         if new_head is not None and path.startswith("head."):
             zeros = jnp.zeros(leaf.shape)
-            found[path] = zeros if path.endswith("bias") else _lecun(new_head, leaf.shape)
+            kernel = jax.nn.initializers.lecun_normal()
+            found[path] = zeros if path.endswith("bias") else kernel(new_head, leaf.shape)
             arrays.pop(path.replace("kernel", "weight"), None)
         elif model.scan and path.startswith("block."):
             rest = path.removeprefix("block.")
@@ -58,12 +64,9 @@ def vit_variables(state: Mapping[str, Any], model: ViT, new_head: Array | None) 
     if arrays:
         raise ValueError(
             f"the state dict's {names[min(arrays)]!r} has no place in {model.size!r} with {depth} "
-            "blocks: pass the weights of a ViT of this size, without distillation token."
+            "blocks: pass the weights of a ViT of this size."
         )
     return {"params": traverse_util.unflatten_dict(found, sep=".")}
-
-
-_lecun = jax.nn.initializers.lecun_normal()
 
 
 def _renamed(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:

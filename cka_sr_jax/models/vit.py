@@ -119,7 +119,8 @@ class ViT(nn.Module):
       size: "tiny" (DeiT-Tiny), "small", "base", "small32" for small images, or "micro".
       patch: side of a patch in pixels, which must divide the image's.
       remat: keep each block's input alone for the gradient.
-      scan: compile one block for all, by `nn.scan`; compile time then hardly grows with depth.
+      scan: compile one block for all, by `nn.scan`. Compile time then grows little with depth; on a
+        CPU that pays beyond some 20 blocks, and steps take longer.
       keep_rates: shares of all patches that are left after each stage of dropping, falling, such as
         (0.7, 0.49, 0.343), DynamicViT's; (): no token is dropped.
       keep_by: how inference ranks: "score", or "score-cka" for the CKA-SR paper's score'_i, over

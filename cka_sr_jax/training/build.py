@@ -31,7 +31,7 @@ from cka_sr_jax.training.config import ConfigError, config_errors
 from cka_sr_jax.training.methods import Method, Untrained, build_method, fixed_masks
 from cka_sr_jax.training.optimizer import create_optimizer, create_schedule
 from cka_sr_jax.training.penalty import Penalty, create_penalty
-from cka_sr_jax.training.start import Start, put, read_start
+from cka_sr_jax.training.start import Start, read_start, with_arrays
 from cka_sr_jax.training.step import (
     TrainState,
     classification_loss,
@@ -91,6 +91,7 @@ def build_plan(config: ConfigDict) -> RunPlan:
         model_of(config, num_classes=10)
         plan = _build(config)
         _trace(plan)
+        start_of(plan)
         return plan
 
 
@@ -247,14 +248,14 @@ def new_state(plan: RunPlan) -> TrainState:
 
 
 def start_of(plan: RunPlan) -> Start:
-    """The weights of `model.start`, read once; errors as of `read_start`."""
+    """The weights of `model.start`, read once."""
     return plan.once("start", lambda: read_start(plan.config, plan.model, _first_images(plan)))
 
 
 def _initial_state(
     plan: RunPlan, method: Method, seed: Array, images: Array, given: Mapping[str, Array]
 ) -> TrainState:
-    variables = put(plan.model.init(jax.random.key(seed), images, train=False), given)
+    variables = with_arrays(plan.model.init(jax.random.key(seed), images, train=False), given)
     variables = {**variables, "params": method.trained(variables["params"])}
     tx = method.transform(plan.optimizer, seed)
     return create_state(variables, tx, method.start)
@@ -283,7 +284,7 @@ def _untrained(plan: RunPlan) -> Untrained:
 
     return Untrained(
         model=plan.model,
-        variables=put(init(key, _first_images(plan)), start_of(plan).arrays),
+        variables=with_arrays(init(key, _first_images(plan)), start_of(plan).arrays),
         images=images,
         labels=labels,
         batch_at=lambda step: batch_indices(

@@ -111,7 +111,7 @@ FIELDS = {
     "model.start": Field(
         "", "Whose weights a run starts from: a finished run's folder, in which {seed} stands for "
         "this run's seed, or a .safetensors file of `cka-sr export`, torchvision or timm. A head "
-        "for other classes, and what is missing there, starts random; empty: all does.",
+        "for other classes starts random. Empty: all weights do.",
     ),
     # Training.
     "train.epochs": Field(10.0, "Length of the run.", unit="epochs", within="(0, inf)"),

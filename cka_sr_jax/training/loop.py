@@ -28,6 +28,7 @@ from cka_sr_jax.training.result import TrainResult, report_run
 from cka_sr_jax.training.selection import select
 from cka_sr_jax.training.signals import stop_signals
 from cka_sr_jax.training.snapshot import Snapshot, newest_snapshot
+from cka_sr_jax.training.start import source_of
 from cka_sr_jax.training.step import TrainState
 from cka_sr_jax.training.workdir import check_workdir, read_result, start_workdir
 
@@ -198,7 +199,7 @@ def describe(plan: RunPlan, state: TrainState, console: Console) -> None:
     )
     if config.model.start and not int(state.step):
         new = ", ".join(start_of(plan).new) or "nothing"
-        say(console, f"Weights of {config.model.start}; random at the start: {new}.")
+        say(console, f"Weights of {source_of(config)}; random at the start: {new}.")
     if empty := [path for path, some in passes.items() if not some]:
         say(
             console,
@@ -208,11 +209,10 @@ def describe(plan: RunPlan, state: TrainState, console: Console) -> None:
 
 
 def _passes(plan: RunPlan, masks: Masks) -> dict[str, jax.Array]:
-    """{path: whether it keeps a weight, as a stack in each of its layers}."""
-    stacked = stacked_layers(plan.model)
-
-    def any_kept(path: str, mask: jax.Array) -> jax.Array:
+    """{path: whether it keeps a weight}, of a stack {"a layer of path": whether all do}."""
+    stacked, passes = stacked_layers(plan.model), {}
+    for path, mask in leaf_paths(masks):
         stack = max((n for pattern, n in stacked.items() if matches(pattern, path)), default=0)
-        return mask.any(axis=tuple(range(stack, mask.ndim))).all()
-
-    return {path: any_kept(path, mask) for path, mask in leaf_paths(masks)}
+        name = f"a layer of {path}" if stack else path
+        passes[name] = mask.any(axis=tuple(range(stack, mask.ndim))).all()
+    return passes

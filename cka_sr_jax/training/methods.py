@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
@@ -105,7 +106,10 @@ def build_method(config: Sparsity, steps: int, model: nn.Module | None = None) -
       ValueError: an option that the method lacks, needs, or cannot work with; `config.tied` for a
         model whose layers are not known.
     """
-    name, start = config["rule"], rescale_kept if config["rescale"] else apply_masks
+    name, start = config["rule"], apply_masks
+    if config["rescale"]:
+        stacked = stacked_layers(model) if model is not None else {}
+        start = partial(rescale_kept, stacked=stacked)
     if name in LEARNED:
         return _learned(LEARNED[name](**_options(config, model)))
     if name in PRUNERS:

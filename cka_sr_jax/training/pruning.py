@@ -29,7 +29,7 @@ class Untrained(NamedTuple):
 
     Attributes:
       model: the Linen module.
-      variables: {"params", "batch_stats"}, the initial ones.
+      variables: {"params", "batch_stats"}, with which training starts.
       images: `(indices) -> images`, normalized training images.
       labels: of all training images.
       batch_at: `(step) -> indices` of that step's batch.

@@ -173,14 +173,18 @@ def test_a_transposed_convolution_has_the_positions_of_its_input():
 
 
 class Choice(nn.Module):
-    """One of two branches, the first of which applies a layer twice."""
+    """One of two branches, the second of which applies three layers and the first two."""
 
     @nn.compact
     def __call__(self, x):
         dense = nn.Dense(5, name="dense")
         other = nn.Dense(5, name="other")
         return nn.cond(
-            x.sum() > 0, lambda _, x: dense(dense(x)), lambda _, x: other(dense(x)), self, x
+            x.sum() > 0,
+            lambda _, x: other(other(x)),
+            lambda _, x: other(dense(dense(x))),
+            self,
+            x,
         )
 
 
@@ -190,6 +194,45 @@ def test_of_two_branches_that_with_most_products_counts():
         "dense/kernel": 2,
         "other/kernel": 1,
     }
+
+
+class Routed(nn.Module):
+    """One of three experts for the whole batch."""
+
+    @nn.compact
+    def __call__(self, x):
+        experts = [nn.Dense(5, name=f"expert{i}") for i in range(3)]
+        if self.is_initializing():
+            return sum(expert(x) for expert in experts)
+        return nn.switch(x.argmax() % 3, [lambda _, x, e=e: e(x) for e in experts], self, x)
+
+
+def test_of_routed_experts_one_counts():
+    x = jnp.zeros((2, 5))
+    (count,) = kernel_positions(Routed(), init_shapes(Routed(), x), x).values()
+    assert count == 1
+
+
+class Packed(nn.Module):
+    """A layer whose kernel is stored as a vector."""
+
+    @nn.compact
+    def __call__(self, x):
+        def unpacked(tree):
+            packed = tree["params"].get("packed")
+            return tree if packed is None else {"params": {"kernel": packed.reshape(5, 4)}}
+
+        def packed(tree):
+            kernel = tree.get("params", {}).get("kernel")
+            return tree if kernel is None else {"params": {"packed": kernel.ravel()}}
+
+        dense = nn.map_variables(nn.Dense, "params", unpacked, packed, init=True)
+        return nn.Dense(3, name="head")(dense(4, use_bias=False, name="packed")(x))
+
+
+def test_kernels_that_are_made_of_parameters_do_not_count():
+    x = jnp.zeros((2, 5))
+    assert kernel_positions(Packed(), init_shapes(Packed(), x), x) == {"head/kernel": 1}
 
 
 class Until(nn.Module):

@@ -138,7 +138,12 @@ def changed(**entries):
         ({}, {}, "no entry 'encoder.pos_embedding' or 'pos_embed'"),
         (changed(norm__bias=None), {}, "no entry for 'norm.bias'"),
         (changed(blocks__2__mlp__fc1__bias=None), {"scan": True}, "no entry for 'block2.up.bias'"),
-        (changed(dist_token=np.ones((1, 1, WIDTH))), {}, "'dist_token' has no place"),
+        (
+            changed(dist_token=np.ones((1, 1, WIDTH)), pos_embed=np.ones((1, 18, WIDTH))),
+            {},
+            "has a distillation token",
+        ),
+        (changed(fc_norm__bias=np.ones(WIDTH)), {}, "'fc_norm.bias' has no place"),
         (changed(blocks__3__norm1__bias=np.ones(WIDTH)), {}, "'blocks.3.norm1.bias' has no place"),
         (changed(), {"classes": 7}, r"'head.bias' makes a parameter of shape \(5,\)"),
         (changed(blocks__0__attn__qkv__bias=np.ones(9)), {}, "'blocks.0.attn.qkv.bias' makes"),

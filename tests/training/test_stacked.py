@@ -13,8 +13,9 @@ from cka_sr_jax.analysis.figures import kept_weights
 from cka_sr_jax.data import load_dataset, normalize
 from cka_sr_jax.models import vit
 from cka_sr_jax.sparsity import leaf_paths
-from cka_sr_jax.training import load_weights
+from cka_sr_jax.training import load_weights, new_state
 from cka_sr_jax.training.build import image_statistics
+from cka_sr_jax.training.loop import prepare
 from cka_sr_jax.workflows import run
 from tests.speeds import fast_among
 from tests.training.runs import small_config
@@ -75,14 +76,29 @@ def test_a_run_stores_what_it_measured(method, tmp_path):
             assert np.ptp(each) <= 1
 
 
-def test_a_block_that_keeps_no_weight_is_announced(tmp_path):
+def test_rescaled_weights_keep_the_norm_of_each_unit_of_each_block():
     config = scanned_config("rst")
-    config.sparsity.density = 1e-4
-    config.sparsity.distribution = "uniform"
+    config.sparsity.rescale = True
+    params = new_state(prepare(config)).params["block"]["up"]["kernel"]
+    config.sparsity.rescale = False
+    config.sparsity.rule, config.sparsity.density = "dense", 1.0
+    whole = new_state(prepare(config)).params["block"]["up"]["kernel"]
+    norms = np.linalg.norm(params, axis=1), np.linalg.norm(whole, axis=1)
+    alive = norms[0] > 0
+    assert alive.mean() > 0.5
+    np.testing.assert_allclose(norms[0][alive], norms[1][alive], rtol=1e-4)
+
+
+def test_a_block_that_keeps_no_weight_is_announced(tmp_path):
+    config = scanned_config("snip")  # ranks all layers together
+    config.sparsity.density = 1e-3
     config.train.steps = 1
     console = Console(file=io.StringIO(), width=1000)
     run(config, tmp_path, console)
-    assert "block/attention/key/kernel" in console.file.getvalue().split("keeps no weight")[0]
+    assert (
+        "a layer of block/attention/key/kernel"
+        in console.file.getvalue().split("keeps no weight")[0]
+    )
 
 
 @pytest.mark.slow
