@@ -42,7 +42,7 @@ def vit_variables(state: Mapping[str, Any], model: ViT, new_head: Array | None) 
         )
     if "dist_token" in state:
         raise ValueError(
-            "the state dict has a distillation token, which ViT has not: pass the weights of a DeiT "
+            "the state dict has a distillation token and ViT has none: pass the weights of a DeiT "
             "without one, such as deit_tiny_patch16_224."
         )
     arrays, names = _renamed(state)
