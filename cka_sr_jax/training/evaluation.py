@@ -7,13 +7,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cka_sr_jax.accounting import LayerRow, kernel_positions, layer_rows, total_row
 from cka_sr_jax.data import Images, Labels, normalize
-from cka_sr_jax.models import stacked_layers
+from cka_sr_jax.models import ViT, stacked_layers
 from cka_sr_jax.similarity import cka_over_batches, effective_rank, outlier_share
 from cka_sr_jax.sparsity import get_masks, leaf_paths, mask_metrics
 from cka_sr_jax.training.build import RunPlan, state_shapes
@@ -36,10 +37,12 @@ class Sparsity(NamedTuple):
     Attributes:
       total: `mask_metrics`, and the FLOPs of one image's forward pass with the kept weights.
       layers: {"density/PATH", "flops/PATH"} of each kernel.
+      flops_in_training: as "flops" of `total`, of the forward pass in training.
     """
 
     total: dict[str, float]
     layers: dict[str, float]
+    flops_in_training: float
 
 
 class Evaluator(NamedTuple):
@@ -51,6 +54,7 @@ class Evaluator(NamedTuple):
       ranks: `(state) -> {feature: its effective rank}` on images that `cka` looks at.
       features: {stage: number of features} that the model sows.
       positions: {path of each kernel: number of output positions per image}, for FLOPs.
+      positions_in_training: likewise, in training, where a ViT that drops tokens has all of them.
       stacked: which of the model's arrays hold a stack of layers, as `layers_of` takes it.
       part: of a tree like the trained one the part that is like the model's parameters.
       weights: `(trained) -> params`, what the model runs on.
@@ -61,6 +65,7 @@ class Evaluator(NamedTuple):
     ranks: Callable[[TrainState], dict[str, float]]
     features: dict[str, int]
     positions: dict[str, int]
+    positions_in_training: dict[str, int]
     stacked: dict[str, int]
     part: Callable[[Any], Any]
     weights: Callable[[Any], Any]
@@ -78,10 +83,12 @@ class Evaluator(NamedTuple):
         rows = self.layer_rows(state)
         metrics = jax.tree.map(float, _mask_metrics(state.opt_state))
         kernels = [row for row in rows if row.flops_dense]
+        positions = self.positions_in_training
         return Sparsity(
             total={**metrics, "flops": total_row(rows).flops},
             layers={f"density/{row.path}": row.density for row in kernels}
             | {f"flops/{row.path}": float(row.flops) for row in kernels},
+            flops_in_training=sum(2 * row.kept * positions.get(row.path, 0) for row in rows),
         )
 
     def kept_weights(self, state: TrainState) -> dict[str, np.ndarray]:
@@ -116,7 +123,8 @@ def make_evaluator(plan: RunPlan) -> Evaluator:
         cka=cka,
         ranks=rank_function(plan, features),
         features=features,
-        positions=_kernel_positions(plan),
+        positions=_kernel_positions(plan, plan.model),
+        positions_in_training=_kernel_positions(plan, _in_training(plan.model)),
         stacked=stacked_layers(plan.model),
         part=plan.method.part,
         weights=plan.method.weights,
@@ -258,8 +266,13 @@ def stage_means(matrix: np.ndarray | None, features: dict[str, int]) -> dict[str
     }
 
 
-def _kernel_positions(plan: RunPlan) -> dict[str, int]:
+def _in_training(model: nn.Module) -> nn.Module:
+    """The model with what it computes on in training: dropped tokens are masked and not removed."""
+    return model.clone(remove=False) if isinstance(model, ViT) and model.keep_rates else model
+
+
+def _kernel_positions(plan: RunPlan, model: nn.Module) -> dict[str, int]:
     shapes = state_shapes(plan)
     variables = {"params": plan.method.part(shapes.params), "batch_stats": shapes.batch_stats}
     images = jax.ShapeDtypeStruct(plan.dataset.train_images[:1].shape, jnp.float32)
-    return kernel_positions(plan.model, variables, images)
+    return kernel_positions(model, variables, images)

@@ -147,7 +147,7 @@ class Recorder:
             if self.diverged:
                 return {}
         # Three forward passes' worth: the backward pass has two products for each of its one.
-        self.flops += 3 * self._sparsity.total["flops"] * config.train.batch_size
+        self.flops += 3 * self._sparsity.flops_in_training * config.train.batch_size
         # Counting waits for the device: masks that change in every step are counted at logs.
         skips = config.train.not_finite == "skip" and self._mask_updates.any()
         # A skipped step leaves its change of the masks to a later one.

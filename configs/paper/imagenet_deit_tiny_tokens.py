@@ -13,7 +13,7 @@ In the paper's order, first with CKA-SR and all tokens, then with fewer from the
 
 Expected: the paper has, at keep rate 0.7, 71.11 for DynamicViT and 71.35 with CKA-SR and its ranking;
 at 0.9, 72.31 and 72.52; dense, 72.20. We have not run this config, and its recipe is not the paper's.
-Cost: 1.3 GFLOPs for an image without dropping, 0.9 at 0.7. Not timed.
+Cost: 2.6 GFLOPs (1.3 10^9 multiply-adds) for an image without dropping, 1.7 at 0.7. Not timed.
 
 The paper pre-trains DeiT-Tiny with CKA-SR, and then trains DynamicViT from it; it gives no recipe.
 The first three commands train all together, from random weights, by DeiT's schedule of 300 epochs

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 from rich.console import Console
 
+from cka_sr_jax.models import vit
 from cka_sr_jax.training import recorder
 from cka_sr_jax.workflows import run
 from tests.report.events import events
@@ -141,3 +143,16 @@ def test_the_true_wandb_records_offline(tmp_path):
     content = file.read_bytes()
     for key in (b"train/loss", b"weights/hidden0/kernel", b"cka_heatmap", b"accuracy"):
         assert key in content
+
+
+def test_tokens_that_inference_removes_cost_training_in_full(tmp_path, monkeypatch):
+    monkeypatch.setitem(vit.SIZES, "micro", (16, 2, 2))
+    results = {}
+    for remove in (True, False):
+        config = small_config(sparsity__rule="dense", sparsity__density=1.0, train__steps=2)
+        config.model.name, config.penalty.beta = "vit-micro", 0.0
+        config.model.options = ConfigDict({"patch": 2, "keep_rates": (0.5,), "remove": remove})
+        results[remove] = run(config, tmp_path / str(remove), Console(quiet=True))
+    assert results[True]["flops"] < results[False]["flops"]
+    full = 3 * 64 * 2 * results[False]["flops"]
+    assert results[True]["training_flops"] == results[False]["training_flops"] == full
