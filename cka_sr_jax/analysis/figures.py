@@ -27,7 +27,7 @@ from cka_sr_jax.analysis.commands import cell_text, check_alike, error_line, in_
 from cka_sr_jax.analysis.rows import SHARES, config_row, parse_value
 from cka_sr_jax.analysis.run import Run, matrix_of
 from cka_sr_jax.analysis.runs import load_runs
-from cka_sr_jax.models import stacked_layers
+from cka_sr_jax.models import create_model, stacked_layers
 from cka_sr_jax.report.figures import (
     BLUE,
     Figure,
@@ -124,10 +124,16 @@ def kept_weights(run: Run) -> np.ndarray:
       ValueError: a run of a file, which holds no weights.
     """
     params = run.variables["params"]
-    layers = layers_of(params, stacked=stacked_layers(run.model))
+    layers = layers_of(params, stacked=_stacked(run))
     kernels = [np.ravel(leaf) for path, leaf in leaf_paths(params) if path in layers]
     flat = np.concatenate(kernels)
     return flat[flat != 0]
+
+
+def _stacked(run: Run) -> dict[str, int]:
+    row, prefix = config_row(run.config), "model.options."
+    options = {name.removeprefix(prefix): row[name] for name in row if name.startswith(prefix)}
+    return stacked_layers(create_model(str(row["model.name"]), 1, **options))
 
 
 def draw_curves(runs: Mapping[str, Run]) -> Figure:

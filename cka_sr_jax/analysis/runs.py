@@ -35,6 +35,7 @@ from cka_sr_jax.analysis.rows import (
     read_csv,
 )
 from cka_sr_jax.analysis.run import REPORT_AGAIN, Run
+from cka_sr_jax.models import default_options
 from cka_sr_jax.report import read_metrics
 from cka_sr_jax.report.metrics import damaged_lines
 from cka_sr_jax.report.parse import parse_stored
@@ -124,9 +125,20 @@ def read_runs(paths: Iterable[str | Path], fields: Sequence[str] = ()) -> list[R
     for field in fields:
         if field not in names:
             raise ValueError(unknown("field of these runs:", field, names))
-    rows = [{name: row.get(name) for name in names} | kept_below(row) for row in rows]
+    rows = [{name: _value(row, name) for name in names} | kept_below(row) for row in rows]
     check_once(rows, places)
     return rows
+
+
+def _value(row: Row, name: str) -> Any:
+    """The row's value, for an option of its model that it lacks the option's default."""
+    value, option = row.get(name), name.removeprefix("model.options.")
+    if value is not None or option == name:
+        return value
+    try:
+        return default_options(str(row["model.name"])).get(option)
+    except ValueError:  # of a model that is no more
+        return None
 
 
 def run_row(run: Run) -> Row:

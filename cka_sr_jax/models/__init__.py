@@ -43,6 +43,7 @@ __all__ = [
     "cka_with_other_tokens",
     "compact",
     "create_model",
+    "default_options",
     "edge_matrices",
     "from_torchvision",
     "live_nodes",
@@ -106,6 +107,24 @@ def create_model(name: str, num_classes: int, **options: Any) -> nn.Module:
         if option not in accepted:
             raise UnknownOptionError(unknown(f"option of {name}", option, accepted))
     return model(**fixed, **options)
+
+
+def default_options(name: str) -> dict[str, Any]:
+    """{option: its default} of the model of that name, for `create_model`.
+
+      >>> default_options("vit-tiny")["keep_rates"]
+      ()
+
+    Raises:
+      ValueError: unknown name.
+    """
+    model, fixed = _find(name)
+    return {
+        field.name: field.default
+        for field in dataclasses.fields(model)
+        if field.default is not dataclasses.MISSING
+        and field.name not in (*fixed, "parent", "name", "dtype")
+    }
 
 
 def stacked_layers(model: nn.Module) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """Finished runs from folders, CSV files and JSON-lines files, and back."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -24,6 +25,17 @@ def test_a_csv_without_a_newer_field_has_its_default(grid, tmp_path):
     assert read_runs([tmp_path / "older.csv"]) == rows
     with pytest.raises(ValueError, match="have one config, seed included"):
         read_runs([grid, tmp_path / "older.csv"])
+
+
+def test_an_option_that_a_run_does_not_set_has_the_default_of_its_model(grid, tmp_path):
+    source = min(grid.rglob("result.json")).parent
+    for name, options in (("dropping", {"keep_rates": (0.5,)}), ("whole", {})):
+        shutil.copytree(source, tmp_path / name)
+        config = json.loads((source / "config.json").read_text())
+        config["model"] = {"name": "vit-micro", "options": options}
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    rows = read_runs([tmp_path / "dropping", tmp_path / "whole"])
+    assert [row["model.options.keep_rates"] for row in rows] == [(0.5,), ()]
 
 
 def test_a_run_is_named_by_its_folder_or_a_grid_s(grid):
