@@ -17,7 +17,8 @@ lower with "score-cka" (docs/results/tokens.md).
 Cost: 20 runs of 500 steps, about 20 seconds each on two CPU cores, and as many from weights without.
 
 Half as many steps as the first training, at its learning rate, as the token scores start random;
-keep rates () are the control, which trains on with all tokens. No penalty. Nothing was tuned.
+keep rates () are the control, which trains on with all tokens. No penalty. A tenth of this rate was
+tried first, and left test accuracy at 0.73 to 0.82; nothing else was tuned.
 """
 
 from configs.studies.fashion_mnist_vit_tokens import get_config as tokens
