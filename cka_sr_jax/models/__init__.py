@@ -127,10 +127,10 @@ def default_options(name: str) -> dict[str, Any]:
     }
 
 
-def stacked_layers(model: nn.Module) -> dict[str, int]:
+def stacked_layers(model: nn.Module | None) -> dict[str, int]:
     """{path pattern: leading axes that count layers} of a model's parameters, as rules take it.
 
-    It is the model's own `stacked`; most models have none, and then it is empty.
+    It is the model's own `stacked`; most models have none, and then it is empty, as for None.
 
       >>> stacked_layers(create_model("vit-tiny", 10, scan=True))
       {'block': 1}

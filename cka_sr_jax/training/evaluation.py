@@ -116,6 +116,9 @@ def make_evaluator(plan: RunPlan) -> Evaluator:
       ConfigError: a record of a streamed set is damaged.
     """
     features = feature_groups(plan)
+    positions = in_training = _kernel_positions(plan, plan.model)
+    if isinstance(plan.model, ViT) and plan.model.keep_rates:  # masked in training, not removed
+        in_training = _kernel_positions(plan, plan.model.clone(remove=False))
     with config_errors():  # the first records of a streamed set are read here
         cka = cka_function(plan, features)
     return Evaluator(
@@ -123,8 +126,8 @@ def make_evaluator(plan: RunPlan) -> Evaluator:
         cka=cka,
         ranks=rank_function(plan, features),
         features=features,
-        positions=_kernel_positions(plan, plan.model),
-        positions_in_training=_kernel_positions(plan, _in_training(plan.model)),
+        positions=positions,
+        positions_in_training=in_training,
         stacked=stacked_layers(plan.model),
         part=plan.method.part,
         weights=plan.method.weights,
@@ -264,11 +267,6 @@ def stage_means(matrix: np.ndarray | None, features: dict[str, int]) -> dict[str
         else None
         for kind, pairs in kinds.items()
     }
-
-
-def _in_training(model: nn.Module) -> nn.Module:
-    """The model with what it computes on in training: dropped tokens are masked and not removed."""
-    return model.clone(remove=False) if isinstance(model, ViT) and model.keep_rates else model
 
 
 def _kernel_positions(plan: RunPlan, model: nn.Module) -> dict[str, int]:

@@ -108,8 +108,7 @@ def build_method(config: Sparsity, steps: int, model: nn.Module | None = None) -
     """
     name, start = config["rule"], apply_masks
     if config["rescale"]:
-        stacked = stacked_layers(model) if model is not None else {}
-        start = partial(rescale_kept, stacked=stacked)
+        start = partial(rescale_kept, stacked=stacked_layers(model))
     if name in LEARNED:
         return _learned(LEARNED[name](**_options(config, model)))
     if name in PRUNERS:
@@ -129,9 +128,8 @@ def fixed_masks(masks: Masks, start: Callable[[Any, Masks], Any] = apply_masks) 
 
 def all_kept_masks(config: Sparsity, params: Any, model: nn.Module | None) -> Masks:
     """Masks that keep every weight which a run's `config.sparsity` would prune in this model."""
-    stacked = stacked_layers(model) if model is not None else {}
     patterns = {"include": config["include"], "exclude": config["exclude"]}
-    return full_masks(params, **patterns, stacked=stacked)
+    return full_masks(params, **patterns, stacked=stacked_layers(model))
 
 
 def _of_rule(rule: Rule, **options: Any) -> Method:
@@ -260,7 +258,7 @@ def _options(config: Sparsity, model: nn.Module | None = None) -> dict[str, Any]
     """
     name = config["rule"]
     parameters = _parameters(name)
-    stacked = stacked_layers(model) if model is not None and "stacked" in parameters else {}
+    stacked = stacked_layers(model) if "stacked" in parameters else {}
     options: dict[str, Any] = {"stacked": stacked} if stacked else {}
     for option, value in config.items():
         if option in _SETTINGS or value is None or (option in _PATTERNS and not value):
